@@ -1,0 +1,57 @@
+# `make` alone prints this help.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format protos docs lock bench env clean
+
+help: ## print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## install everything into .venv, from the hash-pinned lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; about a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+run: $(STAMP) ## start the whole mesh on this machine, with the simulator ticking
+	@$(BIN)/openmanager up
+
+test: $(STAMP) ## run every test
+	@$(BIN)/python -m pytest -q
+
+check: $(STAMP) ## all static checks, fastest first
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/buf lint protos
+	@$(BIN)/python scripts/protos.py --check
+	@$(BIN)/python scripts/configuration.py --check
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/mypy
+
+format: $(STAMP) ## format the code
+	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
+
+protos: $(STAMP) ## generate openmanager/api from protos/
+	@$(BIN)/python scripts/protos.py
+
+docs: $(STAMP) ## generate docs/configuration.md
+	@$(BIN)/python scripts/configuration.py
+
+bench: $(STAMP) ## measure, each figure a ratio to a peer in the same run
+	@$(BIN)/python -m bench
+
+lock: $(STAMP) ## renew requirements.lock from pyproject.toml (needs uv)
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--all-extras --group dev pyproject.toml -o requirements.lock
+
+env: ## write .env with fresh secrets for docker compose
+	@sh scripts/env.sh
+
+clean: ## remove what was built here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""OpenManager: a telemetry store for server fleets."""
