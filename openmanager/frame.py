@@ -1,0 +1,335 @@
+"""Frames: samples of S servers and M metrics at T times, as numpy arrays, and their wire form.
+
+The wire form is that of `openmanager.api.frame.v1.Frame`. Reading goes through protobuf, whose repeated fields hand
+numpy a copy at memcpy speed; writing is framed by hand, because protobuf takes packed values only one Python object
+at a time: a fixed-width packed field *is* the little-endian array.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmanager.api.frame.v1 import frame_pb2
+from openmanager.errors import OutOfRangeError, Reason, invalid
+from openmanager.metric import check_key
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024 - 1024
+NANOS_PER_MILLI = 1_000_000
+MAX_SERVER_ID = 255
+MAX_LABELS = 64
+MAX_LABEL_BYTES = 1024
+
+# Before this, a time is not a late sample but a wrong unit or an unset clock (2000-01-01T00:00:00Z).
+EARLIEST_PLAUSIBLE_NANOS = 946_684_800 * 10**9
+# A wrong unit the other way round; far beyond any clock (2200-01-01T00:00:00Z).
+LATEST_PLAUSIBLE_NANOS = 7_258_118_400 * 10**9
+
+_SERVER_ID = re.compile(r"[a-z0-9][a-z0-9._:-]*")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+_INFO_LIMITS = {"hostname": 255, "environment": 50, "role": 50, "location": 100}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """What a producer knows of a server; empty means unknown."""
+
+    id: str
+    hostname: str = ""
+    environment: str = ""
+    role: str = ""
+    location: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricInfo:
+    """What a producer knows of a metric; `kind` and `temporality` are the numbers of the proto enums."""
+
+    name: str
+    unit: str = ""
+    kind: int = 0
+    temporality: int = 0
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frame:
+    """Samples of S servers and M metrics at T times.
+
+    `times`: int64[T], nanoseconds since the epoch in whole milliseconds, strictly increasing.
+    `values`: float64[T, S, M], NaN where there is no sample.
+    """
+
+    times: NDArray[np.int64]
+    servers: tuple[str, ...]
+    metrics: tuple[str, ...]
+    values: NDArray[np.float64]
+    server_infos: tuple[ServerInfo, ...] = ()
+    metric_infos: tuple[MetricInfo, ...] = ()
+
+    @property
+    def sample_count(self) -> int:
+        """The number of non-NaN values."""
+        return int(self.values.size - np.count_nonzero(np.isnan(self.values)))
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def length_delimited(number: int, payload: bytes | memoryview) -> bytes:
+    """Return a length-delimited protobuf field: tag, length, payload."""
+    return b"".join((_varint(number << 3 | 2), _varint(len(payload)), payload))
+
+
+@lru_cache(maxsize=1024)
+def _encode_names(number: int, names: tuple[str, ...]) -> bytes:
+    return b"".join(length_delimited(number, name.encode()) for name in names)
+
+
+def _packed(number: int, array: NDArray[np.int64] | NDArray[np.float64]) -> tuple[bytes, bytes]:
+    if array.size == 0:
+        return b"", b""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return _varint(number << 3 | 2) + _varint(little.nbytes), little.tobytes()
+
+
+def encode(frame: Frame) -> bytes:
+    """Return the wire form of a frame, equal to what protobuf would write."""
+    parts = [
+        *_packed(1, frame.times),
+        _encode_names(2, frame.servers),
+        _encode_names(3, frame.metrics),
+        *_packed(4, frame.values),
+    ]
+    parts.extend(length_delimited(5, _info_message(info).SerializeToString()) for info in frame.server_infos)
+    parts.extend(length_delimited(6, _metric_message(info).SerializeToString()) for info in frame.metric_infos)
+    return b"".join(parts)
+
+
+def encode_write_request(frame: Frame) -> bytes:
+    """Return the wire form of a WriteFrame[s]Request that holds the frame."""
+    return length_delimited(1, encode(frame))
+
+
+def _info_message(info: ServerInfo) -> frame_pb2.ServerInfo:
+    return frame_pb2.ServerInfo(
+        id=info.id,
+        hostname=info.hostname,
+        environment=info.environment,
+        role=info.role,
+        location=info.location,
+        labels=dict(info.labels),
+    )
+
+
+def _metric_message(info: MetricInfo) -> frame_pb2.MetricInfo:
+    return frame_pb2.MetricInfo(
+        name=info.name,
+        unit=info.unit,
+        kind=frame_pb2.MetricKind.ValueType(info.kind),
+        temporality=frame_pb2.Temporality.ValueType(info.temporality),
+        description=info.description,
+    )
+
+
+def decode(message: frame_pb2.Frame) -> Frame:
+    """Return the checked frame of a message: ids lower-cased, times truncated to whole milliseconds.
+
+    Raises InvalidArgumentError naming the field for what is malformed, and OutOfRangeError with a hint for a time that
+    no clock shows. Single bad values are left in: they are the receiver's to reject.
+    """
+    frame = decode_trusted(message)
+    count = len(frame.times) * len(frame.servers) * len(frame.metrics)
+    if len(message.values) != count:
+        shape = f"{len(frame.times)} times × {len(frame.servers)} servers × {len(frame.metrics)} metrics"
+        raise invalid("frame.values", f"has {len(message.values)} values where {shape} make {count}")
+    infos = tuple(_checked_info(info) for info in frame.server_infos)
+    return Frame(
+        times=_checked_times(frame.times),
+        servers=check_servers(frame.servers),
+        metrics=_checked_metrics(frame.metrics),
+        values=frame.values,
+        server_infos=infos,
+        metric_infos=frame.metric_infos,
+    )
+
+
+def decode_trusted(message: frame_pb2.Frame) -> Frame:
+    """Return the frame of a message that was checked before it was stored."""
+    times, servers, metrics = np.asarray(message.time_unix_nanos, np.int64), message.servers, message.metrics
+    shape = (len(times), len(servers), len(metrics))
+    values = np.asarray(message.values, np.float64)
+    return Frame(
+        times=times,
+        servers=tuple(servers),
+        metrics=tuple(metrics),
+        values=values.reshape(shape) if values.size == shape[0] * shape[1] * shape[2] else values.reshape(-1, 1, 1),
+        server_infos=tuple(_info(item) for item in message.server_infos),
+        metric_infos=tuple(_metric_info(item) for item in message.metric_infos),
+    )
+
+
+def _info(message: frame_pb2.ServerInfo) -> ServerInfo:
+    return ServerInfo(
+        id=message.id,
+        hostname=message.hostname,
+        environment=message.environment,
+        role=message.role,
+        location=message.location,
+        labels=dict(message.labels),
+    )
+
+
+def _metric_info(message: frame_pb2.MetricInfo) -> MetricInfo:
+    return MetricInfo(
+        name=message.name,
+        unit=message.unit,
+        kind=message.kind,
+        temporality=message.temporality,
+        description=message.description,
+    )
+
+
+def _checked_times(times: NDArray[np.int64]) -> NDArray[np.int64]:
+    whole = times - times % NANOS_PER_MILLI
+    if len(whole) == 0:
+        return whole
+    if np.any(whole[1:] <= whole[:-1]):
+        raise invalid("frame.time_unix_nanos", "must be strictly increasing in whole milliseconds")
+    first, last = int(whole[0]), int(whole[-1])
+    if first < EARLIEST_PLAUSIBLE_NANOS or last > LATEST_PLAUSIBLE_NANOS:
+        raise OutOfRangeError(
+            f"frame.time_unix_nanos holds {first if first < EARLIEST_PLAUSIBLE_NANOS else last}, which is not between "
+            f"2000 and 2200{_unit_hint(first)}",
+            reason=Reason.TIME_OUT_OF_RANGE,
+            field="frame.time_unix_nanos",
+        )
+    return whole
+
+
+def _unit_hint(first: int) -> str:
+    for unit, nanos in (("seconds", 10**9), ("milliseconds", 10**6), ("microseconds", 10**3)):
+        if EARLIEST_PLAUSIBLE_NANOS <= first * nanos <= LATEST_PLAUSIBLE_NANOS:
+            return f": it looks like {unit}; nanoseconds are expected"
+    return ""
+
+
+@lru_cache(maxsize=1024)
+def check_servers(servers: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the ids lower-cased; InvalidArgumentError when one is malformed or there twice."""
+    lowered = tuple(check_server_id(server, "frame.servers") for server in servers)
+    if len(set(lowered)) != len(lowered):
+        raise invalid("frame.servers", "holds an id twice")
+    return lowered
+
+
+def check_server_id(server: str, name: str) -> str:
+    """Return the id lower-cased; InvalidArgumentError naming the field `name` when it is malformed."""
+    lowered = server.lower()
+    if not lowered:
+        raise invalid(name, "holds an empty id" if name.endswith("s") else "is required")
+    if len(lowered) > MAX_SERVER_ID or not _SERVER_ID.fullmatch(lowered):
+        shown = repr(server if len(server) <= 40 else server[:37] + "…")
+        raise invalid(name, f"holds {shown}: an id is 1–{MAX_SERVER_ID} characters of {_SERVER_ID.pattern}")
+    return lowered
+
+
+@lru_cache(maxsize=1024)
+def _checked_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    for key in metrics:
+        check_key(key)
+    if len(set(metrics)) != len(metrics):
+        raise invalid("frame.metrics", "holds a key twice")
+    return metrics
+
+
+def _checked_info(info: ServerInfo) -> ServerInfo:
+    name = check_server_id(info.id, "frame.server_infos.id")
+    for key, limit in _INFO_LIMITS.items():
+        check_text(f"frame.server_infos.{key}", getattr(info, key), limit)
+    check_labels("frame.server_infos.labels", info.labels)
+    return ServerInfo(
+        id=name,
+        hostname=info.hostname,
+        environment=info.environment,
+        role=info.role,
+        location=info.location,
+        labels=info.labels,
+    )
+
+
+def check_text(name: str, text: str, limit: int) -> None:
+    """Raise InvalidArgumentError when a text is longer than `limit` characters or has a control character."""
+    if len(text) > limit:
+        raise invalid(name, f"is longer than {limit} characters")
+    if _UNPRINTABLE.search(text):
+        raise invalid(name, "has a control character")
+
+
+def check_labels(name: str, labels: Mapping[str, str]) -> None:
+    """Raise InvalidArgumentError when there are too many labels or one is empty, too long or unprintable."""
+    if len(labels) > MAX_LABELS:
+        raise invalid(name, f"has more than {MAX_LABELS} labels")
+    for key, value in labels.items():
+        if not key or max(len(key.encode()), len(value.encode())) > MAX_LABEL_BYTES:
+            raise invalid(
+                name, f"has a label whose name is empty, or whose name or value is over {MAX_LABEL_BYTES} bytes"
+            )
+        if _UNPRINTABLE.search(key) or _UNPRINTABLE.search(value):
+            raise invalid(name, "has a control character")
+
+
+def split(frame: Frame, limit: int = MAX_FRAME_BYTES) -> Sequence[Frame]:
+    """Return frames with the same samples whose wire forms are at most `limit` bytes: halved by time, then by server."""
+    size = frame.values.nbytes + frame.times.nbytes
+    size += sum(map(len, frame.servers)) + sum(map(len, frame.metrics)) + 4 * (len(frame.servers) + len(frame.metrics))
+    size += sum(64 + sum(map(len, info.labels.values())) for info in frame.server_infos) * 4
+    if size <= limit or (len(frame.times) <= 1 and len(frame.servers) <= 1):
+        return [frame]
+    halves = _halve_times(frame) if len(frame.times) > 1 else _halve_servers(frame)
+    return [part for half in halves for part in split(half, limit)]
+
+
+def _halve_times(frame: Frame) -> tuple[Frame, Frame]:
+    middle = len(frame.times) // 2
+    first = Frame(
+        times=frame.times[:middle],
+        servers=frame.servers,
+        metrics=frame.metrics,
+        values=frame.values[:middle],
+        server_infos=frame.server_infos,
+        metric_infos=frame.metric_infos,
+    )
+    rest = Frame(times=frame.times[middle:], servers=frame.servers, metrics=frame.metrics, values=frame.values[middle:])
+    return first, rest
+
+
+def _halve_servers(frame: Frame) -> tuple[Frame, Frame]:
+    middle = len(frame.servers) // 2
+    halves = []
+    for part in (slice(None, middle), slice(middle, None)):
+        ids = frame.servers[part]
+        chosen = set(ids)
+        halves.append(
+            Frame(
+                times=frame.times,
+                servers=ids,
+                metrics=frame.metrics,
+                values=frame.values[:, part],
+                server_infos=tuple(info for info in frame.server_infos if info.id in chosen),
+                metric_infos=frame.metric_infos,
+            )
+        )
+    return halves[0], halves[1]

@@ -1,0 +1,155 @@
+r"""Metric keys: `name` or `name{key=value,…}`, keys sorted, `\\` escaping `\ , = { }`.
+
+The key is the identity of a metric within a server, on the wire, in the log and in the blocks.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from openmanager.errors import InvalidArgumentError, invalid
+
+MAX_KEY_BYTES = 512
+MAX_NAME_LENGTH = 255
+MAX_ATTRIBUTES = 30
+
+# Names that a store downstream keeps for itself: taking them in would make a frame undeliverable there.
+RESERVED = frozenset({"_field", "_measurement", "_time", "_value", "time", "__name__"})
+RESERVED_PREFIX = "om_"
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]*")
+_SPECIAL = re.compile(r"([\\,={}])")
+_PART = re.compile(r"((?:[^\\,={}]|\\[\\,={}])*)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def escape(text: str) -> str:
+    """Return an attribute name or value as it stands in a key."""
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def unescape(text: str) -> str:
+    """Undo `escape`."""
+    return re.sub(r"\\([\\,={}])", r"\1", text)
+
+
+def make_key(name: str, attributes: Mapping[str, str] | None = None) -> str:
+    """Return the key of a metric name and its attributes, the attributes sorted by name."""
+    if not attributes:
+        return name
+    return f"{name}{{{','.join(f'{escape(k)}={escape(v)}' for k, v in sorted(attributes.items()))}}}"
+
+
+@lru_cache(maxsize=65536)
+def parse_key(key: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Return the name and the attributes of a key; InvalidArgumentError when it is none.
+
+    The result is in canonical order; whether the key was canonical is for `check_key` to say.
+    """
+    name, brace, rest = key.partition("{")
+    if not brace:
+        return name, ()
+    if not rest.endswith("}") or _odd_escapes(rest[:-1]):
+        raise _malformed(key, "ends inside its attributes")
+    attributes: list[tuple[str, str]] = []
+    body, offset = rest[:-1], 0
+    while offset < len(body):
+        left = _PART.match(body, offset)
+        if left is None or not left.group(1) or body[left.end() : left.end() + 1] != "=":
+            raise _malformed(key, "has an attribute that is not name=value")
+        right = _PART.match(body, left.end() + 1)
+        if right is None or body[right.end() : right.end() + 1] not in {"", ","}:
+            raise _malformed(key, "has an attribute that is not name=value")
+        attributes.append((unescape(left.group(1)), unescape(right.group(1))))
+        offset = right.end() + 1
+        if offset == len(body) and body.endswith(",") and right.end() < len(body):
+            raise _malformed(key, "has an attribute that is not name=value")
+    return name, tuple(sorted(attributes))
+
+
+def _odd_escapes(text: str) -> bool:
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
+def _malformed(key: str, why: str) -> InvalidArgumentError:
+    return invalid("frame.metrics", f"holds {_shown(key)}, which {why}")
+
+
+def _shown(key: str) -> str:
+    return repr(key if len(key) <= 80 else key[:77] + "…")
+
+
+def check_key(key: str) -> None:
+    """Raise InvalidArgumentError unless `key` is a canonical metric key within the limits."""
+    if not key:
+        raise invalid("frame.metrics", "holds an empty key")
+    if len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+        raise invalid("frame.metrics", f"holds {_shown(key)}, which is longer than {MAX_KEY_BYTES} bytes")
+    if _CONTROL.search(key):
+        raise invalid("frame.metrics", f"holds {_shown(key)}, which has a control character")
+    name, attributes = parse_key(key)
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+        raise _malformed(key, f"does not begin with a name of {_NAME.pattern}, at most {MAX_NAME_LENGTH} characters")
+    names = [attribute for attribute, _ in attributes]
+    if len(names) > MAX_ATTRIBUTES or len(set(names)) != len(names):
+        raise _malformed(key, f"has an attribute twice, or more than {MAX_ATTRIBUTES}")
+    if name in names:
+        raise _malformed(key, "has an attribute with the metric's own name")
+    for reserved in (name, *names):
+        if reserved in RESERVED or reserved.startswith(RESERVED_PREFIX):
+            raise _malformed(key, f"uses the reserved name {reserved!r}")
+    if make_key(name, dict(attributes)) != key:
+        raise _malformed(key, f"is not canonical: write {make_key(name, dict(attributes))!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """One entry of a selector's metrics: a key, a name, or a glob over either."""
+
+    name: str
+    attributes: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Return the pattern of `text`; InvalidArgumentError when it is malformed."""
+        if not text or len(text.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+            raise invalid("selector.metrics", f"holds a pattern that is empty or longer than {MAX_KEY_BYTES} bytes")
+        try:
+            name, attributes = parse_key(text)
+        except InvalidArgumentError as err:
+            raise invalid("selector.metrics", f"holds {_shown(text)}, which is no key, name or glob") from err
+        return cls(name=name, attributes=attributes)
+
+    def matcher(self) -> Callable[[str], bool]:
+        """Return a function that says whether a key is chosen."""
+        name = _glob(self.name)
+        wanted = [(key, _glob(value)) for key, value in self.attributes]
+
+        def matches(key: str) -> bool:
+            own_name, own = parse_key(key)
+            if not name(own_name):
+                return False
+            have = dict(own)
+            return all(key in have and match(have[key]) for key, match in wanted)
+
+        return matches
+
+
+def _glob(pattern: str) -> Callable[[str], bool]:
+    """Return a matcher for `*` and `?`; runs of stars are one, so that matching stays linear in practice."""
+    if not re.search(r"[*?]", pattern):
+        return pattern.__eq__
+    literal = re.sub(r"\*+", "*", pattern).replace("[", "[[]")
+    return lambda text: fnmatch.fnmatchcase(text, literal)
+
+
+def select(keys: Sequence[str], patterns: Iterable[str]) -> list[int]:
+    """Return the indices of the keys that any of the patterns chooses, ascending; all of them without patterns."""
+    matchers = [Pattern.parse(text).matcher() for text in patterns]
+    if not matchers:
+        return list(range(len(keys)))
+    return [index for index, key in enumerate(keys) if any(match(key) for match in matchers)]

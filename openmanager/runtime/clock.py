@@ -1,0 +1,38 @@
+"""The two clocks, to be injected: one for what time it is, one for how long something took."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Clock(Protocol):
+    """Tells the time and measures durations."""
+
+    def now_nanos(self) -> int:
+        """Return nanoseconds since the epoch; may jump."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back; for durations."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now_nanos(self) -> int:
+        """Return nanoseconds since the epoch."""
+        return time.time_ns()
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        return time.monotonic()
+
+
+def to_datetime(nanos: int) -> datetime:
+    """Return the aware datetime of nanoseconds since the epoch, truncated to microseconds."""
+    return _EPOCH + timedelta(microseconds=nanos // 1000)

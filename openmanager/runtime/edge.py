@@ -1,0 +1,239 @@
+"""The one wrapper around every served method: decoding, checking, deadlines, errors, traces.
+
+A servicer's method sees a checked message and raises errors of `openmanager.errors`; nothing else of it reaches the
+wire. Methods marked by `raw` take and return bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+
+from openmanager import errors
+from openmanager.runtime import telemetry, validate
+from openmanager.runtime.grpc_server import GuardedServer, mark_received
+from openmanager.runtime.rpc_error import status_code, to_trailers
+
+DEFAULT_DEADLINE_SECONDS = 5.0
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+log = logging.getLogger(__name__)
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What C-core reports for a call that has no deadline at all (about 292 years).
+_NO_DEADLINE_SECONDS = 10**8
+
+
+def raw(method: F) -> F:
+    """Mark a servicer's method as taking and returning wire bytes instead of messages."""
+    method.takes_bytes = True  # type: ignore[attr-defined]
+    return method
+
+
+def unbounded(method: F) -> F:
+    """Mark a unary method as having no deadline of ours, only the caller's."""
+    method.has_no_deadline = True  # type: ignore[attr-defined]
+    return method
+
+
+@dataclass(slots=True, kw_only=True)
+class Load:
+    """What the server is doing: counts for status, and the limits that shed load."""
+
+    max_unary: int = 1000
+    max_streams: int = 10_000
+    unary: int = 0
+    streams: int = 0
+    served: int = 0
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Method:
+    path: str
+    request: type[Message]
+    takes_bytes: bool
+    deadline: float | None
+
+
+class Edge:
+    """Registers servicers on a guarded server, each method wrapped."""
+
+    def __init__(self, server: GuardedServer, load: Load) -> None:
+        self._server = server
+        self._load = load
+        self._stream_tasks: set[asyncio.Task[Any]] = set()
+
+    def add(self, descriptor: ServiceDescriptor, servicer: object) -> None:
+        """Register every method of a service; AttributeError when the servicer lacks one."""
+        handlers = {method.name: self._handler(method, getattr(servicer, method.name)) for method in descriptor.methods}
+        self._server.add_registered_method_handlers(descriptor.full_name, handlers)
+
+    def drain(self) -> None:
+        """End the running streams with UNAVAILABLE, reason SHUTTING_DOWN, and refuse new calls."""
+        self._load.draining = True
+        for task in tuple(self._stream_tasks):
+            task.cancel()
+
+    def _handler(self, descriptor: MethodDescriptor, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        method = _Method(
+            path=f"/{descriptor.containing_service.full_name}/{descriptor.name}",
+            request=validate.message_class(descriptor.input_type),
+            takes_bytes=getattr(behaviour, "takes_bytes", False),
+            deadline=None if hasattr(behaviour, "has_no_deadline") else DEFAULT_DEADLINE_SECONDS,
+        )
+        match descriptor.client_streaming, descriptor.server_streaming:
+            case False, False:
+                return grpc.unary_unary_rpc_method_handler(self._unary(method, behaviour), None, _serialize)
+            case False, True:
+                return grpc.unary_stream_rpc_method_handler(self._server_stream(method, behaviour), None, _serialize)
+            case True, True:
+                return grpc.stream_stream_rpc_method_handler(self._bidi_stream(method, behaviour), None, _serialize)
+            case _:
+                raise NotImplementedError(f"{method.path}: client streaming is not used in the contracts")
+
+    def _unary(self, method: _Method, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        load = self._load
+
+        async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            mark_received()
+            start = time.perf_counter()
+            failure: errors.OpenManagerError | None = None
+            reply: Any = None
+            load.unary += 1
+            with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
+                try:
+                    self._admit(load.unary, load.max_unary)
+                    async with asyncio.timeout(_remaining(context, method.deadline)):
+                        reply = await behaviour(_decode(method, data), context)
+                except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
+                    failure = _failure(err, method.path)
+                finally:
+                    load.unary -= 1
+                    load.served += 1
+                telemetry.record_call(span, method.path, failure.code if failure else 0, time.perf_counter() - start)
+            if failure is not None:
+                await context.abort(status_code(failure), failure.message, to_trailers(failure))
+            return reply
+
+        return call
+
+    def _server_stream(
+        self, method: _Method, behaviour: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., Awaitable[None]]:
+        async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            mark_received()
+            await self._stream(method, context, lambda: behaviour(_decode(method, data), context))
+
+        return call
+
+    def _bidi_stream(
+        self, method: _Method, behaviour: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., Awaitable[None]]:
+        async def call(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await self._stream(method, context, lambda: behaviour(_requests(method, context), context))
+
+        return call
+
+    async def _stream(
+        self,
+        method: _Method,
+        context: grpc.aio.ServicerContext[Any, Any],
+        begin: Callable[[], AsyncIterator[Any]],
+    ) -> None:
+        start, load = time.perf_counter(), self._load
+        failure: errors.OpenManagerError | None = None
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (a coroutine runs in a task)
+        self._stream_tasks.add(task)
+        load.streams += 1
+        with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
+            try:
+                self._admit(load.streams, load.max_streams)
+                async with asyncio.timeout(_remaining(context, None)):
+                    await _write_all(begin(), context)
+            except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
+                if load.draining and task.cancelling():
+                    task.uncancel()
+                    failure = _going_down()
+                else:
+                    failure = _failure(err, method.path)
+            finally:
+                load.streams -= 1
+                load.served += 1
+                self._stream_tasks.discard(task)
+            telemetry.record_call(span, method.path, failure.code if failure else 0, time.perf_counter() - start)
+        if failure is not None:
+            await context.abort(status_code(failure), failure.message, to_trailers(failure))
+
+    def _admit(self, active: int, limit: int) -> None:
+        if self._load.draining:
+            raise _going_down()
+        if active > limit:
+            raise errors.ResourceExhaustedError(
+                f"more than {limit} calls are under way", reason=errors.Reason.OVERLOADED
+            )
+
+
+def _going_down() -> errors.OpenManagerError:
+    return errors.UnavailableError("the server is going down", reason=errors.Reason.SHUTTING_DOWN)
+
+
+async def _write_all(replies: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Send each reply as it comes; the iterator is closed whatever happens, so that its clean-up runs at once."""
+    try:
+        async for reply in replies:
+            await context.write(reply)
+    finally:
+        if (close := getattr(replies, "aclose", None)) is not None:
+            await close()
+
+
+async def _requests(method: _Method, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    while (data := await context.read()) is not grpc.aio.EOF:
+        yield _decode(method, data)
+
+
+def _decode(method: _Method, data: bytes) -> Any:
+    return data if method.takes_bytes else validate.decode(method.request, data)
+
+
+def _serialize(reply: Message | bytes) -> bytes:
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()
+
+
+def _remaining(context: grpc.aio.ServicerContext[Any, Any], default: float | None) -> float | None:
+    """Return the seconds that are left for a call; DeadlineExceededError when there are none."""
+    left = context.time_remaining()
+    if left is None or left > _NO_DEADLINE_SECONDS:
+        return default
+    if left <= 0:
+        raise errors.DeadlineExceededError("the deadline had passed when the call arrived")
+    return left
+
+
+def _failure(err: BaseException, path: str) -> errors.OpenManagerError:
+    """Return what the caller may know of an exception; what it may not is logged under an opaque id."""
+    match err:
+        case errors.OpenManagerError():
+            return err
+        case TimeoutError():
+            return errors.DeadlineExceededError("the call did not end before its deadline")
+        case asyncio.CancelledError():
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise err
+            return errors.CancelledCallError("the call was cancelled in the server")
+        case _:
+            ident = secrets.token_hex(6)
+            log.error("unexpected %s", path, exc_info=err, extra=telemetry.fields(error_id=ident, rpc=path))
+            return errors.InternalError(f"internal error {ident}")

@@ -1,0 +1,97 @@
+"""What a service hands to the runtime: its servicers, its stores, and how long they live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import ServiceDescriptor
+
+from openmanager.api.status.v1 import status_pb2
+from openmanager.config import Configuration, setting
+from openmanager.runtime.clock import Clock, SystemClock
+from openmanager.runtime.peer import Peer, retried
+from openmanager.runtime.status import Storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshConfig:
+    """Where the services are; each listens there itself unless its own section says otherwise."""
+
+    gateway: str = setting("127.0.0.1:50050", "Address of the gateway, for clients too.", env="OPENMANAGER_GATEWAY")
+    simulator: str = setting("127.0.0.1:50051", "Address of the simulator.")
+    cache: str = setting("127.0.0.1:50052", "Address of the cache service.")
+    timeseries: str = setting("127.0.0.1:50053", "Address of the time-series service.")
+    metadata: str = setting("127.0.0.1:50054", "Address of the metadata service.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What holds for every server process."""
+
+    listen: str = setting("", "Address to listen on; empty: the service's own in `mesh`.")
+    allow_insecure: bool = setting(
+        False, "Serve without credentials, also on addresses other than loopback.", env="OPENMANAGER_ALLOW_INSECURE"
+    )
+    auth: str = setting("", "`required` refuses anonymous callers; not available yet.", env="OPENMANAGER_AUTH")
+    log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
+    max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")
+    max_streams: int = setting(10_000, "Streams under way at once; more are refused with OVERLOADED.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """An assembled service: what to serve while it is open."""
+
+    servicers: Mapping[str, object]
+    storages: Sequence[Storage] = ()
+    ledger: Callable[[], status_pb2.Ledger] | None = None
+    # Names that reflection lists although another server answers them.
+    routed: Sequence[str] = ()
+    # Called when the server is about to stop, before streams are ended.
+    on_drain: Callable[[], None] = field(default=lambda: None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What a module gets: the configuration, the clock, its own name and address."""
+
+    configuration: Configuration
+    name: str
+    address: str
+    version: str
+    clock: Clock = field(default_factory=SystemClock)
+
+    def section(self, cls: type[Any]) -> Any:
+        """Return a section of the configuration."""
+        return self.configuration.section(cls)
+
+    def peer(self, name: str, *services: str) -> Peer:
+        """Return the peer `name` at its address in `mesh`; `services` are those whose reads may be retried."""
+        target = getattr(self.configuration.section(MeshConfig), name)
+        methods = [entry for service in services for entry in retried(service, service_methods(service))]
+        return Peer(name, target, retried=methods)
+
+
+class Module(Protocol):
+    """A service of the suite as `suite.py` lists it."""
+
+    name: str
+    config: type[Any]
+
+    def open(self, runtime: Runtime) -> AbstractAsyncContextManager[Service]:
+        """Return the assembled service for the life of the context. Stores that are away do not fail it."""
+        ...
+
+
+def service_descriptor(full_name: str) -> ServiceDescriptor:
+    """Return the descriptor of a service whose generated module was imported."""
+    return descriptor_pool.Default().FindServiceByName(full_name)
+
+
+def service_methods(full_name: str) -> list[str]:
+    """Return the names of a service's methods."""
+    return [method.name for method in service_descriptor(full_name).methods]

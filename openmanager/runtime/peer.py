@@ -1,0 +1,168 @@
+"""Calls to other services: one long-lived channel per target, a deadline on every call, our errors back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
+from typing import Any, Self, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from openmanager import errors
+from openmanager.runtime import telemetry
+from openmanager.runtime.rpc_error import from_rpc_error
+
+KEEPALIVE_MILLIS = 30_000
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+M = TypeVar("M", bound=Message)
+
+# Reads may be tried again by gRPC itself; a write is tried again only where it is idempotent by content.
+_RETRIED_PREFIXES = ("Get", "List", "BatchGet", "Query", "WriteFrame")
+
+CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.keepalive_time_ms", KEEPALIVE_MILLIS),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    # The default of 120 s would break every promise on recovery.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+)
+
+
+def service_config(methods: Sequence[str]) -> str:
+    """Return gRPC's service config: retries of UNAVAILABLE for the given `service/method` names, throttled."""
+    names = [dict(zip(("service", "method"), name.split("/"), strict=True)) for name in methods]
+    policy = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "0.5s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    config: dict[str, Any] = {"retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1}}
+    if names:
+        config["methodConfig"] = [{"name": names, "retryPolicy": policy}]
+    return json.dumps(config)
+
+
+class Peer:
+    """Another server of the suite, by name and `host:port`; an async context manager that owns the channel."""
+
+    def __init__(self, name: str, target: str, *, retried: Sequence[str] = ()) -> None:
+        self.name = name
+        self.target = target
+        options = (*CHANNEL_OPTIONS, ("grpc.service_config", service_config(retried)))
+        self._channel = grpc.aio.insecure_channel(target, options)
+        self._calls: dict[tuple[str, str], Any] = {}
+
+    async def __aenter__(self) -> Self:
+        """Connect in the background."""
+        self._channel.get_state(try_to_connect=True)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the channel; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def unary(self, path: str, request: Message | bytes, reply: type[M], *, seconds: float) -> M:
+        """Call a unary method and return its reply; an error of `openmanager.errors` otherwise."""
+        return reply.FromString(await self.unary_bytes(path, request, seconds=seconds))
+
+    async def unary_bytes(
+        self, path: str, request: Message | bytes, *, seconds: float | None, metadata: Sequence[tuple[str, Any]] = ()
+    ) -> bytes:
+        """Call a unary method with wire bytes, returning wire bytes."""
+        if seconds is not None and seconds <= 0:
+            raise errors.DeadlineExceededError(f"no time was left to ask {self.name}")
+        data = request if isinstance(request, bytes) else request.SerializeToString()
+        call = self._callable("unary_unary", path)(data, timeout=seconds, metadata=(*metadata, *telemetry.outgoing()))
+        try:
+            return bytes(await call)
+        except grpc.aio.AioRpcError as failure:
+            raise from_rpc_error(failure, self.name) from failure
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+
+    async def server_stream(
+        self,
+        path: str,
+        request: Message | bytes,
+        *,
+        seconds: float | None = None,
+        metadata: Sequence[tuple[str, Any]] = (),
+    ) -> AsyncIterator[bytes]:
+        """Call a server-streaming method and yield wire bytes; the call is cancelled when the iteration is left."""
+        data = request if isinstance(request, bytes) else request.SerializeToString()
+        call = self._callable("unary_stream", path)(data, timeout=seconds, metadata=(*metadata, *telemetry.outgoing()))
+        try:
+            while (reply := await call.read()) is not grpc.aio.EOF:
+                yield reply
+        except grpc.aio.AioRpcError as failure:
+            raise from_rpc_error(failure, self.name) from failure
+        finally:
+            call.cancel()
+
+    async def bidi_stream(
+        self,
+        path: str,
+        requests: AsyncIterator[bytes],
+        *,
+        seconds: float | None = None,
+        metadata: Sequence[tuple[str, Any]] = (),
+    ) -> AsyncIterator[bytes]:
+        """Call a bidirectional method, sending `requests` as they come and yielding replies as wire bytes."""
+        call = self._callable("stream_stream", path)(timeout=seconds, metadata=(*metadata, *telemetry.outgoing()))
+        sender = asyncio.create_task(_send_all(call, requests))
+        try:
+            while (reply := await call.read()) is not grpc.aio.EOF:
+                yield reply
+            if sender.done() and not sender.cancelled() and (failed := sender.exception()):
+                raise failed
+        except grpc.aio.AioRpcError as failure:
+            if sender.done() and not sender.cancelled() and (failed := sender.exception()):
+                raise failed from failure
+            raise from_rpc_error(failure, self.name) from failure
+        finally:
+            sender.cancel()
+            call.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+    def _callable(self, kind: str, path: str) -> Callable[..., Any]:
+        key = (kind, path)
+        if key not in self._calls:
+            self._calls[key] = getattr(self._channel, kind)(path)
+        made: Callable[..., Any] = self._calls[key]
+        return made
+
+
+async def _send_all(call: Any, requests: AsyncIterator[bytes]) -> None:
+    try:
+        async for request in requests:
+            await call.write(request)
+        await call.done_writing()
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return  # the reader reports how the call ended
+    except Exception:
+        call.cancel()
+        raise
+
+
+def retried(service: str, methods: Sequence[str]) -> tuple[str, ...]:
+    """Return the `service/method` names among `methods` that may be tried again."""
+    return tuple(f"{service}/{method}" for method in methods if method.startswith(_RETRIED_PREFIXES))
+
+
+def backoff(attempt: int, uniform: float, *, first: float = 0.1, cap: float = 5.0) -> timedelta:
+    """Return the wait before attempt `attempt` + 1: full jitter, `uniform` in [0, 1) times min(cap, first · 2^attempt)."""
+    return timedelta(seconds=max(0.05, uniform * min(cap, first * 2 ** min(attempt, 16))))

@@ -1,0 +1,207 @@
+"""Serve one module: bind, report health, drain and stop within the promised time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.internal import api_implementation
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health_aio
+
+from openmanager.config import Configuration
+from openmanager.errors import ConfigurationError
+from openmanager.runtime import grpc_server, reflection, telemetry
+from openmanager.runtime.clock import Clock, SystemClock
+from openmanager.runtime.edge import MAX_MESSAGE_BYTES, Edge, Load
+from openmanager.runtime.module import MeshConfig, Module, Runtime, ServerConfig, Service, service_descriptor
+from openmanager.runtime.status import StatusReporter
+from openmanager.version import VERSION
+
+STATUS_SERVICE = "openmanager.api.status.v1.StatusService"
+HEALTH_SERVICE = "grpc.health.v1.Health"
+DRAIN_SECONDS = 1.0
+GRACE_SECONDS = 4.0
+HARD_EXIT_SECONDS = 6.0
+
+log = logging.getLogger(__name__)
+
+SERVER_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 10_000),
+    # 1, the default, lets two servers share a port in silence.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+)
+
+
+def check_address(address: str, *, allow_insecure: bool) -> None:
+    """Raise ConfigurationError for an address that is malformed, or not loopback without leave."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ConfigurationError(f"{address!r} is not an address: host:port is expected")
+    if not allow_insecure and not is_loopback(host):
+        raise ConfigurationError(
+            f"{address} is not a loopback address, and connections are not encrypted: "
+            "set OPENMANAGER_ALLOW_INSECURE=1 to serve there all the same"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def port_is_taken(address: str) -> bool:
+    """Say whether somebody listens at an address of this machine."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), int(port)))
+        except OSError:
+            return True
+    return False
+
+
+class Server:
+    """One module served on one port."""
+
+    def __init__(self, *, service: Service, name: str, address: str, config: ServerConfig, clock: Clock) -> None:
+        missing = grpc_server.self_test()
+        if missing or api_implementation.Type() != "upb":
+            raise ConfigurationError(missing or "protobuf runs without its C implementation: reinstall protobuf")
+        self._grpc = grpc_server.GuardedServer(SERVER_OPTIONS)
+        self._load = Load(max_unary=config.max_calls, max_streams=config.max_streams)
+        self._edge = Edge(self._grpc, self._load)
+        self._service = service
+        self._health = health_aio.HealthServicer()
+        self.names = [*service.servicers, STATUS_SERVICE]
+        self.status = StatusReporter(
+            service=name,
+            address=address,
+            version=VERSION,
+            clock=clock,
+            storages=service.storages,
+            ledger=service.ledger,
+        )
+        for full_name, servicer in {STATUS_SERVICE: self.status, **service.servicers}.items():
+            self._edge.add(service_descriptor(full_name), servicer)
+        self._edge.add(health_pb2.DESCRIPTOR.services_by_name["Health"], _Health(self._health))
+        reflection.add(self._grpc, [*self.names, *service.routed, HEALTH_SERVICE])
+        host, _, port = address.rpartition(":")
+        if port != "0" and port_is_taken(address):
+            raise ConfigurationError(f"port {port} of {host} is taken by another program")
+        try:
+            self.port = self._grpc.add_insecure_port(address)
+        except RuntimeError as err:
+            raise ConfigurationError(f"cannot listen on {address}") from err
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve for the life of the context; on leaving, drain and stop."""
+        async with self.status.probing():
+            await self._grpc.start()
+            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            try:
+                yield
+            finally:
+                await self._stop()
+
+    async def _set_health(self, state: Any) -> None:
+        for name in ("", *self.names, *self._service.routed):
+            await self._health.set(name, state)
+
+    async def _stop(self) -> None:
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._service.on_drain()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + DRAIN_SECONDS
+        # Whoever watches health gets a second to go elsewhere; nobody is waited for when nothing is under way.
+        while self._load.unary and loop.time() < end:
+            await asyncio.sleep(0.02)  # noqa: ASYNC110  (a counter on the hot path is cheaper than an event)
+        self._edge.drain()
+        await self._grpc.stop(GRACE_SECONDS)
+
+
+class _Health:
+    """`grpc.health.v1.Health` behind the edge like any other service."""
+
+    def __init__(self, inner: health_aio.HealthServicer) -> None:
+        self._inner = inner
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Return the health of a service; NOT_FOUND when there is none of that name."""
+        return await self._inner.Check(request, context)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Stream the health of a service."""
+        changed: asyncio.Queue[Any] = asyncio.Queue(maxsize=16)
+        task = asyncio.create_task(self._inner.Watch(request, _Collector(changed, context)))
+        try:
+            while True:
+                yield await changed.get()
+        finally:
+            task.cancel()
+
+
+class _Collector:
+    """The part of a context that the health servicer's Watch writes to."""
+
+    def __init__(self, queue: asyncio.Queue[Any], context: Any) -> None:
+        self._queue = queue
+        self._context = context
+
+    async def write(self, message: Any) -> None:
+        """Pass one message on."""
+        await self._queue.put(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+def _hard_exit(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, args=(1,))
+    timer.daemon = True
+    timer.start()
+
+
+async def serve(module: Module, configuration: Configuration, *, clock: Clock | None = None) -> None:
+    """Serve a module until SIGTERM or SIGINT. ConfigurationError when it cannot begin."""
+    config = configuration.section(ServerConfig)
+    mesh = configuration.section(MeshConfig)
+    address = config.listen or getattr(mesh, module.name)
+    check_address(address, allow_insecure=config.allow_insecure)
+    end_telemetry = telemetry.set_up(module.name, VERSION, mesh.gateway)
+    clock = clock or SystemClock()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runtime = Runtime(configuration=configuration, name=module.name, address=address, version=VERSION, clock=clock)
+    async with module.open(runtime) as service:
+        server = Server(service=service, name=module.name, address=address, config=config, clock=clock)
+        async with server.running():
+            log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))
+            await stop.wait()
+            _hard_exit(HARD_EXIT_SECONDS)
+    await asyncio.to_thread(end_telemetry)
+    log.info("stopped", extra=telemetry.fields(service=module.name))

@@ -1,0 +1,195 @@
+"""The state of a process and its stores: probed in the background, answered from memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from openmanager.api.status.v1 import status_pb2
+from openmanager.api.status.v1.status_pb2 import StorageState
+from openmanager.runtime.clock import Clock
+
+PROBE_INTERVAL_SECONDS = 1.0
+PROBE_TIMEOUT_SECONDS = 0.5
+SLOW_SECONDS = 0.25
+_SETTLE = 2  # so many equal findings make a state, unless the connection itself is gone
+
+# From harmless to grave: the state of the whole is the gravest of its parts.
+_GRAVITY = [
+    status_pb2.STORAGE_STATE_OK,
+    status_pb2.STORAGE_STATE_RECOVERING,
+    status_pb2.STORAGE_STATE_SLOW,
+    status_pb2.STORAGE_STATE_EMPTY,
+    status_pb2.STORAGE_STATE_READONLY,
+    status_pb2.STORAGE_STATE_HUNG,
+    status_pb2.STORAGE_STATE_DOWN,
+]
+
+
+def worst(states: Sequence[StorageState.ValueType]) -> StorageState.ValueType:
+    """Return the gravest state, OK for none."""
+    return max(states, key=_GRAVITY.index, default=status_pb2.STORAGE_STATE_OK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a probe saw of a store."""
+
+    state: StorageState.ValueType = status_pb2.STORAGE_STATE_OK
+    engine: str = ""
+    version: str = ""
+    reason: str = ""
+    size_bytes: int = 0
+    item_count: int = 0
+    hit_count: int = 0
+    miss_count: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+Probe = Callable[[], Awaitable[Finding]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Storage:
+    """A store as a service reports it: `check` returns a finding, raises OSError when the store cannot be reached."""
+
+    name: str
+    role: str
+    engine: str
+    check: Probe
+    clock: Clock
+    finding: Finding = field(
+        default_factory=lambda: Finding(state=status_pb2.STORAGE_STATE_RECOVERING, reason="starting")
+    )
+    latency: timedelta = timedelta()
+    since_nanos: int = 0
+    _candidate: StorageState.ValueType = status_pb2.STORAGE_STATE_RECOVERING
+    _seen: int = 0
+
+    async def probe(self) -> None:
+        """Look at the store once and settle its state."""
+        start = self.clock.monotonic()
+        found = await self._look()
+        self.latency = timedelta(seconds=self.clock.monotonic() - start)
+        if found.state == status_pb2.STORAGE_STATE_OK and self.latency.total_seconds() > SLOW_SECONDS:
+            found = _with_state(found, status_pb2.STORAGE_STATE_SLOW, "answers slowly")
+        self._seen = self._seen + 1 if found.state == self._candidate else 1
+        self._candidate = found.state
+        starting = self.since_nanos == 0
+        if found.state == self.finding.state or starting or self._seen >= _SETTLE or _certain(found.state):
+            if found.state != self.finding.state or starting:
+                self.since_nanos = self.clock.now_nanos()
+            self.finding = found
+
+    async def _look(self) -> Finding:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+                return await self.check()
+        except TimeoutError:
+            state, reason = status_pb2.STORAGE_STATE_HUNG, "does not answer"
+        except OSError:
+            state, reason = status_pb2.STORAGE_STATE_DOWN, "cannot be reached"
+        return _with_state(self.finding, state, reason)
+
+    def message(self) -> status_pb2.StorageStatus:
+        """Return the store's row."""
+        found = self.finding
+        row = status_pb2.StorageStatus(
+            name=self.name,
+            role=self.role,
+            engine=found.engine or self.engine,
+            state=found.state,
+            version=found.version,
+            reason=found.reason,
+            size_bytes=found.size_bytes,
+            item_count=found.item_count,
+            warnings=found.warnings,
+            hit_count=found.hit_count,
+            miss_count=found.miss_count,
+        )
+        row.latency.FromTimedelta(self.latency)
+        row.since_time.FromNanoseconds(self.since_nanos)
+        return row
+
+
+def _certain(state: StorageState.ValueType) -> bool:
+    """Say whether one finding is enough: good news, and a connection that is gone."""
+    return state in {status_pb2.STORAGE_STATE_OK, status_pb2.STORAGE_STATE_DOWN}
+
+
+def _with_state(found: Finding, state: StorageState.ValueType, reason: str) -> Finding:
+    return Finding(
+        state=state,
+        engine=found.engine,
+        version=found.version,
+        reason=reason,
+        size_bytes=found.size_bytes,
+        item_count=found.item_count,
+        hit_count=found.hit_count,
+        miss_count=found.miss_count,
+        warnings=found.warnings,
+    )
+
+
+class StatusReporter:
+    """The servicer of StatusService, and the task that probes the stores."""
+
+    def __init__(
+        self,
+        *,
+        service: str,
+        address: str,
+        version: str,
+        clock: Clock,
+        storages: Sequence[Storage] = (),
+        ledger: Callable[[], status_pb2.Ledger] | None = None,
+    ) -> None:
+        self._service, self._address, self._version = service, address, version
+        self._clock = clock
+        self._start_nanos = clock.now_nanos()
+        self._storages = tuple(storages)
+        self._ledger = ledger
+
+    @contextlib.asynccontextmanager
+    async def probing(self) -> AsyncIterator[None]:
+        """Probe the stores once now and then once a second."""
+        tasks = [asyncio.create_task(self._probe(storage)) for storage in self._storages]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _probe(self, storage: Storage) -> None:
+        while True:
+            await storage.probe()
+            await asyncio.sleep(PROBE_INTERVAL_SECONDS)
+
+    def message(self) -> status_pb2.ServiceStatus:
+        """Return the row of this process."""
+        rows = [storage.message() for storage in self._storages]
+        state = worst([row.state for row in rows])
+        # A store that is away is somebody else's trouble as long as answers come from the next best place.
+        reason = ", ".join(f"{row.name} {row.reason}" for row in rows if row.state != status_pb2.STORAGE_STATE_OK)
+        status = status_pb2.ServiceStatus(
+            service=self._service,
+            address=self._address,
+            version=self._version,
+            state=state,
+            storages=rows,
+            reason=reason,
+        )
+        status.start_time.FromNanoseconds(self._start_nanos)
+        return status
+
+    async def GetStatus(self, request: status_pb2.GetStatusRequest, context: Any) -> status_pb2.GetStatusResponse:  # noqa: ARG002, N802
+        """Return the state of this process and of its stores."""
+        response = status_pb2.GetStatusResponse(status=self.message())
+        if self._ledger is not None:
+            response.ledger.CopyFrom(self._ledger())
+        return response
