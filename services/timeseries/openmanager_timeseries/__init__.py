@@ -1,0 +1,1 @@
+"""History: the log of frames, and what is read from it."""

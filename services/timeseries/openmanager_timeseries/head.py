@@ -1,0 +1,196 @@
+"""Recent samples in memory, as the log brings them: no file is touched to read them.
+
+Frames are kept in *generations*, each a range of log positions. The open one grows; when it is closed it is sealed into
+a block, and the oldest sealed ones are dropped when memory asks for it. Within a generation the frames of one layout
+are gathered into chunks: time-major while they grow, series-major once they are full, so that reading one metric of all
+servers is a copy of contiguous memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from openmanager.frame import Frame
+from openmanager_timeseries.catalog import Layout, Selection
+from openmanager_timeseries.samples import Bools, Floats, Ints, Piece
+
+CHUNK_TICKS = 64
+_SMALL_CHUNK_BYTES = 64 << 10
+
+
+class Chunk:
+    """Up to `capacity` ticks of one layout, times ascending."""
+
+    def __init__(self, layout: Layout, ticks: int) -> None:
+        servers, metrics = layout.ids.shape
+        self.layout = layout
+        self.capacity = max(ticks, CHUNK_TICKS if servers * metrics * 8 * CHUNK_TICKS <= 64 << 20 else 16)
+        self.count = 0
+        self.times = np.empty(self.capacity, np.int64)
+        self.positions = np.empty(self.capacity, np.int64)
+        self._ticks: Floats | None = np.empty((self.capacity, servers, metrics))
+        self._series: Floats | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its values."""
+        held = self._series if self._series is not None else self._ticks
+        return held.nbytes if held is not None else 0
+
+    def takes(self, frame: Frame) -> bool:
+        """Say whether a frame of the same layout can be appended."""
+        if self._ticks is None or self.count + len(frame.times) > self.capacity:
+            return False
+        return self.count == 0 or bool(frame.times[0] > self.times[self.count - 1])
+
+    def append(self, frame: Frame, position: int) -> None:
+        """Append a frame that `takes` was true for."""
+        assert self._ticks is not None  # noqa: S101  (takes() was asked)
+        to = slice(self.count, self.count + len(frame.times))
+        self.times[to] = frame.times
+        self.positions[to] = position
+        self._ticks[to] = frame.values
+        self.count += len(frame.times)
+        if self.count == self.capacity:
+            self.close()
+
+    def close(self) -> None:
+        """Turn the values to series-major order; nothing can be appended any more."""
+        if self._ticks is not None:
+            self._series = np.ascontiguousarray(self._ticks[: self.count].transpose(2, 1, 0))
+            self.times, self.positions = self.times[: self.count].copy(), self.positions[: self.count].copy()
+            self._ticks = None
+
+    def series(self, servers: Ints, metrics: Ints, ticks: slice) -> Floats:
+        """Return the values of some servers and metrics (indices into the layout): float64[M', S', T']."""
+        if self._series is not None:
+            by_metric = self._series if len(metrics) == len(self._series) else self._series[metrics]
+            by_server = by_metric if len(servers) == by_metric.shape[1] else by_metric[:, servers]
+            return by_server[:, :, ticks]
+        assert self._ticks is not None  # noqa: S101  (either form is there)
+        chosen = self._ticks[: self.count][ticks][:, servers[:, None], metrics[None, :]]
+        return np.ascontiguousarray(chosen.transpose(2, 1, 0))
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    """The frames of a range of positions; `last` is 0 while it is empty."""
+
+    first: int
+    last: int = 0
+    opened: float = 0.0
+    chunks: list[Chunk] = field(default_factory=list)
+    sealed: bool = False
+    accepted: int = 0
+    sample_count: int = 0
+    min_time: int = np.iinfo(np.int64).max
+    max_time: int = np.iinfo(np.int64).min
+    _open: dict[int, Chunk] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all values."""
+        return sum(chunk.nbytes for chunk in self.chunks)
+
+    def append(self, layout: Layout, frame: Frame, position: int) -> int:
+        """Append a frame; return the bytes that were newly taken."""
+        chunk = self._open.get(id(layout))
+        taken = 0
+        if chunk is None or not chunk.takes(frame):
+            if chunk is not None:
+                chunk.close()
+            chunk = self._open[id(layout)] = Chunk(layout, len(frame.times))
+            self.chunks.append(chunk)
+            taken = chunk.nbytes
+        chunk.append(frame, position)
+        self.last = position
+        self.min_time = min(self.min_time, int(frame.times[0]))
+        self.max_time = max(self.max_time, int(frame.times[-1]))
+        return taken
+
+    def close(self) -> None:
+        """Close every chunk."""
+        for chunk in self._open.values():
+            chunk.close()
+        self._open.clear()
+
+
+class Head:
+    """The generations of one shard, oldest first; the last one is open."""
+
+    def __init__(self, *, first: int, now: float) -> None:
+        self.generations = [Generation(first=first, opened=now)]
+        self.nbytes = 0
+
+    @property
+    def first_position(self) -> int:
+        """The oldest position that is held."""
+        return self.generations[0].first
+
+    def append(self, layout: Layout, frame: Frame, position: int, accepted: int, samples: int) -> None:
+        """Take a frame of the log."""
+        generation = self.generations[-1]
+        self.nbytes += generation.append(layout, frame, position)
+        generation.accepted = accepted
+        generation.sample_count += samples
+
+    def rotate(self, now: float) -> Generation | None:
+        """Close the open generation and begin another; return the closed one, None when it was empty."""
+        generation = self.generations[-1]
+        if not generation.last:
+            generation.opened = now
+            return None
+        generation.close()
+        self.generations.append(Generation(first=generation.last + 1, opened=now))
+        self.nbytes = sum(each.nbytes for each in self.generations)
+        return generation
+
+    def drop(self, limit: int) -> None:
+        """Drop the oldest sealed generations until at most `limit` bytes are held, or none is sealed."""
+        while self.nbytes > limit and len(self.generations) > 1 and self.generations[0].sealed:
+            self.nbytes -= self.generations[0].nbytes
+            del self.generations[0]
+
+
+def pieces(generations: Iterable[Generation], selection: Selection, start: int, end: int) -> Iterator[Piece]:
+    """Yield the samples of a selection in [start, end) nanoseconds; may run in a thread beside the writer."""
+    for generation in generations:
+        if generation.max_time < start or generation.min_time >= end:
+            continue
+        for chunk in tuple(generation.chunks):
+            piece = _piece(chunk, selection, start, end)
+            if piece is not None:
+                yield piece
+
+
+def _piece(chunk: Chunk, selection: Selection, start: int, end: int) -> Piece | None:
+    times = chunk.times[: chunk.count]
+    ticks = slice(int(np.searchsorted(times, start)), int(np.searchsorted(times, end)))
+    if ticks.start >= ticks.stop:
+        return None
+    layout = chunk.layout
+    # A name that came after the selection was made is not part of it.
+    servers = np.flatnonzero(_chosen(selection.servers, layout.servers))
+    metrics = np.flatnonzero(_chosen(selection.metrics, layout.metrics))
+    if len(servers) == 0 or len(metrics) == 0:
+        return None
+    ids = layout.ids[servers[:, None], metrics[None, :]].T.ravel()
+    known = (ids >= 0) & (ids < len(selection.rows))
+    rows = np.where(known, selection.rows[np.where(known, ids, 0)], -1) if len(selection.rows) else ids * 0 - 1
+    values = chunk.series(servers, metrics, ticks).reshape(len(ids), -1)
+    if (rows < 0).any():
+        keep = rows >= 0
+        rows, values = rows[keep], values[keep]
+    if not len(rows):
+        return None
+    return Piece(rows, times[ticks], chunk.positions[ticks], values)
+
+
+def _chosen(mask: Bools, indices: Ints) -> Bools:
+    inside: Bools = indices < len(mask)
+    if len(mask):
+        inside &= mask[np.where(inside, indices, 0)]
+    return inside

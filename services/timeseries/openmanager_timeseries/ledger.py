@@ -1,0 +1,139 @@
+"""The books: how far each consumer of the log has come, durable, and what became of every sample.
+
+For every consumer, at every moment: accepted = delivered + waiting + dead-lettered + re-synced + damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import zlib
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+from openmanager.api.status.v1 import status_pb2
+from openmanager.errors import OutOfRangeError, Reason, invalid
+from openmanager.runtime.clock import Clock
+from openmanager_timeseries.disk import Disk
+from openmanager_timeseries.log import Log
+
+POSITIONS = "positions.json"
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Books:
+    """One consumer: its last position, the log's running total there, and the samples it did not get from the log."""
+
+    position: int = 0
+    accepted: int = 0
+    dead_lettered: int = 0
+    resynced: int = 0
+    damaged: int = 0
+    confirmed_nanos: int = 0
+
+    @property
+    def delivered(self) -> int:
+        """The samples it got."""
+        return self.accepted - self.dead_lettered - self.resynced - self.damaged
+
+
+def check_consumer(name: str, field: str = "consumer") -> str:
+    """Return a consumer's name; InvalidArgumentError when it is none."""
+    if not _NAME.fullmatch(name):
+        raise invalid(field, f"must match {_NAME.pattern}")
+    return name
+
+
+class Ledger:
+    """The books of one log. Changes are in memory at once, and durable when `save` returns."""
+
+    def __init__(self, disk: Disk, clock: Clock) -> None:
+        self._disk = disk
+        self._clock = clock
+        self._saving = asyncio.Lock()
+        self.books: dict[str, Books] = {}
+        # What the log is told to continue above, should its newest segments be lost.
+        self.floor = Books()
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            raw = self._disk.read(POSITIONS, 0, 1 << 24)
+        except FileNotFoundError:
+            return
+        body, _, checksum = raw.rpartition(b"\n")
+        if not body or zlib.crc32(body) != int(checksum or b"0", 16):
+            # Every consumer begins anew at the oldest frame: nothing is lost, for taking a frame twice changes nothing.
+            log.error("the consumers' positions are damaged; all consumers begin at the oldest frame")
+            self._disk.replace(f"{POSITIONS}.damaged", raw)
+            return
+        stored = json.loads(body)
+        self.floor = Books(position=stored["head_position"], accepted=stored["accepted"])
+        self.books = {name: Books(**books) for name, books in stored["consumers"].items()}
+
+    async def save(self, source: Log) -> None:
+        """Make the books durable."""
+        async with self._saving:
+            stored = {
+                "head_position": source.state.head_position,
+                "accepted": source.state.accepted,
+                "consumers": {name: asdict(books) for name, books in self.books.items()},
+            }
+            body = json.dumps(stored, indent=1).encode()
+            await asyncio.to_thread(self._disk.replace, POSITIONS, body + b"\n%08x" % zlib.crc32(body))
+
+    def open_books(self, name: str) -> Books:
+        """Return the books of a consumer, new ones at position 0 if it has none."""
+        return self.books.setdefault(name, Books())
+
+    async def confirm(self, source: Log, name: str, position: int, *, resynced: bool = False) -> Books:
+        """Record durably that a consumer has dealt with everything up to `position`."""
+        if not 0 <= position <= source.state.head_position:
+            raise OutOfRangeError(
+                f"position {position} does not exist; the newest is {source.state.head_position}",
+                reason=Reason.POSITION_OUT_OF_RANGE,
+                field="position",
+            )
+        accepted = await asyncio.to_thread(source.accepted_at, position)
+        books = self.open_books(check_consumer(name))
+        if resynced:
+            books.resynced += max(0, accepted - books.accepted)
+        elif accepted < books.accepted:  # it goes back, and will get again what it got
+            books.resynced = books.damaged = books.dead_lettered = 0
+        books.position, books.accepted = position, accepted
+        books.confirmed_nanos = self._clock.now_nanos()
+        await self.save(source)
+        return books
+
+    def row(self, name: str, source: Log) -> status_pb2.Consumer:
+        """Return a consumer's row of the ledger."""
+        books = self.books[name]
+        row = status_pb2.Consumer(
+            name=name,
+            position=books.position,
+            delivered_sample_count=books.delivered,
+            waiting_sample_count=source.state.accepted - books.accepted,
+            dead_lettered_sample_count=books.dead_lettered,
+            resynced_sample_count=books.resynced,
+            damaged_sample_count=books.damaged,
+        )
+        if books.position < source.state.head_position and books.confirmed_nanos:
+            row.lag.FromTimedelta(timedelta(microseconds=(self._clock.now_nanos() - books.confirmed_nanos) // 1000))
+        return row
+
+    def message(self, source: Log) -> status_pb2.Ledger:
+        """Return the ledger."""
+        return status_pb2.Ledger(
+            accepted_sample_count=source.state.accepted,
+            head_position=source.state.head_position,
+            consumers=[self.row(name, source) for name in sorted(self.books)],
+        )
+
+    def slowest(self) -> int:
+        """Return the position that every consumer has passed."""
+        return min((books.position for books in self.books.values()), default=0)

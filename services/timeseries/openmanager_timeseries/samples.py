@@ -1,0 +1,123 @@
+"""Samples on their way to an answer: pieces from head and blocks, merged into one ragged array.
+
+`Piece` is dense: N series over T times. `Ragged` is what everything is computed from: the samples of every row one
+after the other, each row ascending in time, without NaN and without duplicates. Of two samples of one series at one
+time the one with the higher log position wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Samples of `rows` (int64[N]) at `times` (int64[T], ascending): `values` float64[N, T], NaN for none.
+
+    `positions` (int64[T]) are those of the log; they decide between two samples of one time.
+    """
+
+    rows: Ints
+    times: Ints
+    positions: Ints
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Long:
+    """Samples one by one: `rows`, `times`, `positions`, `values`, each [K]."""
+
+    rows: Ints
+    times: Ints
+    positions: Ints
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ragged:
+    """Samples by row: those of row r are `times[offsets[r]:offsets[r+1]]` and `values[…]`."""
+
+    offsets: Ints
+    times: Ints
+    values: Floats
+
+    @property
+    def rows(self) -> Ints:
+        """The row of every sample: int64[K]."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+def merge(row_count: int, pieces: Sequence[Piece | Long]) -> Ragged:
+    """Return the samples of all pieces, row by row."""
+    joined = _join(pieces)
+    if joined is not None:
+        return _from_dense(row_count, joined)
+    return _from_long(row_count, [_to_long(piece) for piece in pieces])
+
+
+def _join(pieces: Sequence[Piece | Long]) -> Piece | None:
+    """Return pieces of the same rows and of disjoint, ascending times as one piece; None when they are not such."""
+    dense = [piece for piece in pieces if isinstance(piece, Piece)]
+    if not dense or len(dense) != len(pieces):
+        return None
+    first = dense[0].rows
+    for before, after in pairwise(dense):
+        if after.times[0] <= before.times[-1] or not (after.rows is first or np.array_equal(after.rows, first)):
+            return None
+    if len(dense) == 1:
+        return dense[0]
+    return Piece(
+        first,
+        np.concatenate([piece.times for piece in dense]),
+        np.concatenate([piece.positions for piece in dense]),
+        np.concatenate([piece.values for piece in dense], axis=1),
+    )
+
+
+def _from_dense(row_count: int, piece: Piece) -> Ragged:
+    order = np.argsort(piece.rows, kind="stable")
+    values = piece.values if np.array_equal(order, np.arange(len(order))) else piece.values[order]
+    present = ~np.isnan(values)
+    counts = np.zeros(row_count, np.int64)
+    counts[piece.rows[order]] = np.count_nonzero(present, axis=1)
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    if offsets[-1] == values.size:
+        return Ragged(offsets, np.tile(piece.times, len(order)), values.ravel())
+    return Ragged(offsets, np.broadcast_to(piece.times, values.shape)[present], values[present])
+
+
+def _to_long(piece: Piece | Long) -> Long:
+    if isinstance(piece, Long):
+        return piece
+    present = ~np.isnan(piece.values)
+    shape = piece.values.shape
+    return Long(
+        np.broadcast_to(piece.rows[:, None], shape)[present],
+        np.broadcast_to(piece.times, shape)[present],
+        np.broadcast_to(piece.positions, shape)[present],
+        piece.values[present],
+    )
+
+
+def _from_long(row_count: int, pieces: Sequence[Long]) -> Ragged:
+    if not pieces:
+        return Ragged(np.zeros(row_count + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))
+    rows = np.concatenate([piece.rows for piece in pieces])
+    times = np.concatenate([piece.times for piece in pieces])
+    positions = np.concatenate([piece.positions for piece in pieces])
+    values = np.concatenate([piece.values for piece in pieces])
+    order = np.lexsort((positions, times, rows))
+    rows, times, values = rows[order], times[order], values[order]
+    newest = np.ones(len(rows), np.bool_)
+    newest[:-1] = (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])
+    rows, times, values = rows[newest], times[newest], values[newest]
+    return Ragged(np.searchsorted(rows, np.arange(row_count + 1)), times, values)
