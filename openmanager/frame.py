@@ -98,23 +98,24 @@ def _encode_names(number: int, names: tuple[str, ...]) -> bytes:
     return b"".join(length_delimited(number, name.encode()) for name in names)
 
 
-def _packed(number: int, array: NDArray[np.int64] | NDArray[np.float64]) -> tuple[bytes, bytes]:
+def packed(number: int, array: NDArray[np.int64] | NDArray[np.float64]) -> bytes:
+    """Return a packed repeated sfixed64 or double field: tag, length, little-endian values; nothing when empty."""
     if array.size == 0:
-        return b"", b""
+        return b""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return _varint(number << 3 | 2) + _varint(little.nbytes), little.tobytes()
+    return b"".join((_varint(number << 3 | 2), _varint(little.nbytes), little.data.cast("B")))
 
 
 def encode(frame: Frame) -> bytes:
     """Return the wire form of a frame, equal to what protobuf would write."""
     parts = [
-        *_packed(1, frame.times),
+        packed(1, frame.times),
         _encode_names(2, frame.servers),
         _encode_names(3, frame.metrics),
-        *_packed(4, frame.values),
+        packed(4, frame.values),
     ]
-    parts.extend(length_delimited(5, _info_message(info).SerializeToString()) for info in frame.server_infos)
-    parts.extend(length_delimited(6, _metric_message(info).SerializeToString()) for info in frame.metric_infos)
+    parts.extend(length_delimited(5, info_message(info).SerializeToString()) for info in frame.server_infos)
+    parts.extend(length_delimited(6, metric_message(info).SerializeToString()) for info in frame.metric_infos)
     return b"".join(parts)
 
 
@@ -123,7 +124,8 @@ def encode_write_request(frame: Frame) -> bytes:
     return length_delimited(1, encode(frame))
 
 
-def _info_message(info: ServerInfo) -> frame_pb2.ServerInfo:
+def info_message(info: ServerInfo) -> frame_pb2.ServerInfo:
+    """Return the message of a server info."""
     return frame_pb2.ServerInfo(
         id=info.id,
         hostname=info.hostname,
@@ -134,7 +136,8 @@ def _info_message(info: ServerInfo) -> frame_pb2.ServerInfo:
     )
 
 
-def _metric_message(info: MetricInfo) -> frame_pb2.MetricInfo:
+def metric_message(info: MetricInfo) -> frame_pb2.MetricInfo:
+    """Return the message of a metric info."""
     return frame_pb2.MetricInfo(
         name=info.name,
         unit=info.unit,

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,9 @@ def _metric_tables(generation: Generation, catalog: Catalog) -> Iterator[tuple[s
             found.setdefault(metric, []).append((chunk, at))
     for metric in sorted(found, key=catalog.metrics.__getitem__):
         servers, times, values = _gather(found[metric], catalog)
-        keep = ~np.isnan(values).all(axis=1)
+        keep = ~np.all(np.isnan(values), axis=1)
         if keep.any():
-            names = [name for name, kept in zip(servers, keep, strict=True) if kept]
+            names = [name for name, kept in zip(servers, keep.tolist(), strict=True) if kept]
             yield catalog.metrics[metric], _table(catalog.metrics[metric], names, times, values[keep])
 
 
@@ -154,7 +155,7 @@ def _all(chunk: Any, axis: int) -> Ints:
 def _in_order(places: Sequence[tuple[Any, int]]) -> bool:
     """Say whether no chunk begins before the one laid down earlier has ended, in positions."""
     ends = [(int(chunk.positions[0]), int(chunk.positions[chunk.count - 1])) for chunk, _ in places]
-    return all(before[1] <= after[0] for before, after in zip(ends, ends[1:], strict=False))
+    return all(before[1] <= after[0] for before, after in pairwise(ends))
 
 
 def _lay(values: Floats, rows: Ints, columns: Ints, new: Floats) -> None:
@@ -264,7 +265,7 @@ def _samples(  # noqa: PLR0917
     keep = (rows >= 0) & (times >= start) & (times < end)
     if not keep.any():
         return None
-    values = _values(table)[keep]
+    values = values_of(table)[keep]
     return Long(rows[keep], times[keep], np.full(len(values), position), values)
 
 
@@ -278,7 +279,8 @@ def _codes(table: pa.Table, name: str) -> tuple[list[str], Ints]:
     return column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int64)
 
 
-def _values(table: pa.Table) -> Floats:
+def values_of(table: pa.Table) -> Floats:
+    """Return the values of a block's rows, exactly as they were written: float64[K]."""
     scaled = table.column("scaled")
     if scaled.null_count == len(scaled):
         return np.asarray(table.column("value").to_numpy(), np.float64)

@@ -696,6 +696,54 @@ class ConfirmPositionRequest(_message.Message):
 Global___ConfirmPositionRequest: _TypeAlias = ConfirmPositionRequest  # noqa: Y015
 
 @_typing.final
+class ImportFramesRequest(_message.Message):
+    """Request of ImportFrames."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frame(self) -> _frame_pb2.Frame:
+        """The frame. Required."""
+
+    def __init__(
+        self,
+        *,
+        frame: _frame_pb2.Frame | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportFramesRequest: _TypeAlias = ImportFramesRequest  # noqa: Y015
+
+@_typing.final
+class ImportFramesResponse(_message.Message):
+    """Response of ImportFrames: one for each request, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ack(self) -> _frame_pb2.WriteAck:
+        """The acknowledgement."""
+
+    def __init__(
+        self,
+        *,
+        ack: _frame_pb2.WriteAck | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportFramesResponse: _TypeAlias = ImportFramesResponse  # noqa: Y015
+
+@_typing.final
 class ConfirmPositionResponse(_message.Message):
     """Response of ConfirmPosition."""
 

@@ -444,3 +444,79 @@ class LogService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ImportServiceStub:
+    """Bulk history.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ImportFrames = channel.stream_stream(
+                '/openmanager.api.timeseries.v1.ImportService/ImportFrames',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesResponse.FromString,
+                _registered_method=True)
+
+
+class ImportServiceServicer:
+    """Bulk history.
+    """
+
+    def ImportFrames(self, request_iterator, context):
+        """Appends frames as WriteFrames does, but takes times that lie in the future: what a simulation makes ahead of time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ImportServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ImportFrames': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportFrames,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'openmanager.api.timeseries.v1.ImportService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('openmanager.api.timeseries.v1.ImportService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ImportService:
+    """Bulk history.
+    """
+
+    @staticmethod
+    def ImportFrames(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/openmanager.api.timeseries.v1.ImportService/ImportFrames',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -1,0 +1,76 @@
+"""Runs a reader of the log: in order, at its own pace, from its own durable position."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+
+from openmanager.errors import OpenManagerError, OutOfRangeError
+from openmanager.runtime.clock import Clock
+from openmanager.runtime.peer import backoff
+from openmanager_timeseries.ledger import Ledger
+from openmanager_timeseries.log import Cursor, Log
+from openmanager_timeseries.port import Consumer
+from openmanager_timeseries.record import Record
+
+BATCH_BYTES = 4 << 20
+TAKE_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Feeds one consumer. Its books advance in memory after each batch; the keeper makes them durable."""
+
+    def __init__(self, *, consumer: Consumer, source: Log, ledger: Ledger, clock: Clock, jitter: random.Random) -> None:
+        self._consumer = consumer
+        self._log = source
+        self._ledger = ledger
+        self._clock = clock
+        self._jitter = jitter
+        self.failure = ""
+
+    async def run(self) -> None:
+        """Read for ever."""
+        books = self._ledger.open_books(self._consumer.name)
+        cursor = Cursor(books.position + 1, accepted=books.accepted)
+        while True:
+            try:
+                self._log.check_kept(cursor.position)
+            except OutOfRangeError:
+                self._skip_to(cursor)
+            records = await self._log.read(cursor, BATCH_BYTES)
+            if not records:
+                await self._log.wait_beyond(cursor.position - 1)
+                continue
+            await self._deliver(records)
+            books.damaged, cursor.damaged = books.damaged + cursor.damaged, 0
+            books.position, books.accepted = records[-1].position, records[-1].accepted
+            books.confirmed_nanos = self._clock.now_nanos()
+
+    def _skip_to(self, cursor: Cursor) -> None:
+        """Go on at the oldest frame that is kept: what went before is lost to this consumer, and counted."""
+        books = self._ledger.open_books(self._consumer.name)
+        first = min(self._log.first_position, self._log.state.head_position + 1)
+        accepted = self._log.accepted_at(first - 1)
+        books.resynced += max(0, accepted - books.accepted)
+        books.position, books.accepted = first - 1, accepted
+        cursor.position, cursor.accepted, cursor.segment = first, accepted, ""
+
+    async def _deliver(self, records: Sequence[Record]) -> None:
+        attempt = 0
+        while True:
+            try:
+                async with asyncio.timeout(TAKE_SECONDS):
+                    await self._consumer.take(records)
+            except (OpenManagerError, TimeoutError) as err:
+                if not self.failure:
+                    log.warning("%s cannot take frames and is tried again: %s", self._consumer.name, err)
+                self.failure = str(err) or "timeout"
+                await asyncio.sleep(backoff(attempt, self._jitter.random()).total_seconds())
+                attempt += 1
+            else:
+                self.failure = ""
+                return

@@ -1,0 +1,121 @@
+"""Admission: what a frame must be before the log takes it, at least as strict as the strictest store downstream.
+
+A frame that is malformed fails whole. Single samples that cannot be taken are rejected with a reason and the rest is
+accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import numpy as np
+
+from openmanager.api.frame.v1 import frame_pb2
+from openmanager.errors import Reason, ResourceExhaustedError
+from openmanager.frame import MAX_FRAME_BYTES, Frame, decode, encode
+from openmanager.runtime.clock import Clock
+from openmanager_timeseries.catalog import Catalog, Layout
+from openmanager_timeseries.samples import Bools
+
+MAX_REJECTIONS = 100
+_NANOS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Samples that were refused: of which server and metric, why, how many."""
+
+    server: str
+    metric: str
+    reason: str
+    sample_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A frame as the log takes it, its wire form, and what of it was refused."""
+
+    frame: Frame
+    layout: Layout
+    payload: bytes
+    accepted: int
+    rejected: int
+    rejections: tuple[Rejection, ...]
+
+
+class Admission:
+    """Checks frames against the limits of one shard."""
+
+    def __init__(self, *, catalog: Catalog, clock: Clock, raw_retention: timedelta, future_limit: timedelta) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._retention_nanos = int(raw_retention.total_seconds() * _NANOS)
+        self._future_nanos = int(future_limit.total_seconds() * _NANOS)
+
+    def admit(self, message: frame_pb2.Frame, wire: bytes | None, *, any_future: bool = False) -> Admitted:
+        """Return what is taken of a frame; `wire` is its wire form where the caller has it.
+
+        Raises InvalidArgumentError or OutOfRangeError for a malformed frame, ResourceExhaustedError for one too large.
+        """
+        frame = decode(message)
+        layout = self._catalog.layout(frame.servers, frame.metrics)
+        refused, finite = self._refused(frame, layout, any_future=any_future)
+        accepted = int(np.count_nonzero(finite))
+        unchanged = (
+            not refused
+            and frame.servers == tuple(message.servers)
+            and np.array_equal(frame.times, np.asarray(message.time_unix_nanos))
+        )
+        if refused:
+            frame = replace(frame, values=np.where(finite, frame.values, np.nan))
+        payload = wire if wire is not None and unchanged else encode(frame)
+        if len(payload) > MAX_FRAME_BYTES:
+            raise ResourceExhaustedError(
+                f"the frame is larger than {MAX_FRAME_BYTES} bytes: split it", reason=Reason.MESSAGE_TOO_LARGE
+            )
+        found = [rejection for reason, mask in refused for rejection in _explain(frame, reason, mask)]
+        return Admitted(
+            frame=frame,
+            layout=layout,
+            payload=payload,
+            accepted=accepted,
+            rejected=sum(int(np.count_nonzero(mask)) for _, mask in refused),
+            rejections=tuple(found[:MAX_REJECTIONS]),
+        )
+
+    def _refused(self, frame: Frame, layout: Layout, *, any_future: bool) -> tuple[list[tuple[str, Bools]], Bools]:
+        """Return the refused samples by reason, as masks bool[T, S, M], and the mask of those that are taken."""
+        refused: list[tuple[str, Bools]] = []
+        taken: Bools = np.isfinite(frame.values)
+        if not taken.all() and (infinite := np.isinf(frame.values)).any():
+            refused.append(("VALUE_NOT_FINITE", infinite))
+        now = self._clock.now_nanos()
+        wrong_times = [("TIME_TOO_OLD", frame.times < now - self._retention_nanos)]
+        if not any_future:
+            wrong_times.append(("TIME_IN_FUTURE", frame.times > now + self._future_nanos))
+        for reason, wrong in wrong_times:
+            if wrong.any():
+                mask = taken & wrong[:, None, None]
+                taken &= ~wrong[:, None, None]
+                if mask.any():
+                    refused.append((reason, mask))
+        without_room = self._catalog.admit(layout, np.any(taken, axis=0))
+        if without_room is not None:
+            mask = taken & without_room
+            taken &= ~without_room
+            refused.append(("SERIES_LIMIT", mask))
+        return refused, taken
+
+
+def _explain(frame: Frame, reason: str, mask: Bools) -> Iterator[Rejection]:
+    """Yield a rejection for each series of a mask bool[T, S, M], at most MAX_REJECTIONS."""
+    counts = mask.sum(axis=0)
+    for server, metric in np.argwhere(counts)[:MAX_REJECTIONS].tolist():
+        yield Rejection(
+            server=frame.servers[server],
+            metric=frame.metrics[metric],
+            reason=reason,
+            sample_count=int(counts[server, metric]),
+        )

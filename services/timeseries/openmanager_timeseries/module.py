@@ -1,0 +1,88 @@
+"""Assembly of the time-series service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+
+from openmanager.api.status.v1 import status_pb2
+from openmanager.runtime.module import Runtime, Service
+from openmanager.runtime.status import Finding, Storage
+from openmanager_timeseries.config import TimeseriesConfig
+from openmanager_timeseries.consumer import Runner
+from openmanager_timeseries.disk import PosixDisk
+from openmanager_timeseries.history import History, open_history
+from openmanager_timeseries.inventory import MetadataInventory
+from openmanager_timeseries.registrar import Registrar
+from openmanager_timeseries.service import ImportService, LogService, TimeseriesService
+
+PACKAGE = "openmanager.api.timeseries.v1"
+
+
+class TimeseriesModule:
+    """The module `timeseries`."""
+
+    name = "timeseries"
+    config = TimeseriesConfig
+
+    @contextlib.asynccontextmanager
+    async def open(self, runtime: Runtime) -> AsyncIterator[Service]:
+        """Open log, head and blocks, and run the consumers of this process."""
+        config: TimeseriesConfig = runtime.section(TimeseriesConfig)
+        disk = await asyncio.to_thread(PosixDisk, config.data_dir / "log")
+        async with open_history(config, disk, runtime.clock) as history, runtime.peer("metadata") as metadata:
+            runner = Runner(
+                consumer=Registrar(MetadataInventory(metadata), runtime.clock),
+                source=history.log,
+                ledger=history.ledger,
+                clock=runtime.clock,
+                jitter=random.Random(),  # noqa: S311  (jitter)
+            )
+            task = asyncio.create_task(runner.run())
+            try:
+                yield Service(
+                    servicers={
+                        f"{PACKAGE}.TimeseriesService": TimeseriesService(history, runtime.clock),
+                        f"{PACKAGE}.LogService": LogService(history),
+                        f"{PACKAGE}.ImportService": ImportService(history),
+                    },
+                    storages=_storages(history, runtime),
+                    ledger=lambda: history.ledger.message(history.log),
+                )
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+def _storages(history: History, runtime: Runtime) -> list[Storage]:
+    async def look_at_log() -> Finding:
+        state = history.log.state
+        readonly = state.full or state.failure
+        warnings = [f"{state.damaged_regions} damaged regions set aside"] if state.damaged_regions else []
+        return Finding(
+            state=status_pb2.STORAGE_STATE_READONLY if readonly else status_pb2.STORAGE_STATE_OK,
+            reason="disk full" if state.full else state.failure,
+            size_bytes=history.log.size_bytes(),
+            item_count=state.head_position - history.log.first_position + 1,
+            warnings=(*warnings, *history.warnings),
+        )
+
+    async def look_at_head() -> Finding:
+        return Finding(size_bytes=history.head.nbytes, item_count=history.catalog.count)
+
+    async def look_at_blocks() -> Finding:
+        lost = [f"{len(history.blocks.quarantined)} blocks are damaged"] if history.blocks.quarantined else []
+        return Finding(
+            size_bytes=history.blocks.size_bytes, item_count=len(history.blocks.blocks), warnings=tuple(lost)
+        )
+
+    return [
+        Storage(name="log", role="log", engine="files", check=look_at_log, clock=runtime.clock),
+        Storage(name="head", role="recent history", engine="memory", check=look_at_head, clock=runtime.clock),
+        Storage(name="blocks", role="history", engine="parquet", check=look_at_blocks, clock=runtime.clock),
+    ]
+
+
+module = TimeseriesModule()

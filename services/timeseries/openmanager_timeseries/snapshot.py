@@ -1,0 +1,98 @@
+"""The catalogue on disk: written whenever a block is sealed, so that a start need not read the blocks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openmanager.frame import MetricInfo, ServerInfo
+from openmanager_timeseries.block import values_of
+from openmanager_timeseries.catalog import Catalog
+
+log = logging.getLogger(__name__)
+_KEY = b"openmanager"
+_EMPTY_TIME = np.iinfo(np.int64).min
+
+
+def save(path: Path, catalog: Catalog, position: int) -> None:
+    """Write the catalogue as of a log position: aside, synced, renamed (blocking)."""
+    ids = np.arange(catalog.count)
+    times, values = catalog.last(ids)
+    about = {
+        "position": position,
+        "servers": [asdict(info) for info in tuple(catalog.infos.values())],
+        "metrics": [asdict(info) for info in tuple(catalog.metric_infos.values())],
+    }
+    table = pa.table(
+        {
+            "server": pa.DictionaryArray.from_arrays(catalog.server_of(ids), pa.array(catalog.servers, pa.string())),
+            "metric": pa.DictionaryArray.from_arrays(catalog.metric_of(ids), pa.array(catalog.metrics, pa.string())),
+            "last_time_unix_nanos": times,
+            "last_value": values,
+        }
+    ).replace_schema_metadata({_KEY: json.dumps(about).encode()})
+    aside = path.with_name(path.name + ".new")
+    with aside.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def load(path: Path, catalog: Catalog) -> int:
+    """Fill a catalogue from disk (blocking); return the log position it is of, 0 when there is none to read."""
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[_KEY])
+        restore(catalog, table)
+        catalog.learn(
+            [ServerInfo(**info) for info in about["servers"]], [MetricInfo(**info) for info in about["metrics"]]
+        )
+        return int(about["position"])
+    except FileNotFoundError:
+        return 0
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as err:
+        log.warning("the stored catalogue cannot be read and is rebuilt from the blocks: %s", type(err).__name__)
+        return 0
+
+
+def restore(catalog: Catalog, table: pa.Table) -> None:
+    """Take the series of a table with the columns server, metric, last_time_unix_nanos, last_value."""
+    times = table.column("last_time_unix_nanos").to_numpy()
+    known = times != _EMPTY_TIME
+    catalog.restore(
+        table.column("server").filter(pa.array(known)).to_pylist(),
+        table.column("metric").filter(pa.array(known)).to_pylist(),
+        times[known],
+        table.column("last_value").to_numpy()[known],
+    )
+
+
+def restore_from_block(catalog: Catalog, path: Path) -> None:
+    """Take the series of a block and their newest samples (blocking)."""
+    table = pq.read_table(path)
+    if not len(table):
+        return
+    frame = pa.table(
+        {
+            "metric": table.column("metric").cast(pa.string()),
+            "server": table.column("server").cast(pa.string()),
+            "time": table.column("time").cast(pa.int64()),
+            "row": np.arange(len(table)),
+        }
+    )
+    newest = frame.group_by(["metric", "server"]).aggregate([("row", "max")])
+    rows = newest.column("row_max")
+    catalog.restore(
+        newest.column("server").to_pylist(),
+        newest.column("metric").to_pylist(),
+        frame.column("time").take(rows).to_numpy() * 1_000_000,
+        values_of(table)[rows.to_numpy()],
+    )
