@@ -240,8 +240,6 @@ class _Cluster:
     async def _initialise(self) -> None:
         """Run initdb under another name: the directory's own name says that it is complete, and durable."""
         parent = self.directory.parent
-        for unfinished in parent.glob(f"{_MAJOR}.new-*"):
-            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
         new = Path(tempfile.mkdtemp(prefix=f"{_MAJOR}.new-", dir=parent))
         self._give(new)
         with tempfile.TemporaryFile(dir=parent) as password:
@@ -274,9 +272,12 @@ class _Cluster:
                 await process.wait()
         if process.returncode != 0:
             lines = output.decode("utf-8", "replace").strip().splitlines()
-            raise UnavailableError(f"initdb failed: {lines[-1] if lines else process.returncode}")
+            error = ConfigurationError if process.returncode == launch.BAD_CONFIGURATION else UnavailableError
+            raise error(f"initdb failed: {lines[-1] if lines else process.returncode}")
 
     def _clean(self) -> None:
+        for unfinished in self.directory.parent.glob(f"{_MAJOR}.new-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         if self.user is not None and self.directory.stat().st_uid != self.user.pw_uid:
             for path in (self.directory, *self.directory.rglob("*")):
                 self._give(path)
@@ -298,21 +299,23 @@ def _rename_durably(old: Path, new: Path) -> None:
 
 
 def _remove_stale_pid_file(cluster: Path) -> None:
-    """Remove postmaster.pid when it names a process that is no server of this cluster.
+    """Remove postmaster.pid unless the process that it names may be a server of this cluster.
 
-    PostgreSQL copes with a dead process, but not with another one of its user under the same number: common in
-    containers, where every start counts from 1. A living server, not ours, is left for PostgreSQL to refuse.
+    PostgreSQL copes with a pid that is free again. It does not start, ever, beside a zombie that nobody reaps or
+    another process of its user under the same number: both common in containers, where every start counts from 1.
+    A living server, which somebody started by hand, is left for PostgreSQL to refuse.
     """
     file = cluster / "postmaster.pid"
     try:
         process = Path("/proc") / str(int(file.read_text(encoding="ascii").partition("\n")[0]))
-        if (process / "cwd").samefile(cluster):
+        zombie = (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "Z"
+        if not zombie and (process / "cwd").samefile(cluster):
             return
     except (FileNotFoundError, ProcessLookupError):
-        return
+        pass  # it has ended
     except (ValueError, PermissionError):
         return
-    file.unlink()
+    file.unlink(missing_ok=True)
 
 
 def _postgresql_settings(sockets: Path, config: EmbeddedConfig) -> list[str]:
@@ -331,6 +334,8 @@ def _postgresql_settings(sockets: Path, config: EmbeddedConfig) -> list[str]:
         # A metadata store of this size has no use for the processes and the start-up time of these.
         "io_method": "sync",
         "max_logical_replication_workers": "0",
+        # These would need /dev/shm, which is small in containers and emptied at logout (logind.conf(5), RemoveIPC).
+        "max_parallel_workers_per_gather": "0",
         "timezone": "UTC",
         "log_timezone": "UTC",
         "log_destination": "stderr",

@@ -94,7 +94,8 @@ def length_delimited(number: int, payload: bytes | memoryview) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _encode_names(number: int, names: tuple[str, ...]) -> bytes:
+def encode_names(number: int, names: tuple[str, ...]) -> bytes:
+    """Return a repeated string field on the wire."""
     return b"".join(length_delimited(number, name.encode()) for name in names)
 
 
@@ -110,8 +111,8 @@ def encode(frame: Frame) -> bytes:
     """Return the wire form of a frame, equal to what protobuf would write."""
     parts = [
         packed(1, frame.times),
-        _encode_names(2, frame.servers),
-        _encode_names(3, frame.metrics),
+        encode_names(2, frame.servers),
+        encode_names(3, frame.metrics),
         packed(4, frame.values),
     ]
     parts.extend(length_delimited(5, info_message(info).SerializeToString()) for info in frame.server_infos)

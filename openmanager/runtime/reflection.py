@@ -50,7 +50,8 @@ def _v1_descriptor() -> ServiceDescriptor:
     file.name, file.package = "grpc/reflection/v1/reflection.proto", "grpc.reflection.v1"
     for message in file.message_type:
         for field in message.field:
-            field.type_name = field.type_name.replace(".v1alpha.", ".v1.")
+            if field.HasField("type_name"):
+                field.type_name = field.type_name.replace(".v1alpha.", ".v1.")
     for method in file.service[0].method:
         method.input_type = method.input_type.replace(".v1alpha.", ".v1.")
         method.output_type = method.output_type.replace(".v1alpha.", ".v1.")

@@ -15,19 +15,18 @@ from typing import Any
 
 from google.protobuf.internal import api_implementation
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health_aio
 
 from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError
 from openmanager.runtime import grpc_server, reflection, telemetry
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES, Edge, Load
+from openmanager.runtime.health import HEALTH_SERVICE, HealthService
 from openmanager.runtime.module import MeshConfig, Module, Runtime, ServerConfig, Service, service_descriptor
 from openmanager.runtime.status import StatusReporter
 from openmanager.version import VERSION
 
 STATUS_SERVICE = "openmanager.api.status.v1.StatusService"
-HEALTH_SERVICE = "grpc.health.v1.Health"
 DRAIN_SECONDS = 1.0
 GRACE_SECONDS = 4.0
 HARD_EXIT_SECONDS = 6.0
@@ -94,8 +93,8 @@ class Server:
         self._load = Load(max_unary=config.max_calls, max_streams=config.max_streams)
         self._edge = Edge(self._grpc, self._load)
         self._service = service
-        self._health = health_aio.HealthServicer()
         self.names = [*service.servicers, STATUS_SERVICE]
+        self._health = HealthService((*self.names, *service.routed))
         self.status = StatusReporter(
             service=name,
             address=address,
@@ -106,7 +105,7 @@ class Server:
         )
         for full_name, servicer in {STATUS_SERVICE: self.status, **service.servicers}.items():
             self._edge.add(service_descriptor(full_name), servicer)
-        self._edge.add(health_pb2.DESCRIPTOR.services_by_name["Health"], _Health(self._health))
+        self._edge.add(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health)
         reflection.add(self._grpc, [*self.names, *service.routed, HEALTH_SERVICE])
         host, _, port = address.rpartition(":")
         if port != "0" and port_is_taken(address):
@@ -121,18 +120,14 @@ class Server:
         """Serve for the life of the context; on leaving, drain and stop."""
         async with self.status.probing():
             await self._grpc.start()
-            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            self._health.set_serving(serving=True)
             try:
                 yield
             finally:
                 await self._stop()
 
-    async def _set_health(self, state: Any) -> None:
-        for name in ("", *self.names, *self._service.routed):
-            await self._health.set(name, state)
-
     async def _stop(self) -> None:
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.set_serving(serving=False)
         self._service.on_drain()
         loop = asyncio.get_running_loop()
         end = loop.time() + DRAIN_SECONDS
@@ -141,42 +136,6 @@ class Server:
             await asyncio.sleep(0.02)
         self._edge.drain()
         await self._grpc.stop(GRACE_SECONDS)
-
-
-class _Health:
-    """`grpc.health.v1.Health` behind the edge like any other service."""
-
-    def __init__(self, inner: health_aio.HealthServicer) -> None:
-        self._inner = inner
-
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Return the health of a service; NOT_FOUND when there is none of that name."""
-        return await self._inner.Check(request, context)
-
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Stream the health of a service."""
-        changed: asyncio.Queue[Any] = asyncio.Queue(maxsize=16)
-        task = asyncio.create_task(self._inner.Watch(request, _Collector(changed, context)))
-        try:
-            while True:
-                yield await changed.get()
-        finally:
-            task.cancel()
-
-
-class _Collector:
-    """The part of a context that the health servicer's Watch writes to."""
-
-    def __init__(self, queue: asyncio.Queue[Any], context: Any) -> None:
-        self._queue = queue
-        self._context = context
-
-    async def write(self, message: Any) -> None:
-        """Pass one message on."""
-        await self._queue.put(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
 
 
 def _hard_exit(seconds: float) -> None:

@@ -429,7 +429,6 @@ class Supervisor:
         self._children: dict[str, _Child] = {}
         self._tasks = asyncio.TaskGroup()
         self._changed = asyncio.Event()
-        self._stopping = False
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&openmanager/api/server/v1/server.proto\x12\x19openmanager.api.server.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x04\n\x06Server\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08location\x18\x05 \x01(\t\x12=\n\x06labels\x18\x06 \x03(\x0b\x32-.openmanager.api.server.v1.Server.LabelsEntry\x12\x35\n\x05state\x18\x07 \x01(\x0e\x32&.openmanager.api.server.v1.ServerState\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\x12\x16\n\tcpu_usage\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmemory_usage\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x17\n\ndisk_usage\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12/\n\x0bsample_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10state_since_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08interval\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmetric_count\x18\x0f \x01(\x05\x12\x0f\n\x07metrics\x18\x10 \x03(\t\x12\x0e\n\x06values\x18\x11 \x03(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_cpu_usageB\x0f\n\r_memory_usageB\r\n\x0b_disk_usage\"\xd9\x02\n\x0c\x46leetSummary\x12\x13\n\x0btotal_count\x18\x01 \x01(\x03\x12\x15\n\rhealthy_count\x18\x02 \x01(\x03\x12\x15\n\rwarning_count\x18\x03 \x01(\x03\x12\x16\n\x0e\x63ritical_count\x18\x04 \x01(\x03\x12\x15\n\roffline_count\x18\x05 \x01(\x03\x12\x14\n\x0cseries_count\x18\x06 \x01(\x03\x12\x16\n\x0emean_cpu_usage\x18\x07 \x01(\x01\x12\x19\n\x11mean_memory_usage\x18\x08 \x01(\x01\x12\x17\n\x0fmean_disk_usage\x18\t \x01(\x01\x12=\n\x0c\x65nvironments\x18\n \x03(\x0b\x32\'.openmanager.api.server.v1.GroupSummary\x12\x36\n\x05roles\x18\x0b \x03(\x0b\x32\'.openmanager.api.server.v1.GroupSummary\"\xa6\x01\n\x0cGroupSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0btotal_count\x18\x02 \x01(\x03\x12\x15\n\rhealthy_count\x18\x03 \x01(\x03\x12\x15\n\rwarning_count\x18\x04 \x01(\x03\x12\x16\n\x0e\x63ritical_count\x18\x05 \x01(\x03\x12\x15\n\roffline_count\x18\x06 \x01(\x03\x12\x16\n\x0emean_cpu_usage\x18\x07 \x01(\x01*\x94\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_HEALTHY\x10\x01\x12\x18\n\x14SERVER_STATE_WARNING\x10\x02\x12\x19\n\x15SERVER_STATE_CRITICAL\x10\x03\x12\x18\n\x14SERVER_STATE_OFFLINE\x10\x04*;\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\x0e\n\nVIEW_BASIC\x10\x01\x12\r\n\tVIEW_FULL\x10\x02*\x87\x01\n\tWatchKind\x12\x1a\n\x16WATCH_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12WATCH_KIND_CREATED\x10\x01\x12\x17\n\x13WATCH_KIND_SNAPSHOT\x10\x02\x12\x14\n\x10WATCH_KIND_DELTA\x10\x03\x12\x17\n\x13WATCH_KIND_PROGRESS\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&openmanager/api/server/v1/server.proto\x12\x19openmanager.api.server.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x04\n\x06Server\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08location\x18\x05 \x01(\t\x12=\n\x06labels\x18\x06 \x03(\x0b\x32-.openmanager.api.server.v1.Server.LabelsEntry\x12\x35\n\x05state\x18\x07 \x01(\x0e\x32&.openmanager.api.server.v1.ServerState\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\x12\x16\n\tcpu_usage\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmemory_usage\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x17\n\ndisk_usage\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12/\n\x0bsample_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10state_since_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08interval\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmetric_count\x18\x0f \x01(\x05\x12\x0f\n\x07metrics\x18\x10 \x03(\t\x12\x0e\n\x06values\x18\x11 \x03(\x01\x12\x12\n\nmetric_set\x18\x12 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_cpu_usageB\x0f\n\r_memory_usageB\r\n\x0b_disk_usage\"\xd9\x02\n\x0c\x46leetSummary\x12\x13\n\x0btotal_count\x18\x01 \x01(\x03\x12\x15\n\rhealthy_count\x18\x02 \x01(\x03\x12\x15\n\rwarning_count\x18\x03 \x01(\x03\x12\x16\n\x0e\x63ritical_count\x18\x04 \x01(\x03\x12\x15\n\roffline_count\x18\x05 \x01(\x03\x12\x14\n\x0cseries_count\x18\x06 \x01(\x03\x12\x16\n\x0emean_cpu_usage\x18\x07 \x01(\x01\x12\x19\n\x11mean_memory_usage\x18\x08 \x01(\x01\x12\x17\n\x0fmean_disk_usage\x18\t \x01(\x01\x12=\n\x0c\x65nvironments\x18\n \x03(\x0b\x32\'.openmanager.api.server.v1.GroupSummary\x12\x36\n\x05roles\x18\x0b \x03(\x0b\x32\'.openmanager.api.server.v1.GroupSummary\"\xa6\x01\n\x0cGroupSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0btotal_count\x18\x02 \x01(\x03\x12\x15\n\rhealthy_count\x18\x03 \x01(\x03\x12\x15\n\rwarning_count\x18\x04 \x01(\x03\x12\x16\n\x0e\x63ritical_count\x18\x05 \x01(\x03\x12\x15\n\roffline_count\x18\x06 \x01(\x03\x12\x16\n\x0emean_cpu_usage\x18\x07 \x01(\x01*\x94\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_HEALTHY\x10\x01\x12\x18\n\x14SERVER_STATE_WARNING\x10\x02\x12\x19\n\x15SERVER_STATE_CRITICAL\x10\x03\x12\x18\n\x14SERVER_STATE_OFFLINE\x10\x04*;\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\x0e\n\nVIEW_BASIC\x10\x01\x12\r\n\tVIEW_FULL\x10\x02*\x87\x01\n\tWatchKind\x12\x1a\n\x16WATCH_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12WATCH_KIND_CREATED\x10\x01\x12\x17\n\x13WATCH_KIND_SNAPSHOT\x10\x02\x12\x14\n\x10WATCH_KIND_DELTA\x10\x03\x12\x17\n\x13WATCH_KIND_PROGRESS\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SERVER_LABELSENTRY']._loaded_options = None
   _globals['_SERVER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERSTATE']._serialized_start=1258
-  _globals['_SERVERSTATE']._serialized_end=1406
-  _globals['_VIEW']._serialized_start=1408
-  _globals['_VIEW']._serialized_end=1467
-  _globals['_WATCHKIND']._serialized_start=1470
-  _globals['_WATCHKIND']._serialized_end=1605
+  _globals['_SERVERSTATE']._serialized_start=1278
+  _globals['_SERVERSTATE']._serialized_end=1426
+  _globals['_VIEW']._serialized_start=1428
+  _globals['_VIEW']._serialized_end=1487
+  _globals['_WATCHKIND']._serialized_start=1490
+  _globals['_WATCHKIND']._serialized_end=1625
   _globals['_SERVER']._serialized_start=135
-  _globals['_SERVER']._serialized_end=738
-  _globals['_SERVER_LABELSENTRY']._serialized_start=647
-  _globals['_SERVER_LABELSENTRY']._serialized_end=692
-  _globals['_FLEETSUMMARY']._serialized_start=741
-  _globals['_FLEETSUMMARY']._serialized_end=1086
-  _globals['_GROUPSUMMARY']._serialized_start=1089
-  _globals['_GROUPSUMMARY']._serialized_end=1255
+  _globals['_SERVER']._serialized_end=758
+  _globals['_SERVER_LABELSENTRY']._serialized_start=667
+  _globals['_SERVER_LABELSENTRY']._serialized_end=712
+  _globals['_FLEETSUMMARY']._serialized_start=761
+  _globals['_FLEETSUMMARY']._serialized_end=1106
+  _globals['_GROUPSUMMARY']._serialized_start=1109
+  _globals['_GROUPSUMMARY']._serialized_end=1275
 # @@protoc_insertion_point(module_scope)

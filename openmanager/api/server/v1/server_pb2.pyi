@@ -152,6 +152,7 @@ class Server(_message.Message):
     METRIC_COUNT_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    METRIC_SET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The server id."""
     hostname: _builtins.str
@@ -174,6 +175,8 @@ class Server(_message.Message):
     """Newest use of the fullest disk in percent, 0–100; unset when it never came."""
     metric_count: _builtins.int
     """How many metrics the server has."""
+    metric_set: _builtins.str
+    """Names the list of metric keys: servers with the same name have the same list. Only with VIEW_FULL."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
@@ -192,7 +195,7 @@ class Server(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The metric keys; only with VIEW_FULL."""
+        """The metric keys; only with VIEW_FULL. In a watch only when their `metric_set` has not been sent on it before."""
 
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -218,10 +221,11 @@ class Server(_message.Message):
         metric_count: _builtins.int = ...,
         metrics: _abc.Iterable[_builtins.str] | None = ...,
         values: _abc.Iterable[_builtins.float] | None = ...,
+        metric_set: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_usage", b"_cpu_usage", "_disk_usage", b"_disk_usage", "_memory_usage", b"_memory_usage", "cpu_usage", b"cpu_usage", "disk_usage", b"disk_usage", "interval", b"interval", "memory_usage", b"memory_usage", "sample_time", b"sample_time", "state_since_time", b"state_since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_usage", b"_cpu_usage", "_disk_usage", b"_disk_usage", "_memory_usage", b"_memory_usage", "cpu_usage", b"cpu_usage", "disk_usage", b"disk_usage", "environment", b"environment", "hostname", b"hostname", "id", b"id", "interval", b"interval", "labels", b"labels", "location", b"location", "memory_usage", b"memory_usage", "metric_count", b"metric_count", "metrics", b"metrics", "role", b"role", "sample_time", b"sample_time", "state", b"state", "state_reason", b"state_reason", "state_since_time", b"state_since_time", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_usage", b"_cpu_usage", "_disk_usage", b"_disk_usage", "_memory_usage", b"_memory_usage", "cpu_usage", b"cpu_usage", "disk_usage", b"disk_usage", "environment", b"environment", "hostname", b"hostname", "id", b"id", "interval", b"interval", "labels", b"labels", "location", b"location", "memory_usage", b"memory_usage", "metric_count", b"metric_count", "metric_set", b"metric_set", "metrics", b"metrics", "role", b"role", "sample_time", b"sample_time", "state", b"state", "state_reason", b"state_reason", "state_since_time", b"state_since_time", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_usage: _TypeAlias = _typing.Literal["cpu_usage"]  # noqa: Y015
     _WhichOneofArgType__cpu_usage: _TypeAlias = _typing.Literal["_cpu_usage", b"_cpu_usage"]  # noqa: Y015

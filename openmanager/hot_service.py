@@ -1,0 +1,64 @@
+"""The edge of the four hot reads, the same for the cache service and the gateway: their messages are wire-identical."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from openmanager.api.cache.v1 import cache_pb2 as pb
+from openmanager.api.provenance.v1 import provenance_pb2
+from openmanager.api.server.v1 import server_pb2
+from openmanager.errors import missing
+from openmanager.frame import check_server_id, length_delimited
+from openmanager.hot import HotFleet, ListQuery
+from openmanager.runtime import validate
+from openmanager.runtime.edge import raw
+
+Describe = Callable[[], provenance_pb2.Provenance]
+
+
+class HotService:
+    """GetServer, ListServers, WatchServers and GetFleetSummary from a fleet; `describe` says where it came from."""
+
+    def __init__(self, fleet: HotFleet, describe: Describe) -> None:
+        self._fleet = fleet
+        self._describe = describe
+
+    @raw
+    async def GetServer(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002, N802
+        """Return one server."""
+        request: Any = validate.decode(pb.GetServerRequest, data)
+        if not request.id:
+            raise missing("id")
+        reply = self._fleet.reply(check_server_id(request.id, "id"), full=request.view != server_pb2.VIEW_BASIC)
+        return reply + length_delimited(2, self._describe().SerializeToString())
+
+    @raw
+    async def ListServers(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002, N802
+        """List servers."""
+        request: Any = validate.decode(pb.ListServersRequest, data)
+        query = ListQuery(
+            page_size=request.page_size,
+            page_token=request.page_token,
+            filter=request.filter,
+            order_by=request.order_by,
+            full=request.view == server_pb2.VIEW_FULL,
+        )
+        return self._fleet.list_reply(query) + length_delimited(3, self._describe().SerializeToString())
+
+    @raw
+    async def WatchServers(self, data: bytes, context: Any) -> AsyncIterator[bytes]:  # noqa: ARG002, N802
+        """Stream the servers."""
+        request: Any = validate.decode(pb.WatchServersRequest, data)
+        full = request.view == server_pb2.VIEW_FULL
+        async for message in self._fleet.watch(
+            request.resume_token, request.filter, full=full, describe=self._describe
+        ):
+            yield message
+
+    @raw
+    async def GetFleetSummary(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002, N802
+        """Return counts and means."""
+        validate.decode(pb.GetFleetSummaryRequest, data)
+        response = pb.GetFleetSummaryResponse(summary=self._fleet.summary(), provenance=self._describe())
+        return response.SerializeToString()

@@ -1,0 +1,1 @@
+"""Hot state: every server as it is now, kept from the log and backed by Redis."""
