@@ -8,7 +8,7 @@ from typing import Any
 from openmanager.api.cache.v1 import cache_pb2 as pb
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.server.v1 import server_pb2
-from openmanager.errors import missing
+from openmanager.errors import Reason, UnavailableError, missing
 from openmanager.frame import check_server_id, length_delimited
 from openmanager.hot import HotFleet, ListQuery
 from openmanager.runtime import validate
@@ -18,11 +18,19 @@ Describe = Callable[[], provenance_pb2.Provenance]
 
 
 class HotService:
-    """GetServer, ListServers, WatchServers and GetFleetSummary from a fleet; `describe` says where it came from."""
+    """GetServer, ListServers, WatchServers and GetFleetSummary from a fleet.
 
-    def __init__(self, fleet: HotFleet, describe: Describe) -> None:
+    `describe` says where it came from; `known` whether it was ever filled: until then nobody is told NOT_FOUND.
+    """
+
+    def __init__(self, fleet: HotFleet, describe: Describe, known: Callable[[], bool]) -> None:
         self._fleet = fleet
         self._describe = describe
+        self._known = known
+
+    def _check_known(self, server_id: str = "") -> None:
+        if not self._known() and server_id not in self._fleet:
+            raise UnavailableError("the state of the fleet is not known yet", reason=Reason.STORE_UNAVAILABLE)
 
     @raw
     async def GetServer(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002, N802
@@ -30,13 +38,16 @@ class HotService:
         request: Any = validate.decode(pb.GetServerRequest, data)
         if not request.id:
             raise missing("id")
-        reply = self._fleet.reply(check_server_id(request.id, "id"), full=request.view != server_pb2.VIEW_BASIC)
+        server_id = check_server_id(request.id, "id")
+        self._check_known(server_id)
+        reply = self._fleet.reply(server_id, full=request.view != server_pb2.VIEW_BASIC)
         return reply + length_delimited(2, self._describe().SerializeToString())
 
     @raw
     async def ListServers(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002, N802
         """List servers."""
         request: Any = validate.decode(pb.ListServersRequest, data)
+        self._check_known()
         query = ListQuery(
             page_size=request.page_size,
             page_token=request.page_token,
@@ -50,6 +61,7 @@ class HotService:
     async def WatchServers(self, data: bytes, context: Any) -> AsyncIterator[bytes]:  # noqa: ARG002, N802
         """Stream the servers."""
         request: Any = validate.decode(pb.WatchServersRequest, data)
+        self._check_known()
         full = request.view == server_pb2.VIEW_FULL
         async for message in self._fleet.watch(
             request.resume_token, request.filter, full=full, describe=self._describe
@@ -60,5 +72,6 @@ class HotService:
     async def GetFleetSummary(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002, N802
         """Return counts and means."""
         validate.decode(pb.GetFleetSummaryRequest, data)
+        self._check_known()
         response = pb.GetFleetSummaryResponse(summary=self._fleet.summary(), provenance=self._describe())
         return response.SerializeToString()

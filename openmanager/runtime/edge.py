@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 # What C-core reports for a call that has no deadline at all (about 292 years).
-_NO_DEADLINE_SECONDS = 10**8
+NO_DEADLINE_SECONDS = 10**8
 
 
 def raw(method: F) -> F:
@@ -214,7 +214,7 @@ def _serialize(reply: Message | bytes) -> bytes:
 def _remaining(context: grpc.aio.ServicerContext[Any, Any], default: float | None) -> float | None:
     """Return the seconds that are left for a call; DeadlineExceededError when there are none."""
     left = context.time_remaining()
-    if left is None or left > _NO_DEADLINE_SECONDS:
+    if left is None or left > NO_DEADLINE_SECONDS:
         return default
     if left <= 0:
         raise errors.DeadlineExceededError("the deadline had passed when the call arrived")

@@ -116,7 +116,7 @@ class Mirror:
         self._written_change = now
 
     def _lists(self, servers: Iterable[HotServer]) -> dict[str, tuple[bytes, timedelta | None]]:
-        fresh = {}
+        fresh: dict[str, tuple[bytes, timedelta | None]] = {}
         for server in servers:
             name = server.message.metric_set
             if name not in self._written_sets and (metrics := self._fleet.metrics_of(server)):

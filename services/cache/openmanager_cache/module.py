@@ -58,7 +58,7 @@ class CacheModule:
             try:
                 yield Service(
                     servicers={
-                        f"{PACKAGE}.CacheService": HotService(fleet.hot, state.describe),
+                        f"{PACKAGE}.CacheService": HotService(fleet.hot, state.describe, state.known),
                         f"{PACKAGE}.EntryService": EntryService(Entries(store), runtime.clock),
                     },
                     storages=[
@@ -108,6 +108,10 @@ class _State:
             await asyncio.sleep(OFFLINE_CHECK_SECONDS)
             if self._follower.view.following and self._fleet.mark_offline():
                 self._mirror.changed("")
+
+    def known(self) -> bool:
+        """Say whether the log was ever read."""
+        return self._follower.view.position > 0 or self._follower.view.following
 
     def describe(self) -> provenance_pb2.Provenance:
         """Return the provenance of an answer given now."""

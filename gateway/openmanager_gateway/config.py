@@ -1,0 +1,20 @@
+"""Configuration of the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from openmanager.config import setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """The section `gateway`."""
+
+    status_timeout: timedelta = setting(
+        timedelta(milliseconds=500), "How long a service may take to tell its state before its row says HUNG."
+    )
+    head_interval: timedelta = setting(
+        timedelta(seconds=2), "How often the newest samples are read while the cache service is away."
+    )

@@ -1,0 +1,77 @@
+"""Assembly of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+
+from openmanager_gateway.config import GatewayConfig
+from openmanager_gateway.replica import Replica
+from openmanager_gateway.router import Route
+from openmanager_gateway.service import GatewayService, MetricsService
+from openmanager_gateway.status import StatusBoard
+
+from openmanager.api.status.v1 import status_pb2
+from openmanager.runtime.module import Runtime, Service, service_descriptor
+from openmanager.runtime.peer import Peer
+
+OWN = "openmanager.api.gateway.v1.GatewayService"
+OTLP = "opentelemetry.proto.collector.metrics.v1.MetricsService"
+
+
+class GatewayModule:
+    """The module `gateway`. `routes` maps the name of each other service of the suite to its proto services."""
+
+    name = "gateway"
+    config = GatewayConfig
+
+    def __init__(self, routes: dict[str, tuple[str, ...]]) -> None:
+        self._routes = routes
+
+    @contextlib.asynccontextmanager
+    async def open(self, runtime: Runtime) -> AsyncIterator[Service]:
+        """Connect to the services and follow the cache."""
+        config: GatewayConfig = runtime.section(GatewayConfig)
+        async with contextlib.AsyncExitStack() as stack:
+            peers: dict[str, Peer] = {}
+            for name, services in self._routes.items():
+                peers[name] = await stack.enter_async_context(runtime.peer(name, *services))
+            replica = Replica(
+                cache=peers["cache"],
+                timeseries=peers["timeseries"],
+                clock=runtime.clock,
+                jitter=random.Random(),  # noqa: S311  (jitter)
+                head_interval=config.head_interval,
+            )
+            row = _own_row(runtime)
+            board = StatusBoard(
+                peers=list(peers.values()), own=lambda: row, clock=runtime.clock, wait=config.status_timeout
+            )
+            tasks = [asyncio.create_task(replica.run()), asyncio.create_task(replica.run_fallback())]
+            routes = {
+                service: Route(service_descriptor(service), peers[name])
+                for name, services in self._routes.items()
+                for service in services
+            }
+            try:
+                yield Service(
+                    servicers={
+                        OWN: GatewayService(replica=replica, board=board, timeseries=peers["timeseries"]),
+                        OTLP: MetricsService(peers["timeseries"], runtime.clock),
+                        **routes,
+                    },
+                )
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _own_row(runtime: Runtime) -> status_pb2.ServiceStatus:
+    row = status_pb2.ServiceStatus(
+        service=runtime.name, address=runtime.address, state=status_pb2.STORAGE_STATE_OK, version=runtime.version
+    )
+    row.start_time.FromNanoseconds(runtime.clock.now_nanos())
+    return row

@@ -1,0 +1,177 @@
+"""The gateway's own copy of hot state, kept by watching the cache service.
+
+While the cache is away the copy answers on, marked; the newest samples then come from timeseries' head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from datetime import timedelta
+
+import numpy as np
+
+from openmanager.api.cache.v1 import cache_pb2
+from openmanager.api.provenance.v1 import provenance_pb2
+from openmanager.api.server.v1 import server_pb2
+from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.errors import OpenManagerError, OutOfRangeError
+from openmanager.frame import Frame, ServerInfo, decode_trusted
+from openmanager.hot import HotFleet, HotServer, make_server, take_apart
+from openmanager.runtime.clock import Clock
+from openmanager.runtime.peer import Peer, backoff
+
+WATCH = "/openmanager.api.cache.v1.CacheService/WatchServers"
+LATEST = "/openmanager.api.timeseries.v1.TimeseriesService/QueryLatest"
+# Progress comes at least every 20 s; a stream that is silent for longer is dead.
+SILENCE_SECONDS = 25.0
+LATEST_SECONDS = 3.0
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """Hot state in this process. `fleet` is what is served, `describe` says how good it is."""
+
+    def __init__(
+        self, *, cache: Peer, timeseries: Peer, clock: Clock, jitter: random.Random, head_interval: timedelta
+    ) -> None:
+        self.fleet = HotFleet()
+        self._cache = cache
+        self._timeseries = timeseries
+        self._clock = clock
+        self._jitter = jitter
+        self._head_interval = head_interval.total_seconds()
+        self._token = ""
+        self._following = False
+        self._from_head = False
+        self._as_of_nanos = 0
+        self._cache_says: provenance_pb2.Provenance | None = None
+
+    def known(self) -> bool:
+        """Say whether the copy was ever filled."""
+        return self._as_of_nanos > 0
+
+    async def run(self) -> None:
+        """Follow the cache for ever."""
+        attempt = 0
+        while True:
+            try:
+                await self._watch()
+            except OutOfRangeError:
+                self._token = ""
+            except (OpenManagerError, TimeoutError) as err:
+                if self._following:
+                    log.warning("the cache is out of reach: %s", err)
+            attempt = 0 if self._following else attempt + 1
+            self._following = False
+            await asyncio.sleep(backoff(attempt, self._jitter.random(), cap=1.0).total_seconds())
+
+    async def run_fallback(self) -> None:
+        """Read the head at intervals while the cache is not followed, for ever."""
+        while True:
+            await asyncio.sleep(self._head_interval)
+            if not self._following:
+                with contextlib.suppress(OpenManagerError, TimeoutError):
+                    await self._read_head()
+
+    async def _watch(self) -> None:
+        request = cache_pb2.WatchServersRequest(resume_token=self._token, view=server_pb2.VIEW_FULL)
+        stream = self._cache.server_stream(WATCH, request)
+        fresh: list[HotServer] | None = None if self._token else []
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    message = cache_pb2.WatchServersResponse.FromString(await anext(stream))
+                fresh = self._take(message, fresh)
+        except StopAsyncIteration:
+            return
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    def _take(self, message: cache_pb2.WatchServersResponse, fresh: list[HotServer] | None) -> list[HotServer] | None:
+        """Apply one message; `fresh` gathers a snapshot until its last message, whose token is not that of change 0."""
+        servers = []
+        for each in message.servers:
+            server, metrics = take_apart(each)
+            if metrics:
+                self.fleet.learn_metrics(metrics)
+            servers.append(server)
+        if message.kind == server_pb2.WATCH_KIND_SNAPSHOT and fresh is not None:
+            fresh.extend(servers)
+            if message.resume_token.endswith("-0") and servers:
+                return fresh
+            self.fleet.replace_all(fresh)
+        else:
+            if servers:
+                self.fleet.put(servers)
+            self.fleet.delete(message.deleted_ids)
+        if message.kind != server_pb2.WATCH_KIND_CREATED:
+            self._token = message.resume_token
+            self._following, self._from_head = True, False
+            self._as_of_nanos = self._clock.now_nanos()
+        self._cache_says = message.provenance
+        return fresh
+
+    async def _read_head(self) -> None:
+        request = timeseries_pb2.QueryLatestRequest()
+        frames = []
+        async with asyncio.timeout(LATEST_SECONDS):
+            async for data in self._timeseries.server_stream(LATEST, request, seconds=LATEST_SECONDS):
+                part = timeseries_pb2.QueryLatestResponse.FromString(data)
+                if part.WhichOneof("part") == "frame":
+                    frames.append(decode_trusted(part.frame))
+        if self._following:
+            return
+        for frame in frames:
+            self._apply(frame)
+        self._token, self._from_head = "", True
+        self._as_of_nanos = self._clock.now_nanos()
+
+    def _apply(self, frame: Frame) -> None:
+        infos = {info.id: info for info in frame.server_infos}
+        self.fleet.learn_metrics(frame.metrics)
+        servers = []
+        for at, server_id in enumerate(frame.servers):
+            before = self.fleet.peek(server_id)
+            message = _message(infos.get(server_id) or ServerInfo(id=server_id), before)
+            newest = dict(zip(frame.metrics, frame.values[-1, at].tolist(), strict=True))
+            for name in ("cpu_usage", "memory_usage", "disk_usage"):
+                if name in newest and not np.isnan(newest[name]):
+                    setattr(message, name, newest[name])
+            message.sample_time.FromNanoseconds(int(frame.times[-1]))
+            servers.append(make_server(message, frame.metrics, frame.values[-1, at]))
+        self.fleet.put(servers)
+
+    def describe(self) -> provenance_pb2.Provenance:
+        """Return the provenance of an answer given now."""
+        now = self._clock.now_nanos()
+        if self._following:
+            self._as_of_nanos = now
+        about = provenance_pb2.Provenance(source="head" if self._from_head else "replica")
+        about.as_of_time.FromNanoseconds(self._as_of_nanos)
+        about.staleness.FromNanoseconds(max(0, now - self._as_of_nanos))
+        if not self._following:
+            about.degraded, about.partial = True, self._from_head
+            about.reason = "the cache service is away" + (": states are the last known" if self._from_head else "")
+        elif self._cache_says is not None and self._cache_says.degraded:
+            about.degraded, about.reason = True, self._cache_says.reason
+        return about
+
+
+def _message(info: ServerInfo, before: HotServer | None) -> server_pb2.Server:
+    """Return what is known of a server without the cache: its last state stays, for thresholds are the cache's."""
+    if before is not None:
+        message = server_pb2.Server()
+        message.CopyFrom(before.message)
+        return message
+    return server_pb2.Server(
+        id=info.id,
+        hostname=info.hostname or info.id,
+        environment=info.environment,
+        role=info.role,
+        location=info.location,
+        labels=dict(info.labels),
+    )

@@ -1,0 +1,86 @@
+"""Forwards every method of another service as bytes: no codec, the caller's deadline, metadata and trace passed on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from openmanager.errors import DeadlineExceededError
+from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, NO_DEADLINE_SECONDS, raw
+from openmanager.runtime.peer import Peer
+
+# What a hop keeps back of the deadline, to be able to answer; with less than this left nobody is asked.
+HOP_SECONDS = 0.05
+LEAST_SECONDS = 0.02
+
+# Ours to set, or the transport's.
+_NOT_PASSED = frozenset({"user-agent", "traceparent", "tracestate", "content-type", "te", "grpc-accept-encoding"})
+_INTERNAL_PREFIX = "x-openmanager-"
+
+
+class Route:
+    """A servicer whose every method is forwarded to a peer."""
+
+    def __init__(self, descriptor: ServiceDescriptor, peer: Peer) -> None:
+        for method in descriptor.methods:
+            setattr(self, method.name, forwarder(method, peer))
+
+
+def forwarder(method: MethodDescriptor, peer: Peer, path: str | None = None) -> Any:
+    """Return a handler that forwards a method to `peer`, under the method's own path unless another is given."""
+    target = path or f"/{method.containing_service.full_name}/{method.name}"
+    if method.client_streaming:
+        return _bidi(peer, target)
+    return _server_stream(peer, target) if method.server_streaming else _unary(peer, target)
+
+
+def _unary(peer: Peer, path: str) -> Any:
+    @raw
+    async def forward(data: bytes, context: Any) -> bytes:
+        return await peer.unary_bytes(path, data, seconds=_remaining(context), metadata=passed(context))
+
+    return forward
+
+
+def _server_stream(peer: Peer, path: str) -> Any:
+    @raw
+    async def forward(data: bytes, context: Any) -> AsyncIterator[bytes]:
+        async for reply in peer.server_stream(path, data, seconds=_stream_left(context), metadata=passed(context)):
+            yield reply
+
+    return forward
+
+
+def _bidi(peer: Peer, path: str) -> Any:
+    @raw
+    async def forward(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for reply in peer.bidi_stream(path, requests, seconds=_stream_left(context), metadata=passed(context)):
+            yield reply
+
+    return forward
+
+
+def _remaining(context: Any) -> float:
+    """Return the seconds that the next hop may take."""
+    left = context.time_remaining()
+    if left is None or left > NO_DEADLINE_SECONDS:
+        return DEFAULT_DEADLINE_SECONDS
+    if left < LEAST_SECONDS:
+        raise DeadlineExceededError("too little time was left to ask another service")
+    return max(LEAST_SECONDS, float(left) - HOP_SECONDS)
+
+
+def _stream_left(context: Any) -> float | None:
+    left = context.time_remaining()
+    return None if left is None or left > NO_DEADLINE_SECONDS else float(left)
+
+
+def passed(context: Any) -> list[tuple[str, Any]]:
+    """Return the caller's metadata without what is ours or the transport's."""
+    return [
+        (key, value)
+        for key, value in context.invocation_metadata() or ()
+        if key not in _NOT_PASSED and not key.startswith((_INTERNAL_PREFIX, "grpc-", ":"))
+    ]

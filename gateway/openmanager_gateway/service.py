@@ -1,0 +1,85 @@
+"""The edge of the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from openmanager_gateway import otlp
+from openmanager_gateway.replica import Replica
+from openmanager_gateway.router import forwarder
+from openmanager_gateway.status import StatusBoard
+
+from openmanager.api.gateway.v1 import gateway_pb2 as pb
+from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.errors import OpenManagerError, UnavailableError
+from openmanager.frame import encode_write_request
+from openmanager.hot_service import HotService
+from openmanager.runtime import validate
+from openmanager.runtime.clock import Clock
+from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, raw
+from openmanager.runtime.module import service_descriptor
+from openmanager.runtime.peer import Peer
+
+WRITE_FRAME = "/openmanager.api.timeseries.v1.TimeseriesService/WriteFrame"
+WRITE_FRAMES = "/openmanager.api.timeseries.v1.TimeseriesService/WriteFrames"
+
+
+class GatewayService(HotService):
+    """openmanager.api.gateway.v1.GatewayService: hot reads, status, and writes passed on as bytes."""
+
+    def __init__(self, *, replica: Replica, board: StatusBoard, timeseries: Peer) -> None:
+        super().__init__(replica.fleet, replica.describe, replica.known)
+        self._board = board
+        methods = service_descriptor("openmanager.api.gateway.v1.GatewayService").methods_by_name
+        self.WriteFrame = forwarder(methods["WriteFrame"], timeseries, WRITE_FRAME)
+        self.WriteFrames = forwarder(methods["WriteFrames"], timeseries, WRITE_FRAMES)
+
+    async def GetStorageStatus(  # noqa: N802
+        self,
+        request: pb.GetStorageStatusRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> pb.GetStorageStatusResponse:
+        """Return the state of every service and store."""
+        return await self._board.collect()
+
+    async def WatchStorageStatus(  # noqa: N802
+        self,
+        request: pb.WatchStorageStatusRequest,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[pb.WatchStorageStatusResponse]:
+        """Stream the same."""
+        async for board in self._board.watch():
+            yield pb.WatchStorageStatusResponse(status=board)
+
+
+class MetricsService:
+    """opentelemetry.proto.collector.metrics.v1.MetricsService: OTLP exports, turned into frames."""
+
+    def __init__(self, timeseries: Peer, clock: Clock) -> None:
+        self._timeseries = timeseries
+        self._clock = clock
+        self._headline = otlp.HeadlineState()
+
+    @raw
+    async def Export(self, data: bytes, context: Any) -> Any:  # noqa: ARG002, N802
+        """Write the metrics of an export; what cannot be taken is told by partial success."""
+        request: Any = validate.decode(otlp.ExportMetricsServiceRequest, data)
+        conversion = otlp.convert(request, headline=self._headline, now_nanos=self._clock.now_nanos())
+        rejected: dict[str, int] = {}
+        for frame in conversion.frames:
+            for rejection in await self._write(encode_write_request(frame)):
+                rejected[rejection.reason] = rejected.get(rejection.reason, 0) + rejection.sample_count
+        return otlp.encode_response(conversion, rejected)
+
+    async def _write(self, request: bytes) -> Any:
+        try:
+            reply = await self._timeseries.unary(
+                WRITE_FRAME, request, timeseries_pb2.WriteFrameResponse, seconds=DEFAULT_DEADLINE_SECONDS
+            )
+        except OpenManagerError as err:
+            # An exporter repeats UNAVAILABLE and gives up on nearly everything else; the samples are still there.
+            if err.retry_after is None:
+                raise
+            raise UnavailableError(err.message, reason=err.reason, retry_after=err.retry_after) from err
+        return reply.ack.rejections

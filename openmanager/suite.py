@@ -1,0 +1,65 @@
+"""The one file that knows every service of the suite, and what each serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from openmanager.runtime.module import MeshConfig, Module, ServerConfig
+
+# The proto services of each service; the gateway routes them all.
+SERVICES: dict[str, tuple[str, ...]] = {
+    "timeseries": (
+        "openmanager.api.timeseries.v1.TimeseriesService",
+        "openmanager.api.timeseries.v1.LogService",
+        "openmanager.api.timeseries.v1.ImportService",
+    ),
+    "cache": ("openmanager.api.cache.v1.CacheService", "openmanager.api.cache.v1.EntryService"),
+    "metadata": ("openmanager.api.metadata.v1.ServerService", "openmanager.api.metadata.v1.PolicyService"),
+    "simulator": (
+        "openmanager.api.simulator.v1.SimulatorService",
+        "openmanager.api.simulator.v1.FaultService",
+    ),
+}
+GATEWAY = "gateway"
+NAMES = (*SERVICES, GATEWAY)
+
+
+def load_protos() -> None:
+    """Import the generated code of every service, so that their descriptors are known."""
+    for name in (*SERVICES, "gateway", "status"):
+        import_module(f"openmanager.api.{name}.v1.{name}_pb2")
+    import_module("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
+
+
+def _gateway() -> Module:
+    from openmanager_gateway.module import GatewayModule
+
+    return GatewayModule(SERVICES)
+
+
+def _service(name: str) -> Callable[[], Module]:
+    def load() -> Module:
+        module: Module = import_module(f"openmanager_{name}.module").module
+        return module
+
+    return load
+
+
+MODULES: dict[str, Callable[[], Module]] = {**{name: _service(name) for name in SERVICES}, GATEWAY: _gateway}
+
+
+def load_module(name: str) -> Module:
+    """Return a service's module; only its own packages are imported."""
+    load_protos()
+    return MODULES[name]()
+
+
+def sections() -> dict[str, type[Any]]:
+    """Return every section of the configuration."""
+    found: dict[str, type[Any]] = {"mesh": MeshConfig, "server": ServerConfig}
+    for name in NAMES:
+        config = import_module(f"openmanager_{name}.config")
+        found[name] = getattr(config, f"{name.capitalize()}Config")
+    return found
