@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from openmanager.embedded import EmbeddedConfig
 from openmanager.runtime.module import MeshConfig, Module, ServerConfig
 
 # The proto services of each service; the gateway routes them all.
@@ -58,7 +59,7 @@ def load_module(name: str) -> Module:
 
 def sections() -> dict[str, type[Any]]:
     """Return every section of the configuration."""
-    found: dict[str, type[Any]] = {"mesh": MeshConfig, "server": ServerConfig}
+    found: dict[str, type[Any]] = {"mesh": MeshConfig, "server": ServerConfig, "embedded": EmbeddedConfig}
     for name in NAMES:
         config = import_module(f"openmanager_{name}.config")
         found[name] = getattr(config, f"{name.capitalize()}Config")

@@ -47,12 +47,18 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--gateway", metavar="HOST:PORT", envvar="OPENMANAGER_GATEWAY", default=GATEWAY, show_default=True,
-              help="Where the gateway is.")
+@click.option(
+    "--gateway",
+    metavar="HOST:PORT",
+    envvar="OPENMANAGER_GATEWAY",
+    default=GATEWAY,
+    show_default=True,
+    help="Where the gateway is.",
+)
 @click.version_option(VERSION, "-V", "--version", message="openmanager %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, gateway: str) -> None:
-    """A telemetry store for server fleets, behind typed gRPC contracts.
+    """Run, watch and ask a telemetry store for server fleets.
 
     \b
     Start everything on this machine:    openmanager up

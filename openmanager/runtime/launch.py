@@ -45,7 +45,6 @@ def main(args: Sequence[str]) -> NoReturn:
     options, program = _parse(args)
     os.umask(0o077)
     try:
-        # Here and not in the program: its log and data are looked at by people who expect one meaning of each signal.
         _reset_signals()
         # Looked up as who we are: the user we become may be unable to read Python's own files.
         prctl = _prctl()
@@ -78,7 +77,7 @@ def _parse(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _reset_signals() -> None:
-    """Undo what Python and a parent's `nohup` set: an ignored signal stays ignored across exec."""
+    """Undo what Python or a `nohup` above us set: an ignored signal stays ignored across exec, and would not stop us."""
     ignored: Iterable[signal.Signals] = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     for number in ignored:
         signal.signal(number, signal.SIG_DFL)

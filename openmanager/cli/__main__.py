@@ -1,0 +1,5 @@
+"""Run as `python -m openmanager.cli`."""
+
+from openmanager.cli.main import main
+
+main()

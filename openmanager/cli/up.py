@@ -1,0 +1,232 @@
+"""`openmanager up`: the whole mesh on this machine, with embedded stores."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from openmanager import config, embedded, suite
+from openmanager.cli import configuration
+from openmanager.config import Configuration, Secret
+from openmanager.datadir import DataDir
+from openmanager.embedded import EmbeddedConfig, Store
+from openmanager.errors import ConfigurationError, UnavailableError
+from openmanager.runtime.module import MeshConfig, ServerConfig
+from openmanager.runtime.supervisor import ChildSpec, ChildStatus, State, Supervisor
+
+START_SECONDS = 60.0
+FRONT = ("gateway", "simulator")
+
+
+@click.command(epilog="Example: openmanager up --servers 100 --interval 5s --data-dir ./data")
+@click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="Where everything is kept.")
+@click.option("--gateway", metavar="HOST:PORT", help="Where the gateway listens; the others take the next five ports.")
+@click.option("--servers", type=click.IntRange(1, 100_000), help="Servers of the simulated fleet.  [default: 20]")
+@click.option("--interval", metavar="DURATION", help="Time between the fleet's ticks.  [default: 10s]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the fleet.  [default: 1]")
+@click.option("--no-simulation", is_flag=True, help="Start the simulator without letting it tick.")
+def up(**options: Any) -> None:
+    """Start the mesh: PostgreSQL, Valkey, and every service, until Ctrl-C.
+
+    REDIS_URL and DATABASE_URL, when they are set, are used instead of the embedded stores.
+    """
+    flags = _flags(options)
+    loaded = configuration.load(flags)
+    with DataDir.open(options["data_dir"] or _default_data_dir()) as data:
+        asyncio.run(_run(data, loaded, flags))
+
+
+def _default_data_dir() -> Path:
+    """Return where data goes when nothing is said: the usual place of the user's, or the system's for root."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/openmanager")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "openmanager"
+
+
+def _flags(options: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    flags: dict[tuple[str, str], Any] = {
+        ("simulator", "servers"): options["servers"],
+        ("simulator", "interval"): options["interval"],
+        ("simulator", "seed"): options["seed"],
+        ("simulator", "autostart"): False if options["no_simulation"] else None,
+    }
+    gateway = options["gateway"] or os.environ.get("OPENMANAGER_GATEWAY")
+    if gateway:
+        host, _, port = gateway.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65531:
+            raise ConfigurationError(f"{gateway!r} is not an address: host:port with a port below 65531 is expected")
+        for offset, name in enumerate(("gateway", "simulator", "cache", "timeseries", "metadata")):
+            flags["mesh", name] = f"{host}:{int(port) + offset}"
+    return {place: value for place, value in flags.items() if value is not None}
+
+
+async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, str], Any]) -> None:
+    mesh = loaded.section(MeshConfig)
+    _check_addresses(mesh, loaded.section(ServerConfig))
+    stores = _stores(data, loaded)
+    services = _services(data, loaded, flags, stores)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    progress = _Progress()
+    async with Supervisor([*(store.spec for store in stores.values()), *services], on_change=progress.show) as children:
+        if await _ready_or(stop, children):
+            progress.end()
+            _print_screen(data, mesh, stores, children)
+            await stop.wait()
+        progress.end()
+        click.echo("stopping", err=True)
+    click.echo("stopped", err=True)
+
+
+def _check_addresses(mesh: MeshConfig, server: ServerConfig) -> None:
+    from openmanager.runtime.server import check_address, port_is_taken
+
+    for name in suite.NAMES:
+        address = getattr(mesh, name)
+        check_address(address, allow_insecure=server.allow_insecure)
+        if port_is_taken(address):
+            raise ConfigurationError(
+                f"{address}, the address of {name}, is taken by another program: choose others with --gateway HOST:PORT"
+            )
+
+
+def _stores(data: DataDir, loaded: Configuration) -> dict[str, Store]:
+    """Return the embedded stores that no URL replaces, by the variable that their URL goes to."""
+    options = loaded.section(EmbeddedConfig)
+    made = {"DATABASE_URL": embedded.postgresql, "REDIS_URL": embedded.valkey}
+    given = {value.key.variable for value in loaded.values.values() if value.key.kind is Secret and value.value}
+    return {variable: make(data, options) for variable, make in made.items() if variable not in given}
+
+
+def _services(
+    data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, str], Any], stores: Mapping[str, Store]
+) -> list[ChildSpec]:
+    variables = {(key.section, key.name): key.variable for key in config.keys(suite.sections())}
+    environment = {
+        **os.environ,
+        **{variables[place]: config.show(value) for place, value in flags.items()},
+        **{variable: store.url.reveal() for variable, store in stores.items()},
+        "OPENMANAGER_ALLOW_INSECURE": "1",  # the addresses were checked above
+    }
+    if loaded.values["timeseries", "data_dir"].origin == "default":
+        environment["OPENMANAGER_TIMESERIES_DATA_DIR"] = str(data.timeseries)
+    return [
+        ChildSpec(
+            name=name,
+            argv=(sys.executable, "-m", "openmanager.cli", "serve", name),
+            env=environment,
+            stop_group=0 if name in FRONT else 1,
+            log_path=data.logs / f"{name}.log",
+            lock_path=data.locks / name,
+            ready=_serving(getattr(loaded.section(MeshConfig), name)),
+        )
+        for name in suite.NAMES
+    ]
+
+
+def _serving(address: str) -> Callable[[], Awaitable[bool]]:
+    """Return what asks the server at an address whether it serves and its stores are fine."""
+
+    async def ready() -> bool:
+        from openmanager.api.status.v1 import status_pb2
+        from openmanager.errors import OpenManagerError
+        from openmanager.runtime.peer import Peer
+
+        fine = (status_pb2.STORAGE_STATE_OK, status_pb2.STORAGE_STATE_SLOW)
+        try:
+            async with Peer("service", address) as peer:
+                path = "/openmanager.api.status.v1.StatusService/GetStatus"
+                reply = await peer.unary(path, status_pb2.GetStatusRequest(), status_pb2.GetStatusResponse, seconds=1.0)
+        except OpenManagerError:
+            return False
+        return reply.status.state in fine
+
+    return ready
+
+
+async def _ready_or(stop: asyncio.Event, children: Supervisor) -> bool:
+    """Wait until everything serves; False when the stop came first."""
+    ready = asyncio.create_task(children.wait_ready())
+    stopped = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait({ready, stopped}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if ready in done:
+        ready.result()
+        return True
+    ready.cancel()
+    if not done:
+        late = ", ".join(
+            f"{child.name} ({child.last_error or child.state})"
+            for child in children.children()
+            if child.state is not State.READY
+        )
+        raise UnavailableError(f"not everything started within {START_SECONDS:.0f} s: {late}")
+    return False
+
+
+class _Progress:
+    """A line on the terminal that says what is being waited for."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._states: dict[str, State] = {}
+        self._started = False
+
+    def show(self, child: ChildStatus) -> None:
+        """Take the new state of a child."""
+        self._states[child.name] = child.state
+        if child.last_error and child.state is State.WAITING:
+            self._line(f"{child.name} ended and is started again: {child.last_error}\n")
+        if self._tty and not self._started:
+            ready = sum(state is State.READY for state in self._states.values())
+            waiting = [name for name, state in self._states.items() if state is not State.READY]
+            bar = "█" * ready + "░" * len(waiting)
+            self._line(f"starting {bar} {', '.join(waiting)}")
+
+    def end(self) -> None:
+        """Everything is up: clear the line."""
+        self._line("")
+        self._started = True
+
+    def _line(self, text: str) -> None:
+        if self._tty:
+            sys.stderr.write("\r\x1b[K")
+        if text.endswith("\n") or self._tty:
+            sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _print_screen(data: DataDir, mesh: MeshConfig, stores: Mapping[str, Store], children: Supervisor) -> None:
+    database = "embedded PostgreSQL" if "DATABASE_URL" in stores else "PostgreSQL of DATABASE_URL"
+    cache = "embedded Valkey" if "REDIS_URL" in stores else "Redis of REDIS_URL"
+    option = "" if mesh.gateway == MeshConfig().gateway else f" --gateway {mesh.gateway}"
+    seconds = max((child.seconds_to_ready or 0.0) for child in children.children())
+    click.echo(
+        f"""
+OpenManager is up ({seconds:.1f} s).
+
+  gateway      {mesh.gateway}   everything is asked here: gRPC, OTLP, reflection
+  simulator    {mesh.simulator}   cache {mesh.cache}   timeseries {mesh.timeseries}   metadata {mesh.metadata}
+
+  hot state    {cache}
+  history      log and Parquet blocks in {data.timeseries}
+  inventory    {database}
+  logs         {data.logs}
+
+Try next, in a second terminal:
+
+  openmanager{option} status
+  openmanager{option} top
+  openmanager{option} query cpu_usage --last 15m
+
+Ctrl-C stops everything; what was acknowledged stays in {data.path}.
+"""
+    )
