@@ -1,0 +1,122 @@
+"""Fixtures that more than one folder of tests uses: a whole mesh, started once as a user would start it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from openmanager import suite
+from openmanager.runtime.peer import Peer
+
+suite.load_protos()
+
+STARTED = "OpenManager is up"
+PORTS = 6
+
+
+def free_ports(count: int = PORTS) -> int:
+    """Return a port that is free together with the ones after it."""
+    for base in range(20_000 + os.getpid() % 20_000, 60_000, count + 1):
+        sockets = [socket.socket() for _ in range(count)]
+        try:
+            for offset, each in enumerate(sockets):
+                each.bind(("127.0.0.1", base + offset))
+        except OSError:
+            continue
+        finally:
+            for each in sockets:
+                each.close()
+        return base
+    pytest.fail("no free ports")
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+    """Return when the condition holds; fail when it does not within `seconds`."""
+    end = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        await asyncio.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A running `openmanager up`."""
+
+    process: subprocess.Popen[str]
+    data: Path
+    base: int
+    screen: str
+
+    @property
+    def gateway(self) -> str:
+        return f"127.0.0.1:{self.base}"
+
+    def address(self, service: str) -> str:
+        offsets = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4}
+        return f"127.0.0.1:{self.base + offsets[service]}"
+
+    def stop(self, number: int = signal.SIGINT) -> float:
+        """End it; return the seconds it took."""
+        start = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(timeout=20)
+        return time.monotonic() - start
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what would configure the mesh."""
+    names = ("OPENMANAGER_", "OTEL_", "REDIS_URL", "DATABASE_URL", "INFLUXDB_", "VICTORIAMETRICS_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(names)}
+
+
+def start_mesh(data: Path, base: int, *options: str, environment: dict[str, str] | None = None) -> Mesh:
+    """Start a mesh and return when it serves."""
+    command = [sys.executable, "-m", "openmanager.cli", "up", "--data-dir", str(data)]
+    process = subprocess.Popen(
+        [*command, "--gateway", f"127.0.0.1:{base}", *options],
+        env={**clean_environment(), **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if STARTED in line:
+            break
+    else:
+        pytest.fail(f"the mesh did not start:\n{''.join(lines)}")
+    return Mesh(process, data, base, "".join(lines))
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[Mesh]:
+    """A mesh of three servers that tick every second, for every test that does not break it."""
+    data = Path(tempfile.mkdtemp(prefix="openmanager-test-"))
+    running = start_mesh(data, free_ports(), "--servers", "3", "--interval", "1s", "--seed", "7")
+    try:
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(data, ignore_errors=True)
+
+
+@pytest.fixture
+async def gateway(mesh: Mesh) -> AsyncIterator[Peer]:
+    """A channel to the mesh's gateway."""
+    async with Peer("gateway", mesh.gateway) as peer:
+        yield peer
