@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.errors import OutOfRangeError, Reason, invalid
+from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason, invalid
 from openmanager.metric import check_key
+from openmanager.runtime import validate
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024 - 1024
 NANOS_PER_MILLI = 1_000_000
@@ -148,6 +150,130 @@ def metric_message(info: MetricInfo) -> frame_pb2.MetricInfo:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The names of a frame as they stood on the wire, checked: the bytes of its fields 2 and 3, complete."""
+
+    servers: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+class FrameReader:
+    """Reads frames from the wire; remembers the names it has seen, which hardly ever change from frame to frame.
+
+    A frame in the form that `encode` writes, with names that were seen before, is read without protobuf: the values are
+    a view of the bytes. Everything else goes through protobuf and `decode`, and gives the same.
+    """
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._capacity = capacity
+        self._names: dict[bytes, _Names] = {}
+
+    def read(self, wire: bytes) -> tuple[Frame, bool]:
+        """Return the checked frame of some bytes, and whether the bytes say just that: nothing was lower-cased or cut.
+
+        Errors as `decode`, and InvalidArgumentError for bytes that are no frame.
+        """
+        place = _places(wire)
+        if place is not None:
+            found = self._names.get(wire[place.times_end : place.names_end])
+            if found is not None:
+                known = _read_known(wire, place, found)
+                if known is not None:
+                    return known
+        message = frame_pb2.Frame()
+        try:
+            message.ParseFromString(wire)
+        except DecodeError as err:
+            raise InvalidArgumentError("the bytes are not a Frame", reason=Reason.MALFORMED_MESSAGE) from err
+        validate.check_unknown(message, len(wire))
+        frame = decode(message)
+        if place is not None:
+            self._remember(wire[place.times_end : place.names_end], message, frame)
+        same_times = np.array_equal(frame.times, np.asarray(message.time_unix_nanos, np.int64))
+        return frame, same_times and frame.servers == tuple(message.servers)
+
+    def _remember(self, names: bytes, message: frame_pb2.Frame, frame: Frame) -> None:
+        """Remember names whose bytes are exactly those that make them: then equal bytes mean equal names."""
+        ids = tuple(message.servers)
+        if ids == frame.servers and encode_names(2, ids) + encode_names(3, frame.metrics) == names:
+            if len(self._names) >= self._capacity:
+                self._names.clear()
+            self._names[names] = _Names(frame.servers, frame.metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the parts of a frame in the usual form are."""
+
+    times: int
+    times_end: int
+    names_end: int
+    values: int
+    values_end: int
+
+
+def _places(wire: bytes) -> _Places | None:
+    """Return where the parts are if this is times, names, values, infos in that order; None when it cannot be."""
+    if wire[:1] != b"\x0a":
+        return None
+    times, size = _read_varint(wire, 1)
+    times_end = times + size
+    # The values are looked for from the end: what follows them is short, and their length says where they begin.
+    at = wire.find(b"\x22", times_end)
+    while 0 <= at < len(wire) - 1:
+        values, size = _read_varint(wire, at + 1)
+        end = values + size
+        if (
+            size
+            and size % (times_end - times) == 0
+            and end <= len(wire)
+            and wire[end : end + 1] in {b"", b"\x2a", b"\x32"}
+        ):
+            return _Places(times, times_end, at, values, end)
+        at = wire.find(b"\x22", at + 1)
+    return None
+
+
+def _read_varint(wire: bytes, at: int) -> tuple[int, int]:
+    """Return the offset after a varint and its value; a value too large to be meant for one that does not end."""
+    value = 0
+    for offset in range(5):
+        if at + offset >= len(wire):
+            break
+        byte = wire[at + offset]
+        value |= (byte & 0x7F) << 7 * offset
+        if byte < 0x80:
+            return at + offset + 1, value
+    return at, 1 << 62
+
+
+def _read_known(wire: bytes, place: _Places, names: _Names) -> tuple[Frame, bool] | None:
+    times = np.frombuffer(wire, "<i8", (place.times_end - place.times) // 8, place.times)
+    shape = (len(times), len(names.servers), len(names.metrics))
+    if (place.times_end - place.times) % 8 or place.values_end - place.values != 8 * shape[0] * shape[1] * shape[2]:
+        return None
+    infos: frame_pb2.Frame | None = None
+    if place.values_end < len(wire):
+        infos = frame_pb2.Frame()
+        try:
+            infos.ParseFromString(wire[place.values_end :])
+        except DecodeError:
+            return None
+        if infos.time_unix_nanos or infos.servers or infos.metrics or infos.values:
+            return None  # a second part of a field: protobuf knows how to join them
+    whole = _checked_times(times)
+    frame = Frame(
+        times=whole,
+        servers=names.servers,
+        metrics=names.metrics,
+        values=np.frombuffer(wire, "<f8", shape[0] * shape[1] * shape[2], place.values).reshape(shape),
+        server_infos=tuple(_checked_info(_info(item)) for item in infos.server_infos) if infos else (),
+        metric_infos=tuple(_checked_metric_info(item) for item in infos.metric_infos) if infos else (),
+    )
+    return frame, np.array_equal(whole, times)
+
+
 def decode(message: frame_pb2.Frame) -> Frame:
     """Return the checked frame of a message: ids lower-cased, times truncated to whole milliseconds.
 
@@ -159,14 +285,13 @@ def decode(message: frame_pb2.Frame) -> Frame:
     if len(message.values) != count:
         shape = f"{len(frame.times)} times × {len(frame.servers)} servers × {len(frame.metrics)} metrics"
         raise invalid("frame.values", f"has {len(message.values)} values where {shape} make {count}")
-    infos = tuple(_checked_info(info) for info in frame.server_infos)
     return Frame(
         times=_checked_times(frame.times),
         servers=check_servers(frame.servers),
         metrics=_checked_metrics(frame.metrics),
         values=frame.values,
-        server_infos=infos,
-        metric_infos=frame.metric_infos,
+        server_infos=tuple(_checked_info(info) for info in frame.server_infos),
+        metric_infos=tuple(_checked_metric_info(item) for item in message.metric_infos),
     )
 
 
@@ -272,6 +397,17 @@ def _checked_info(info: ServerInfo) -> ServerInfo:
         location=info.location,
         labels=info.labels,
     )
+
+
+def _checked_metric_info(message: frame_pb2.MetricInfo) -> MetricInfo:
+    if not message.name:
+        raise invalid("frame.metric_infos.name", "is required")
+    for name, limit in (("name", 255), ("unit", 63), ("description", 1024)):
+        check_text(f"frame.metric_infos.{name}", getattr(message, name), limit)
+    for name, enum in (("kind", frame_pb2.MetricKind), ("temporality", frame_pb2.Temporality)):
+        if getattr(message, name) not in enum.values():
+            raise invalid(f"frame.metric_infos.{name}", "is not a known value")
+    return _metric_info(message)
 
 
 def check_text(name: str, text: str, limit: int) -> None:

@@ -39,12 +39,17 @@ def decode(cls: type[Message], data: bytes) -> Message:
 
 def check(message: Message, size: int) -> None:
     """Raise InvalidArgumentError or OutOfRangeError, naming the field, for what no request may hold."""
+    check_unknown(message, size)
+    for path, field_check in _checks(message.DESCRIPTOR.full_name):
+        field_check(message, path)
+
+
+def check_unknown(message: Message, size: int) -> None:
+    """Raise InvalidArgumentError when a message of `size` bytes has more than 64 KiB of fields that nobody knows."""
     if size > MAX_UNKNOWN_BYTES and _unknown_bytes(message) > MAX_UNKNOWN_BYTES:
         raise InvalidArgumentError(
             "the message has more than 64 KiB of unknown fields", reason=Reason.MALFORMED_MESSAGE
         )
-    for path, field_check in _checks(message.DESCRIPTOR.full_name):
-        field_check(message, path)
 
 
 def _unknown_bytes(message: Message) -> int:

@@ -94,9 +94,9 @@ class History:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def write(self, message: frame_pb2.Frame, wire: bytes | None, *, any_future: bool = False) -> Accepted:
-        """Admit a frame, append it to the log, and return when it is durable."""
-        admitted = self._admission.admit(message, wire, any_future=any_future)
+    async def write(self, wire: bytes, *, any_future: bool = False) -> Accepted:
+        """Admit a frame, given its wire form, append it to the log, and return when it is durable."""
+        admitted = self._admission.admit(wire, any_future=any_future)
         if admitted.accepted == 0:
             return Accepted(position=0, admitted=admitted)
         self._admitted[id(admitted.payload)] = admitted

@@ -12,9 +12,8 @@ from datetime import timedelta
 
 import numpy as np
 
-from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import Reason, ResourceExhaustedError
-from openmanager.frame import MAX_FRAME_BYTES, Frame, decode, encode
+from openmanager.frame import MAX_FRAME_BYTES, Frame, FrameReader, encode
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries.catalog import Catalog, Layout
 from openmanager_timeseries.samples import Bools
@@ -51,26 +50,22 @@ class Admission:
     def __init__(self, *, catalog: Catalog, clock: Clock, raw_retention: timedelta, future_limit: timedelta) -> None:
         self._catalog = catalog
         self._clock = clock
+        self._reader = FrameReader()
         self._retention_nanos = int(raw_retention.total_seconds() * _NANOS)
         self._future_nanos = int(future_limit.total_seconds() * _NANOS)
 
-    def admit(self, message: frame_pb2.Frame, wire: bytes | None, *, any_future: bool = False) -> Admitted:
-        """Return what is taken of a frame; `wire` is its wire form where the caller has it.
+    def admit(self, wire: bytes, *, any_future: bool = False) -> Admitted:
+        """Return what is taken of a frame, given its wire form.
 
         Raises InvalidArgumentError or OutOfRangeError for a malformed frame, ResourceExhaustedError for one too large.
         """
-        frame = decode(message)
+        frame, exact = self._reader.read(wire)
         layout = self._catalog.layout(frame.servers, frame.metrics)
         refused, finite = self._refused(frame, layout, any_future=any_future)
         accepted = int(np.count_nonzero(finite))
-        unchanged = (
-            not refused
-            and frame.servers == tuple(message.servers)
-            and np.array_equal(frame.times, np.asarray(message.time_unix_nanos))
-        )
         if refused:
             frame = replace(frame, values=np.where(finite, frame.values, np.nan))
-        payload = wire if wire is not None and unchanged else encode(frame)
+        payload = wire if exact and not refused else encode(frame)
         if len(payload) > MAX_FRAME_BYTES:
             raise ResourceExhaustedError(
                 f"the frame is larger than {MAX_FRAME_BYTES} bytes: split it", reason=Reason.MESSAGE_TOO_LARGE

@@ -38,8 +38,7 @@ class TimeseriesService:
     @raw
     async def WriteFrame(self, data: bytes, context: Any) -> pb.WriteFrameResponse:  # noqa: ARG002, N802
         """Append one frame."""
-        request, wire = _frame_request(pb.WriteFrameRequest, data)
-        return pb.WriteFrameResponse(ack=_ack(await self._history.write(request.frame, wire)))
+        return pb.WriteFrameResponse(ack=_ack(await self._history.write(_frame_of(pb.WriteFrameRequest, data))))
 
     @raw
     async def WriteFrames(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
@@ -132,12 +131,16 @@ class ImportService:
 # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _frame_request(cls: type[Any], data: bytes) -> tuple[Any, bytes | None]:
-    """Return a request that holds one frame, and the frame's bytes where they are all there is in it."""
+def _frame_of(cls: type[Any], data: bytes) -> bytes:
+    """Return the bytes of the frame in a request: cut out where they are all there is in it, else through protobuf."""
+    only = _only_field(data)
+    if only is not None:
+        return only
     request: Any = validate.decode(cls, data)
     if not request.HasField("frame"):
         raise missing("frame")
-    return request, _only_field(data)
+    encoded: bytes = request.frame.SerializeToString()
+    return encoded
 
 
 def _only_field(data: bytes) -> bytes | None:
@@ -162,8 +165,8 @@ async def _write_all(
     async def receive() -> None:
         try:
             async for data in requests:
-                request, wire = _frame_request(cls, data)
-                await under_way.put(asyncio.create_task(history.write(request.frame, wire, any_future=any_future)))
+                wire = _frame_of(cls, data)
+                await under_way.put(asyncio.create_task(history.write(wire, any_future=any_future)))
         except Exception as err:  # noqa: BLE001  (handed to the writer's own side of the stream, in order)
             await under_way.put(err)
         else:

@@ -1,0 +1,184 @@
+"""Rows against a running mesh: hot reads, the routed hop, and the claims made for the Redis path."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.pair import Row, at_most
+from openmanager.api.cache.v1 import cache_pb2
+from openmanager.api.gateway.v1 import gateway_pb2
+from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.runtime.peer import Peer
+
+GET_SERVER = "/openmanager.api.gateway.v1.GatewayService/GetServer"
+CACHE_GET_SERVER = "/openmanager.api.cache.v1.CacheService/GetServer"
+LIST_SERIES = "/openmanager.api.timeseries.v1.TimeseriesService/ListSeries"
+ECHO = "/bench.Echo/Echo"
+USERS_RATE = 1000.0
+SECONDS = 4.0
+PAIRS = 5
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a load saw: milliseconds, and microseconds of the server's processor time a call."""
+
+    p50: float
+    p99: float
+    cpu: float
+
+
+def free_ports(count: int) -> int:
+    """Return a port that is free with the ones after it."""
+    for base in range(30_000, 60_000, count):
+        with contextlib.ExitStack() as stack:
+            try:
+                for offset in range(count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
+            except OSError:
+                continue
+            return base
+    raise SystemExit("no free ports")
+
+
+@contextlib.contextmanager
+def mesh(servers: int) -> Iterator[tuple[int, dict[str, int]]]:
+    """Run a whole mesh; yield its first port and the process id of each service."""
+    base = free_ports(6)
+    with tempfile.TemporaryDirectory(prefix="openmanager-bench-") as folder:
+        command = [sys.executable, "-m", "openmanager.cli", "up", "--data-dir", folder]
+        process = subprocess.Popen(
+            [*command, "--gateway", f"127.0.0.1:{base}", "--servers", str(servers), "--interval", "1s"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if "is up" in line:
+                    break
+            time.sleep(3)
+            yield base, _pids(process.pid)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+
+
+def _pids(parent: int) -> dict[str, int]:
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                is_child = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+                if is_child and b"serve" in arguments:
+                    found[arguments[arguments.index(b"serve") + 1].decode()] = int(entry.name)
+    return found
+
+
+@contextlib.contextmanager
+def echo(size: int) -> Iterator[tuple[str, int]]:
+    """Run an echo server; yield its address and process id."""
+    port = free_ports(1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.echo", str(port), str(size)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield f"127.0.0.1:{port}", process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def load(target: str, path: str, request: bytes, pids: list[int], *, rate: float, amount: float) -> Load:
+    """Put a load on a server from another process."""
+    before = sum(cpu_seconds(pid) for pid in pids)
+    command = [sys.executable, "-m", "bench.load", target, path, request.hex(), str(rate), str(amount)]
+    latencies = sorted(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    used = sum(cpu_seconds(pid) for pid in pids) - before
+    at = [latencies[int(len(latencies) * share)] * 1e3 for share in (0.5, 0.99)]
+    return Load(at[0], at[1], used / (len(latencies) + 100) * 1e6)
+
+
+def compare(name: str, ours, peer, goals: dict[str, float]) -> list[Row]:  # type: ignore[no-untyped-def]
+    """Return a row for each figure of interleaved loads."""
+    found = [(ours(), peer()) for _ in range(PAIRS)]
+    rows = []
+    for figure, goal in goals.items():
+        values = [(getattr(a, figure), getattr(b, figure)) for a, b in found]
+        medians = tuple(statistics.median(side) for side in zip(*values, strict=True))
+        ratio = statistics.median(a / b for a, b in values if b)
+        unit = "µs cpu" if figure == "cpu" else "ms"
+        rows.append(at_most(f"{name}, {figure}", (medians[0], medians[1], ratio), goal, unit, 1))
+    return rows
+
+
+async def _reply_size(target: str, path: str, request: bytes) -> int:
+    async with Peer("bench", target) as peer:
+        return len(await peer.unary_bytes(path, request, seconds=5))
+
+
+async def _first_server(target: str) -> str:
+    async with Peer("bench", target) as peer:
+        path = "/openmanager.api.gateway.v1.GatewayService/ListServers"
+        request = gateway_pb2.ListServersRequest(page_size=1)
+        return (await peer.unary(path, request, gateway_pb2.ListServersResponse, seconds=5)).servers[0].id
+
+
+def rows() -> list[Row]:
+    """Measure against one mesh of 20 servers."""
+    out: list[Row] = []
+    with mesh(20) as (base, pids):
+        gateway, timeseries = f"127.0.0.1:{base}", f"127.0.0.1:{base + 3}"
+        server = asyncio.run(_first_server(gateway))
+        read = gateway_pb2.GetServerRequest(id=server).SerializeToString()
+        size = asyncio.run(_reply_size(gateway, GET_SERVER, read))
+        with echo(size) as (peer, peer_pid):
+            out += compare(
+                f"cached read of {size // 1024} KiB, 500 users at 1,000 rps, against echo",
+                lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=USERS_RATE, amount=SECONDS),
+                lambda: load(peer, ECHO, b"", [peer_pid], rate=USERS_RATE, amount=SECONDS),
+                {"p50": 1.3, "p99": 1.5, "cpu": 1.2},
+            )
+            one = cache_pb2.GetServerRequest(id=server).SerializeToString()
+            out += compare(
+                "one call routed by the gateway, against two echoes",
+                lambda: load(gateway, CACHE_GET_SERVER, one, [pids["gateway"]], rate=0, amount=600),
+                lambda: _twice(load(peer, ECHO, b"", [peer_pid], rate=0, amount=600)),
+                {"p50": 1.0},
+            )
+        request = timeseries_pb2.ListSeriesRequest(page_size=1000)
+        request.selector.servers.append(server)
+        series = request.SerializeToString()
+        out += compare(
+            "hot read from the gateway, against asking timeseries for the same server",
+            lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=0, amount=400),
+            lambda: load(timeseries, LIST_SERIES, series, [pids["timeseries"]], rate=0, amount=400),
+            {"p50": 1.0, "cpu": 0.7},
+        )
+    return out
+
+
+def _twice(found: Load) -> Load:
+    return Load(2 * found.p50, 2 * found.p99, 2 * found.cpu)

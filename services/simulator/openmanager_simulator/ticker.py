@@ -1,0 +1,256 @@
+"""Ticks: at every epoch multiple of the interval the next values of the fleet, as frames for a writer.
+
+While the mesh is away frames wait, a bounded number of them; then the oldest are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+from openmanager.errors import FailedPreconditionError, OpenManagerError, Reason
+from openmanager.frame import Frame, MetricInfo, ServerInfo, split
+from openmanager.runtime.clock import Clock
+from openmanager.runtime.peer import backoff
+from openmanager_simulator.catalogue import Catalogue
+from openmanager_simulator.fault import Fault
+from openmanager_simulator.fleet import Server, make_fleet
+from openmanager_simulator.simulation import Simulation
+
+# What is known of servers and metrics goes with the first tick and with every so many after it.
+INFO_TICKS = 60
+# Ticks that are made at once for a stream or an advance: a frame of the default fleet stays well below its limit.
+BATCH_BYTES = 1 << 20
+_NANOS_PER_MILLI = 1_000_000
+
+log = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """Where frames go."""
+
+    async def write(self, frame: Frame) -> int:
+        """Write a frame and return the accepted samples; an OpenManagerError when it was not."""
+        ...
+
+    async def import_frames(self, frames: Iterator[Frame]) -> int:
+        """Write frames whose times may lie in the future; return the accepted samples."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is simulated: servers, milliseconds between ticks, seed."""
+
+    server_count: int
+    interval_millis: int
+    seed: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What has been done since the process started; times in nanoseconds."""
+
+    running: bool = False
+    tick_count: int = 0
+    last_tick_nanos: int = 0
+    dropped_frame_count: int = 0
+    acknowledged_sample_count: int = 0
+    last_error: str = ""
+    waiting: deque[Frame] = field(default_factory=deque)
+
+
+class Ticker:
+    """The running simulation of one fleet."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        catalogue: Catalogue,
+        writer: Writer,
+        clock: Clock,
+        jitter: random.Random,
+        buffer_frames: int,
+        make: Callable[[Settings, tuple[Server, ...], Sequence[Fault]], Simulation],
+    ) -> None:
+        self.settings = settings
+        self.catalogue = catalogue
+        self.progress = Progress()
+        self._writer = writer
+        self._clock = clock
+        self._jitter = jitter
+        self._buffer_frames = buffer_frames
+        self._make = make
+        self._faults: tuple[Fault, ...] = ()
+        self._ready = asyncio.Event()
+        self._ticking: asyncio.Task[None] | None = None
+        self._info_in = 0
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self.fleet = make_fleet(self.settings.server_count)
+        self.simulation = self._make(self.settings, self.fleet, self._faults)
+        self._servers = tuple(server.id for server in self.fleet)
+        self._metrics = tuple(metric.key for metric in self.catalogue.metrics)
+        self._info_in = 0
+
+    @property
+    def interval_nanos(self) -> int:
+        """The nanoseconds between ticks."""
+        return self.settings.interval_millis * _NANOS_PER_MILLI
+
+    def set_faults(self, faults: Sequence[Fault]) -> None:
+        """Replace the injected faults, from the next tick on."""
+        self._faults = tuple(faults)
+        self.simulation.set_faults(self._faults)
+
+    # ── running ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, settings: Settings) -> None:
+        """Begin to tick; FailedPreconditionError when it ticks with other settings."""
+        if self.progress.running:
+            if settings != self.settings:
+                raise FailedPreconditionError("stop the simulation first", reason=Reason.SIMULATION_RUNNING)
+            return
+        if settings != self.settings:
+            self.settings = settings
+            self._rebuild()
+        self.progress.running = True
+        self._ticking = asyncio.create_task(self._tick_forever())
+
+    async def stop(self) -> None:
+        """Stop ticking; what waits is still delivered."""
+        self.progress.running = False
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+            self._ticking = None
+
+    async def _tick_forever(self) -> None:
+        while True:
+            now = self._clock.now_nanos()
+            due = now // self.interval_nanos + 1
+            await asyncio.sleep((due * self.interval_nanos - now) / 1e9)
+            for frame in await asyncio.to_thread(self._frames, due, 1):
+                self._buffer(frame)
+            self.progress.tick_count += 1
+            self.progress.last_tick_nanos = due * self.interval_nanos
+
+    def _frames(self, tick: int, count: int) -> list[Frame]:
+        """Return the frames of some ticks (in a thread)."""
+        infos = self._info_in <= 0
+        self._info_in = INFO_TICKS if infos else self._info_in - count
+        whole = Frame(
+            times=self.simulation.times(tick, count),
+            servers=self._servers,
+            metrics=self._metrics,
+            values=self.simulation.values(tick, count),
+            server_infos=_server_infos(self.fleet) if infos else (),
+            metric_infos=_metric_infos(self.catalogue) if infos else (),
+        )
+        return list(split(whole))
+
+    def _buffer(self, frame: Frame) -> None:
+        self.progress.waiting.append(frame)
+        while len(self.progress.waiting) > self._buffer_frames:
+            self.progress.waiting.popleft()
+            self.progress.dropped_frame_count += 1
+        self._ready.set()
+
+    async def deliver(self) -> None:
+        """Write what waits, oldest first, for ever."""
+        attempt = 0
+        while True:
+            while not self.progress.waiting:
+                self._ready.clear()
+                await self._ready.wait()
+            frame = self.progress.waiting[0]
+            try:
+                accepted = await self._writer.write(frame)
+            except OpenManagerError as err:
+                self._failed(frame, err)
+                await asyncio.sleep(backoff(attempt, self._jitter.random(), cap=2.0).total_seconds())
+                attempt += 1
+                continue
+            attempt = 0
+            self.progress.last_error = ""
+            self.progress.acknowledged_sample_count += accepted
+            self._done(frame)
+
+    def _failed(self, frame: Frame, err: OpenManagerError) -> None:
+        if not self.progress.last_error:
+            log.warning("frames wait: %s", err)
+        self.progress.last_error = err.message
+        self._info_in = 0
+        if err.retry_after is None and err.code not in {1, 4, 8, 14}:  # it would be refused again
+            self.progress.dropped_frame_count += 1
+            self._done(frame)
+
+    def _done(self, frame: Frame) -> None:
+        # It may have been dropped for a newer one while it was being written.
+        if self.progress.waiting and self.progress.waiting[0] is frame:
+            self.progress.waiting.popleft()
+
+    # ── on demand ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def advance(self, count: int) -> None:
+        """Make ticks at once, following on from the last one, and write them."""
+        if self.progress.running:
+            raise FailedPreconditionError("stop the simulation first", reason=Reason.SIMULATION_RUNNING)
+        last = self.progress.last_tick_nanos or self._clock.now_nanos()
+        first = last // self.interval_nanos + (1 if self.progress.last_tick_nanos else 0)
+        for tick, some in self._batches(first, count):
+            frames = await asyncio.to_thread(self._frames, tick, some)
+            self.progress.acknowledged_sample_count += await self._writer.import_frames(iter(frames))
+            self.progress.tick_count += some
+            self.progress.last_tick_nanos = (tick + some - 1) * self.interval_nanos
+
+    def _batches(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        size = max(1, BATCH_BYTES // (len(self._servers) * len(self._metrics) * 8))
+        for tick in range(first, first + count, size):
+            yield tick, min(size, first + count - tick)
+
+    async def frames_between(self, start: int, end: int) -> AsyncIterator[Frame]:
+        """Yield the frames of [start, end) nanoseconds without writing them."""
+        first = -(-start // self.interval_nanos)
+        last = -(-end // self.interval_nanos)
+        for tick, some in self._batches(first, max(0, last - first)):
+            for frame in await asyncio.to_thread(self._frames, tick, some):
+                yield frame
+
+
+def _server_infos(fleet: Sequence[Server]) -> tuple[ServerInfo, ...]:
+    return tuple(
+        ServerInfo(
+            id=server.id,
+            hostname=server.hostname,
+            environment=server.environment,
+            role=server.role,
+            location=server.location,
+        )
+        for server in fleet
+    )
+
+
+def _metric_infos(catalogue: Catalogue) -> tuple[MetricInfo, ...]:
+    kinds = {"gauge": (1, 0), "counter": (2, 1)}  # the numbers of MetricKind and Temporality
+    names = {metric.name: metric for metric in catalogue.metrics}
+    return tuple(
+        MetricInfo(
+            name=metric.name,
+            unit=metric.unit,
+            kind=kinds[metric.kind][0],
+            temporality=kinds[metric.kind][1],
+            description=metric.description,
+        )
+        for metric in names.values()
+    )
+
+
