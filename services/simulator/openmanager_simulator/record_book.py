@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from google.protobuf import json_format
+from openmanager_simulator.fault import Fault
 
 from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, OpenManagerError, Reason
 from openmanager.runtime.peer import Peer
-from openmanager_simulator.fault import Fault
 
 POLICY_SERVICE = "/openmanager.api.metadata.v1.PolicyService"
 KIND = "fault"
@@ -114,8 +114,6 @@ class RecordBook:
         policy = pb.Policy(kind=KIND, id=fault.id)
         json_format.ParseDict(dict(self._to_document(fault)), policy.document)
         request = pb.UpdatePolicyRequest(policy=policy)
-        await self._peer.unary(
-            f"{POLICY_SERVICE}/UpdatePolicy", request, pb.UpdatePolicyResponse, seconds=CALL_SECONDS
-        )
+        await self._peer.unary(f"{POLICY_SERVICE}/UpdatePolicy", request, pb.UpdatePolicyResponse, seconds=CALL_SECONDS)
         if self._unsaved.get(fault.id) is fault:
             del self._unsaved[fault.id]

@@ -1,0 +1,277 @@
+"""History as a whole, on real files: what was written is read, from the head, from blocks, and from both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openmanager_timeseries import block as parquet
+from openmanager_timeseries.config import TimeseriesConfig
+from openmanager_timeseries.disk import PosixDisk
+from openmanager_timeseries.history import History, open_history
+from openmanager_timeseries.query import RangeQuery
+
+from openmanager.errors import InvalidArgumentError, OutOfRangeError, ResourceExhaustedError
+from openmanager.frame import Frame, MetricInfo, ServerInfo, encode
+
+SECOND = 10**9
+NOW = 1_790_000_000 * SECOND
+
+
+class StillClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.nanos = NOW
+        self.seconds = 0.0
+
+    def now_nanos(self) -> int:
+        return self.nanos
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def config(folder: Path) -> TimeseriesConfig:
+    return TimeseriesConfig(data_dir=folder, ballast_size=0, seal_interval=timedelta(days=9), max_series=1000)
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path, **changes) -> AsyncIterator[History]:
+    settings_ = replace(config(folder), **changes)
+    async with open_history(settings_, PosixDisk(folder / "log"), StillClock()) as history:
+        yield history
+
+
+def frame(time: int, values: dict[str, dict[str, float]], **more) -> Frame:
+    """Return a frame of one time: values by server and metric, absent ones NaN."""
+    servers = tuple(values)
+    metrics = tuple(sorted({metric for found in values.values() for metric in found}))
+    grid = np.array([[[values[s].get(m, np.nan) for m in metrics] for s in servers]])
+    return Frame(times=np.array([NOW + time * SECOND]), servers=servers, metrics=metrics, values=grid, **more)
+
+
+def asked(start: int, end: int, **changes) -> RangeQuery:
+    query = RangeQuery(
+        servers=(),
+        server_filter="",
+        metrics=(),
+        start=NOW + start * SECOND,
+        end=NOW + end * SECOND,
+        step=0,
+        aggregation="MEAN",
+        group_by="SERVER",
+    )
+    return replace(query, **changes)
+
+
+async def raw(
+    history: History, start: int = -3600, end: int = 600, **changes
+) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    answer = await history.query_range(asked(start, end, **changes), 10)
+    assert answer.raw is not None
+    found = {}
+    for row, name in enumerate(answer.names):
+        part = slice(int(answer.raw.offsets[row]), int(answer.raw.offsets[row + 1]))
+        times = ((answer.raw.times[part] - NOW) // SECOND).tolist()
+        found[name.server, name.metric] = list(zip(times, answer.raw.values[part].tolist(), strict=True))
+    return found
+
+
+writes = st.lists(
+    st.tuples(
+        st.integers(-60, 0),
+        st.dictionaries(
+            st.sampled_from(["a", "b", "c"]),
+            st.dictionaries(
+                st.sampled_from(["x", "y", "z{k=1}"]),
+                st.sampled_from([0.1, -0.0, 1e300, 5e-324, 3.25, 7.0]),
+                min_size=1,
+            ),
+            min_size=1,
+        ),
+    ),
+    max_size=25,
+)
+
+
+@given(writes, st.sets(st.integers(0, 25)), st.booleans())
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_every_sample_is_read_as_written_across_seals_and_restarts(tmp_path_factory, found, seals, restart: bool):  # noqa: FBT001
+    folder = tmp_path_factory.mktemp("history")
+    expected: dict[tuple[str, str], dict[int, float]] = {}
+    async with opened(folder) as history:
+        for at, (time, values) in enumerate(found):
+            await history.write(encode(frame(time, values)))
+            for server, metrics in values.items():
+                for metric, value in metrics.items():
+                    expected.setdefault((server, metric), {})[time] = value
+            if at in seals:
+                await history.seal()
+                history.head.drop(0)
+        if not restart:
+            assert repr(await raw(history)) == repr({key: sorted(expected[key].items()) for key in sorted(expected)})
+    if restart:
+        async with opened(folder) as history:
+            assert repr(await raw(history)) == repr({key: sorted(expected[key].items()) for key in sorted(expected)})
+            total = history.ledger.message(history.log)
+            for consumer in total.consumers:
+                assert consumer.delivered_sample_count + consumer.waiting_sample_count == total.accepted_sample_count
+
+
+async def test_selection_by_server_filter_name_and_attributes(tmp_path: Path):
+    infos = (ServerInfo(id="a", role="web", environment="aws"), ServerInfo(id="b", role="db", labels={"team": "x"}))
+    async with opened(tmp_path) as history:
+        values = {"cpu{core=0}": 1.0, "cpu{core=1}": 2.0, "disk": 3.0}
+        await history.write(encode(frame(-5, {"a": values, "b": values}, server_infos=infos)))
+        assert set(await raw(history, servers=("A",), metrics=("cpu",))) == {("a", "cpu{core=0}"), ("a", "cpu{core=1}")}
+        assert set(await raw(history, metrics=("*{core=1}",))) == {("a", "cpu{core=1}"), ("b", "cpu{core=1}")}
+        assert set(await raw(history, server_filter="role=web", metrics=("disk",))) == {("a", "disk")}
+        assert set(await raw(history, server_filter="labels.team=x OR environment=aws", metrics=("disk",))) == {
+            ("a", "disk"),
+            ("b", "disk"),
+        }
+        assert await raw(history, servers=("nobody",)) == {}
+        with pytest.raises(InvalidArgumentError, match="server_filter"):
+            await raw(history, server_filter="colour=red")
+
+
+async def test_groups_and_rates(tmp_path: Path):
+    infos = (ServerInfo(id="a", role="web"), ServerInfo(id="b", role="web"), ServerInfo(id="c", role="db"))
+    about = (MetricInfo(name="n", kind=2, temporality=1),)
+    async with opened(tmp_path) as history:
+        for time, count in ((-30, 0.0), (-20, 10.0), (-10, 30.0)):
+            values = {server: {"n": count * (2 if server == "c" else 1)} for server in "abc"}
+            await history.write(encode(frame(time, values, server_infos=infos, metric_infos=about)))
+        query = asked(-20, 0, step=10 * SECOND, aggregation="RATE", group_by="ROLE")
+        answer = await history.query_range(query, 10)
+        assert [name.group for name in answer.names] == ["db", "web"]
+        assert answer.values is not None
+        assert answer.values.tolist() == [[2.0, 4.0], [2.0, 4.0]]
+        everybody = await history.query_range(replace(query, aggregation="MAX", group_by="ALL"), 10)
+        assert everybody.values is not None
+        assert everybody.values.tolist() == [[20.0, 60.0]]
+
+
+async def test_single_samples_are_rejected_with_their_reason(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        values = {"a": {"x": np.inf, "y": 1.0}, "b": {"x": np.nan, "y": -np.inf}}
+        accepted = await history.write(encode(frame(0, values)))
+        assert accepted.admitted.accepted == 1
+        assert {(r.server, r.metric, r.reason) for r in accepted.admitted.rejections} == {
+            ("a", "x", "VALUE_NOT_FINITE"),
+            ("b", "y", "VALUE_NOT_FINITE"),
+        }
+        late = await history.write(encode(frame(601, {"a": {"x": 1.0}})))
+        assert (late.position, late.admitted.rejections[0].reason) == (0, "TIME_IN_FUTURE")
+        old = await history.write(encode(frame(-15 * 86400, {"a": {"x": 1.0}})))
+        assert (old.position, old.admitted.rejections[0].reason) == (0, "TIME_TOO_OLD")
+        ahead = await history.write(encode(frame(601, {"a": {"x": 1.0}})), any_future=True)
+        assert ahead.position > 0
+        assert set(await raw(history, end=3600)) == {("a", "x"), ("a", "y")}
+
+
+async def test_series_beyond_the_limit_are_refused_and_the_others_go_on(tmp_path: Path):
+    async with opened(tmp_path, max_series=3) as history:
+        await history.write(encode(frame(-3, {"a": {"x": 1.0, "y": 2.0}})))
+        many = await history.write(encode(frame(-2, {"b": {f"m{i}": 1.0 for i in range(5)}})))
+        assert (many.admitted.accepted, many.admitted.rejected) == (1, 4)
+        assert many.admitted.rejections[0].reason == "SERIES_LIMIT"
+        again = await history.write(encode(frame(-1, {"a": {"x": 5.0, "y": 6.0}})))
+        assert again.admitted.accepted == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"end": NOW - 3600 * SECOND}, InvalidArgumentError),
+        ({"end": NOW - 3601 * SECOND}, InvalidArgumentError),
+        ({"step": -SECOND}, InvalidArgumentError),
+        ({"step": 1}, InvalidArgumentError),
+        ({"step": 10**6}, ResourceExhaustedError),
+        ({"start": -(2**63)}, OutOfRangeError),
+        ({"group_by": "ALL"}, InvalidArgumentError),
+        ({"metrics": ("",)}, InvalidArgumentError),
+        ({"metrics": ("x{a",)}, InvalidArgumentError),
+    ],
+)
+async def test_an_impossible_range_is_refused(tmp_path: Path, changes: dict, error: type[Exception]):
+    async with opened(tmp_path) as history:
+        with pytest.raises(error):
+            await history.query_range(replace(asked(-3600, 0), **changes), 10)
+
+
+async def test_a_range_older_than_what_is_kept_says_so(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        await history.write(encode(frame(0, {"a": {"x": 1.0}})))
+        answer = await history.query_range(asked(-30 * 86400, 0, step=3600 * SECOND), 10)
+        assert "kept for a limited time" in answer.partial_reason
+
+
+async def test_a_damaged_block_is_set_aside_and_the_rest_answers(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        for time in (-20, -10):
+            await history.write(encode(frame(time, {"a": {"x": float(time)}})))
+            await history.seal()
+        history.head.drop(0)
+        victim = history.blocks.blocks[0].path
+        content = bytearray(victim.read_bytes())
+        content[4:400] = bytes(396)
+        victim.write_bytes(content)
+        assert await raw(history) == {("a", "x"): [(-10, -10.0)]}
+        answer = await history.query_range(asked(-60, 0), 10)
+        assert "damaged" in answer.partial_reason
+        assert not victim.exists()
+    async with opened(tmp_path) as history:
+        assert history.blocks.quarantined == [victim.name]
+        assert await raw(history) == {("a", "x"): [(-10, -10.0)]}
+
+
+async def test_the_newest_samples_outlive_their_block(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        await history.write(encode(frame(-9, {"a": {"x": 1.5}}, server_infos=(ServerInfo(id="a", role="web"),))))
+        await history.seal()
+    for lose_catalogue in (False, True):
+        if lose_catalogue:
+            (tmp_path / "catalog.parquet").unlink()
+        async with opened(tmp_path) as history:
+            selection = history.catalog.select((), "", ())
+            times, values = history.catalog.last(selection.ids)
+            assert (times.tolist(), values.tolist()) == ([NOW - 9 * SECOND], [1.5])
+
+
+VALUES = [0.0, -0.0, 5e-324, 1.7976931348623157e308, 2.0**53, 2.0**53 + 2, 0.1, 1 / 3, 1e15 + 0.3, -123.456, 0.07]
+
+
+@given(
+    st.lists(
+        st.one_of(st.sampled_from(VALUES), st.floats(allow_nan=True, allow_infinity=False)), min_size=4, max_size=4
+    )
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_scaled_integers_are_used_only_where_they_give_the_double_back(values: list[float]):
+    series = np.asarray([values])
+    scaled, exponents, exact = parquet.encode_values(series)
+    if exact[0]:
+        present = ~np.isnan(series[0])
+        back = scaled[0][present] / 10.0 ** exponents[0]
+        assert back.tobytes() == series[0][present].tobytes()
+
+
+async def test_blocks_are_plain_parquet(tmp_path: Path):
+    import pyarrow.parquet as pq
+
+    async with opened(tmp_path) as history:
+        await history.write(encode(frame(-1, {"a": {"x": 12.34, "y": 1 / 3}})))
+        await history.seal()
+        table = pq.read_table(history.blocks.blocks[0].path).to_pylist()
+    assert [(row["server"], row["metric"]) for row in table] == [("a", "x"), ("a", "y")]
+    assert table[0]["scaled"] / 10 ** table[0]["exponent"] == 12.34
+    assert table[1]["value"] == 1 / 3
