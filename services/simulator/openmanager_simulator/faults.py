@@ -5,12 +5,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, replace
 
+from openmanager.errors import invalid
+from openmanager.runtime.clock import Clock
 from openmanager_simulator.fault import Fault, FaultPattern, plan_fault, scheduled_faults
 from openmanager_simulator.record_book import RecordBook
 from openmanager_simulator.ticker import Ticker
-
-from openmanager.errors import invalid
-from openmanager.runtime.clock import Clock
 
 _DAY = 86_400 * 10**9
 # No pattern lasts longer, so that this many days before a range hold all faults that reach into it.
@@ -62,7 +61,7 @@ class FaultDesk:
 
     def between(self, start: int, end: int) -> list[Fault]:
         """Return the faults that reach into [start, end) nanoseconds, newest start first."""
-        scheduled = []
+        scheduled: list[Fault] = []
         if self._schedule:
             for day in range(start // _DAY - _DAYS_BEFORE, end // _DAY + 1):
                 scheduled += scheduled_faults(self._ticker.settings.seed, self._ticker.fleet, day)

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from openmanager.errors import ConfigurationError
+from openmanager.runtime.module import Runtime, Service
 from openmanager_simulator.catalogue import load_catalogue
 from openmanager_simulator.config import SimulatorConfig
 from openmanager_simulator.fault import Fault, from_document, load_scenario, to_document
@@ -19,9 +21,6 @@ from openmanager_simulator.record_book import RecordBook
 from openmanager_simulator.service import FaultService, SimulatorService
 from openmanager_simulator.simulation import Simulation
 from openmanager_simulator.ticker import Settings, Ticker
-
-from openmanager.errors import ConfigurationError
-from openmanager.runtime.module import Runtime, Service
 
 PACKAGE = "openmanager.api.simulator.v1"
 WRITES = "openmanager.api.gateway.v1.GatewayService"

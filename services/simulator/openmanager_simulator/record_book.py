@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from google.protobuf import json_format
-from openmanager_simulator.fault import Fault
 
 from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, OpenManagerError, Reason
 from openmanager.runtime.peer import Peer
+from openmanager_simulator.fault import Fault
 
 POLICY_SERVICE = "/openmanager.api.metadata.v1.PolicyService"
 KIND = "fault"

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from openmanager_simulator.catalogue import Metric
-from openmanager_simulator.fault import Fault, FaultPattern
-from openmanager_simulator.faults import FaultDesk, FaultRequest
-from openmanager_simulator.ticker import Settings, Ticker
-
 from openmanager import page
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.simulator.v1 import simulator_pb2 as pb
@@ -17,6 +12,10 @@ from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, 
 from openmanager.frame import check_server_id, encode, length_delimited
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import unbounded
+from openmanager_simulator.catalogue import Metric
+from openmanager_simulator.fault import Fault, FaultPattern
+from openmanager_simulator.faults import FaultDesk, FaultRequest
+from openmanager_simulator.ticker import Settings, Ticker
 
 MAX_SERVERS = 100_000
 MAX_TICKS = 100_000

@@ -13,15 +13,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from openmanager_simulator.catalogue import Catalogue
-from openmanager_simulator.fault import Fault
-from openmanager_simulator.fleet import Server, make_fleet
-from openmanager_simulator.simulation import Simulation
-
 from openmanager.errors import FailedPreconditionError, OpenManagerError, Reason
 from openmanager.frame import Frame, MetricInfo, ServerInfo, split
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import backoff
+from openmanager_simulator.catalogue import Catalogue
+from openmanager_simulator.fault import Fault
+from openmanager_simulator.fleet import Server, make_fleet
+from openmanager_simulator.simulation import Simulation
 
 # What is known of servers and metrics goes with the first tick and with every so many after it.
 INFO_TICKS = 60

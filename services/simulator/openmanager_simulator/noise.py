@@ -1,0 +1,93 @@
+"""Independent random streams, addressed by purpose, seed, server and block, so that any window can be drawn alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 32
+LATENT_BLOCK = 1024
+LATENTS = 6
+# What is left of a latent's past after so many ticks is below the last bit of a double.
+_MEMORY_TICKS = 40.0
+_TABLE = 1 << 20
+
+_PURPOSES = {"noise": 1, "latent": 2, "burst": 3, "server": 4, "fault": 5, "schedule": 6}
+
+
+def generator(purpose: str, seed: int, *address: int) -> np.random.Generator:
+    """Return the generator of an address."""
+    entropy = (_PURPOSES[purpose], seed, *(part & 0xFFFFFFFF for part in address))
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
+
+
+class Blocks:
+    """Keeps the blocks that were made last, a few of each kind."""
+
+    def __init__(self, make: Callable[[int], NDArray[Any]], keep: int) -> None:
+        self._make = make
+        self._keep = keep
+        self._made: OrderedDict[int, NDArray[Any]] = OrderedDict()
+
+    def get(self, block: int) -> NDArray[Any]:
+        """Return a block, made if need be."""
+        found = self._made.get(block)
+        if found is None:
+            found = self._made[block] = self._make(block)
+            while len(self._made) > self._keep:
+                self._made.popitem(last=False)
+        return found
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._made.clear()
+
+
+def normals(seed: int, first: int, servers: int, columns: int, block: int) -> NDArray[np.float32]:
+    """Return standard normals of one block: float32[BLOCK, S, C]."""
+    out = np.empty((BLOCK, servers, columns), np.float32)
+    scratch = np.empty((BLOCK, columns), np.float32)
+    for server in range(servers):
+        generator("noise", seed, first + server, block).standard_normal(out=scratch, dtype=np.float32)
+        out[:, server] = scratch
+    return out
+
+
+def table_normals(seed: int, first: int, servers: int, columns: int, block: int) -> NDArray[np.float32]:
+    """Return the same shape cut from one table of normals at a random place for each server: cheap, and it repeats."""
+    table = _table()
+    size = BLOCK * columns
+    out = np.empty((servers, BLOCK, columns), np.float32)
+    places = np.random.Generator(np.random.SFC64((seed, first, block))).integers(0, _TABLE - size, servers)
+    for server, place in enumerate(places.tolist()):
+        out[server] = table[place : place + size].reshape(BLOCK, columns)
+    return out.transpose(1, 0, 2)
+
+
+@cache
+def _table() -> NDArray[np.float32]:
+    return generator("noise", 0).standard_normal(_TABLE, dtype=np.float32)
+
+
+def latents(seed: int, first: int, servers: int, block: int) -> NDArray[np.float64]:
+    """Return slow unit-variance noise of one block: float64[LATENT_BLOCK, S, LATENTS].
+
+    An AR(1) process with a memory of _MEMORY_TICKS, run through the block before so that blocks meet without a seam.
+    """
+    white = np.empty((2 * LATENT_BLOCK, servers, LATENTS))
+    for server in range(servers):
+        for half in range(2):
+            part = white[half * LATENT_BLOCK : (half + 1) * LATENT_BLOCK, server]
+            part[:] = generator("latent", seed, first + server, block - 1 + half).standard_normal(part.shape)
+    keep = 1.0 - 1.0 / _MEMORY_TICKS
+    gain = np.sqrt(1.0 - keep * keep)
+    state = np.zeros((servers, LATENTS))
+    for tick in range(2 * LATENT_BLOCK):
+        state = keep * state + gain * white[tick]
+        white[tick] = state
+    return white[LATENT_BLOCK:]

@@ -1,0 +1,361 @@
+"""The values of a fleet at any tick, without what came before: the same seed gives the same values everywhere.
+
+Everything is computed in blocks of ticks that begin at multiples of the block's length, so that a value never depends
+on the window that was asked for. Levels of a server (processor, memory, disk, network, requests, response) follow the
+seasons, its role, slow correlated noise, bursts and faults; metrics follow the levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmanager_simulator import noise as streams
+from openmanager_simulator import season
+from openmanager_simulator.catalogue import COUNTER_DRIVERS, DRIVERS, Catalogue
+from openmanager_simulator.fault import (
+    CPU_CAP,
+    RESPONSE_CAP,
+    SECOND,
+    Fault,
+    FaultPattern,
+    Hit,
+    effect,
+    hits,
+    retransmits,
+    scheduled_faults,
+)
+from openmanager_simulator.fleet import Server, roles
+from openmanager_simulator.noise import BLOCK, LATENT_BLOCK
+
+Floats = NDArray[np.float64]
+_DAY = 86_400 * SECOND
+_SLOT_SECONDS = 900
+_GIB = float(1 << 30)
+# A counter's own wiggle stays below the slowest season's growth in one tick, or it would fall.
+_WIGGLE = 0.1
+
+
+class Simulation:
+    """The fleet, or the part of it that begins at `first_server`, at ticks of `interval_nanos` since the epoch."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Sequence[Server],
+        catalogue: Catalogue,
+        seed: int,
+        interval_nanos: int,
+        faults: Sequence[Fault] = (),
+        schedule: bool = True,
+        noise: Literal["normal", "table"] = "normal",
+        first_server: int = 0,
+    ) -> None:
+        self._fleet = tuple(fleet)
+        self._catalogue = catalogue
+        self._seed = seed
+        self._interval = interval_nanos
+        self._schedule = schedule
+        self._first = first_server
+        self._index = {server.id: at for at, server in enumerate(self._fleet)}
+        self._server = _Servers(self._fleet, seed, first_server)
+        self._metrics = _Metrics(catalogue)
+        draw = streams.normals if noise == "normal" else streams.table_normals
+        count, columns = len(self._fleet), self._metrics.noise_columns
+        self._noise = streams.Blocks(lambda block: draw(seed, first_server, count, columns, block), 2)
+        self._latents = streams.Blocks(lambda block: streams.latents(seed, first_server, count, block), 2)
+        self._values = streams.Blocks(self._make, 2)
+        self._days: dict[int, list[Hit]] = {}
+        self.set_faults(faults)
+
+    def set_faults(self, faults: Sequence[Fault]) -> None:
+        """Replace the faults that are not scheduled."""
+        scheduled = {fault.id for fault in faults if fault.origin == "scheduled"}
+        self._hits = [hit for fault in faults for hit in hits(fault, self._fleet) if hit.server in self._index]
+        self._replaced = scheduled
+        self._days.clear()
+        self._values.clear()
+
+    def times(self, tick: int, count: int) -> NDArray[np.int64]:
+        """Return the times of ticks in nanoseconds: int64[T]."""
+        return np.arange(tick, tick + count, dtype=np.int64) * self._interval
+
+    def values(self, tick: int, count: int) -> Floats:
+        """Return the values of ticks: float64[T, S, M]."""
+        blocks = range(tick // BLOCK, (tick + count - 1) // BLOCK + 1)
+        parts = []
+        for block in blocks:
+            first = max(tick - block * BLOCK, 0)
+            last = min(tick + count - block * BLOCK, BLOCK)
+            parts.append(self._values.get(block)[first:last])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _make(self, block: int) -> Floats:
+        times = self.times(block * BLOCK, BLOCK)
+        active = self._active(int(times[0]), int(times[-1]))
+        levels = self._levels(block, times, active)
+        return self._metrics.values(
+            levels=levels,
+            noise=self._noise.get(block),
+            servers=self._server,
+            counters=self._counters(times, active),
+            interval=self._interval / SECOND,
+        )
+
+    # ── faults ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _active(self, start: int, end: int) -> list[Hit]:
+        """Return the hits that matter at some time: what is going on, and what restarted a process in the last days."""
+        found = list(self._hits)
+        if self._schedule:
+            for day in range(start // _DAY - 7, end // _DAY + 1):
+                found += self._day(day)
+        return [hit for hit in found if hit.start_nanos <= end]
+
+    def _day(self, day: int) -> list[Hit]:
+        if day not in self._days:
+            if len(self._days) > 32:
+                self._days.clear()
+            faults = scheduled_faults(self._seed, self._fleet, day)
+            self._days[day] = [
+                hit for fault in faults if fault.id not in self._replaced for hit in hits(fault, self._fleet)
+            ]
+        return self._days[day]
+
+    # ── levels ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _levels(self, block: int, times: NDArray[np.int64], active: Sequence[Hit]) -> Floats:
+        """Return the levels of the servers: float64[T, S, 6] in the order of DRIVERS."""
+        server = self._server
+        seconds = times / float(SECOND)
+        load = season.factor(seconds)[:, None]
+        slow = self._slow(block)
+        z_cpu, own = slow[:, :, 0], slow
+        z_memory = server.cpu_memory * z_cpu + server.cpu_memory_rest * own[:, :, 1]
+        z_disk = server.memory_disk * z_memory + server.memory_disk_rest * own[:, :, 2]
+        z_response = server.cpu_response * z_cpu + server.cpu_response_rest * own[:, :, 5]
+        cpu = server.cpu * load * (1.0 + 0.2 * server.volatility * z_cpu) * self._bursts(times)
+        memory = server.memory * (1.0 + 0.1 * (load - 1.0)) + 4.0 * server.volatility * z_memory
+        disk = server.disk_at(seconds) + 0.15 * z_disk
+        network = np.maximum(0.05, load * (1.0 + 0.15 * own[:, :, 3]))
+        requests = np.maximum(0.05, load * (1.0 + 0.15 * own[:, :, 4]))
+        factor = np.ones_like(cpu)
+        fault_cpu = np.zeros_like(cpu)
+        for hit in active:
+            if hit.end_nanos < times[0] or hit.server not in self._index:
+                continue
+            at, felt = self._index[hit.server], effect(hit, times)
+            fault_cpu[:, at] = np.minimum(CPU_CAP, fault_cpu[:, at] + felt.cpu)
+            memory[:, at] += felt.memory
+            disk[:, at] += felt.disk
+            factor[:, at] = np.minimum(RESPONSE_CAP, factor[:, at] * felt.response)
+            network[:, at] = np.maximum(0.05, network[:, at] + felt.network)
+            requests[:, at] = np.maximum(0.05, requests[:, at] + felt.network)
+        cpu = saturated(np.maximum(1.0, cpu) + fault_cpu)
+        busy = np.maximum(0.0, cpu - 30.0) / 35.0
+        response = server.response * (1.0 + busy * busy) * np.maximum(0.3, 1.0 + 0.1 * z_response) * factor
+        return np.stack(
+            (cpu, saturated(np.maximum(2.0, memory)), np.clip(disk, 1.0, 99.5), network, requests, response), axis=2
+        )
+
+    def _slow(self, block: int) -> Floats:
+        """Return the slow noise of a block: float64[BLOCK, S, 6]."""
+        tick = block * BLOCK
+        first = tick % LATENT_BLOCK
+        return self._latents.get(tick // LATENT_BLOCK)[first : first + BLOCK]
+
+    def _bursts(self, times: NDArray[np.int64]) -> Floats:
+        """Return the factor of bursts on the processor: float64[T, S]; each fills part of a quarter of an hour."""
+        slots = times // (_SLOT_SECONDS * SECOND)
+        share = (times - slots * (_SLOT_SECONDS * SECOND)) / float(_SLOT_SECONDS * SECOND)
+        out = np.ones((len(times), len(self._fleet)))
+        for slot in np.unique(slots).tolist():
+            draws = self._server.burst_draws(int(slot))
+            at = np.flatnonzero(slots == slot)
+            x = (share[at][:, None] - draws[1] * 0.5) / (0.2 + 0.3 * draws[2])
+            bump = np.where((x > 0.0) & (x < 1.0), 16.0 * (x * (1.0 - x)) ** 2, 0.0)
+            burst = np.where(draws[0] < self._server.burst_probability, 0.5 * (self._server.burst - 1.0), 0.0)
+            out[at] = 1.0 + burst * bump
+        return out
+
+    # ── counters ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _counters(self, times: NDArray[np.int64], active: Sequence[Hit]) -> tuple[Floats, Floats, Floats]:
+        """Return what counters follow: season and time since the start, of host and process, and fault seconds.
+
+        `host` and `process` are float64[T, S, 2] in the order of COUNTER_DRIVERS, `trouble` float64[T, S].
+        """
+        seconds = times / float(SECOND)
+        whole = np.stack((season.integral(seconds), seconds), axis=1)
+        boot = self._server.boot_seconds
+        start = np.stack((season.integral(boot), boot), axis=1)
+        host = whole[:, None, :] - start[None, :, :]
+        process = host.copy()
+        trouble = np.zeros((len(times), len(self._fleet)))
+        for hit in active:
+            if hit.server not in self._index:
+                continue
+            at = self._index[hit.server]
+            trouble[:, at] += retransmits(hit, times)
+            if hit.pattern is FaultPattern.MEMORY_LEAK:
+                end = np.asarray([hit.end_nanos / SECOND])
+                since = np.concatenate((season.integral(end), end))
+                after = times >= hit.end_nanos
+                process[after, at] = np.minimum(process[after, at], whole[after] - since)
+        return host, process, trouble
+
+
+def saturated(percent: Floats) -> Floats:
+    """Return a level that approaches 100 softly from 70 on: x + 30·y/(30 + y) with y what is above 70."""
+    above = np.maximum(0.0, percent - 70.0)
+    return np.minimum(percent, 70.0) + 30.0 * above / (30.0 + above)
+
+
+class _Servers:
+    """What differs from server to server: arrays over S."""
+
+    def __init__(self, fleet: Sequence[Server], seed: int, first: int) -> None:
+        found = [roles()[server.role] for server in fleet]
+        draws = np.stack([streams.generator("server", seed, first + at).random(8) for at in range(len(fleet))])
+        self._seed = seed
+        self._first = first
+        self._count = len(fleet)
+        spread = 1.0 + 0.2 * (draws[:, 0] - 0.5)
+        self.cpu = np.asarray([role.cpu for role in found]) * spread
+        self.memory = np.asarray([role.memory for role in found]) * (1.0 + 0.1 * (draws[:, 1] - 0.5))
+        self.volatility = np.asarray([role.volatility for role in found])
+        self.burst = np.asarray([role.burst for role in found])
+        self.burst_probability = np.asarray([role.burst_probability for role in found])
+        self.response = 20.0 + 60.0 * draws[:, 2]
+        for name in ("cpu_memory", "cpu_response", "memory_disk"):
+            share = np.asarray([getattr(role, name) for role in found])
+            setattr(self, name, share)
+            setattr(self, f"{name}_rest", np.sqrt(1.0 - share * share))
+        self._disk = np.asarray([role.disk for role in found])
+        # Points a day; from its base a disk fills to 85 % in weeks or months and is then cleaned up.
+        self._growth = 0.15 + 0.85 * draws[:, 3]
+        self._phase = draws[:, 4]
+        self.memory_bytes = _GIB * 2.0 ** (4.0 + np.floor(draws[:, 5] * 4.0))
+        self.disk_bytes = _GIB * 2.0 ** (8.0 + np.floor(draws[:, 6] * 4.0))
+        # Hosts were started in 2020, each on its own day.
+        self.boot_seconds = 1_577_836_800.0 + np.floor(draws[:, 7] * 365.0) * 86_400.0
+
+    cpu_memory: Floats
+    cpu_memory_rest: Floats
+    cpu_response: Floats
+    cpu_response_rest: Floats
+    memory_disk: Floats
+    memory_disk_rest: Floats
+
+    def disk_at(self, seconds: Floats) -> Floats:
+        """Return how full the disks are at times, in percent: float64[T, S]; growing, and cleaned up when nearly full."""
+        room = 85.0 - self._disk
+        cycles = seconds[:, None] / 86_400.0 * self._growth / room + self._phase
+        return self._disk + room * (cycles - np.floor(cycles))
+
+    def burst_draws(self, slot: int) -> Floats:
+        """Return three uniform numbers for each server in a quarter of an hour: float64[3, S]."""
+        day, part = divmod(slot, 96)
+        return np.stack([self._burst_day(at, day)[part] for at in range(self._count)], axis=1)
+
+    def _burst_day(self, at: int, day: int) -> Floats:
+        return streams.generator("burst", self._seed, self._first + at, day).random((96, 3))
+
+
+class _Metrics:
+    """The catalogue as arrays, ready to be computed for a block at once."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        metrics = catalogue.metrics
+        self._count = len(metrics)
+        groups = sorted({metric.noise_group for metric in metrics if metric.noise_group})
+        plain = [at for at, metric in enumerate(metrics) if metric.noise and not metric.noise_group]
+        column = {at: index for index, at in enumerate(plain)}
+        of_group = {group: len(plain) + index for index, group in enumerate(groups)}
+        self.noise_columns = len(plain) + len(groups)
+        self._noise_at = np.asarray(
+            [of_group[m.noise_group] if m.noise_group else column.get(at, 0) for at, m in enumerate(metrics)]
+        )
+        self._gauges = [(driver, catalogue.where(kind="gauge", driver=driver)) for driver in DRIVERS]
+        self._counters = [(driver, catalogue.where(kind="counter", driver=driver)) for driver in COUNTER_DRIVERS]
+        self._offset, self._scale = catalogue.column("offset"), catalogue.column("scale")
+        self._noise, self._resolution = catalogue.column("noise"), catalogue.column("resolution")
+        self._fault_rate, self._resets = catalogue.column("fault_rate"), catalogue.column("resets").astype(bool)
+        self._low = np.asarray([-np.inf if m.minimum is None else m.minimum for m in metrics])
+        self._high = np.asarray([np.inf if m.maximum is None else m.maximum for m in metrics])
+        self._sizes = {name: catalogue.where(size=name) for name in ("memory", "disk")}
+        self._derived = {m.derived: at for at, m in enumerate(metrics) if m.derived}
+        self._idle = _indices(catalogue, "system.cpu.utilization", "idle")
+        self._memory_states = catalogue.where(name="system.memory.usage")
+        self._memory_used = _indices(catalogue, "system.memory.usage", "used")
+        self._filesystems = catalogue.where(name="system.filesystem.utilization")
+
+    def values(
+        self,
+        *,
+        levels: Floats,
+        noise: NDArray[np.float32],
+        servers: _Servers,
+        counters: tuple[Floats, Floats, Floats],
+        interval: float,
+    ) -> Floats:
+        """Return the values of a block: float64[T, S, M]."""
+        ticks, count, _ = levels.shape
+        out = np.empty((ticks, count, self._count))
+        for at, (_, columns) in enumerate(self._gauges):
+            own = noise[:, :, self._noise_at[columns]]
+            level = levels[:, :, at, None]
+            out[:, :, columns] = self._offset[columns] + self._scale[columns] * level * (
+                1.0 + self._noise[columns] * own
+            )
+        self._scale_sizes(out, servers)
+        self._count_up(out, noise, counters, interval)
+        np.clip(out, self._low, self._high, out=out)
+        self._round(out)
+        self._derive(out)
+        return out
+
+    def _scale_sizes(self, out: Floats, servers: _Servers) -> None:
+        out[:, :, self._sizes["memory"]] *= servers.memory_bytes[None, :, None]
+        out[:, :, self._sizes["disk"]] *= servers.disk_bytes[None, :, None]
+
+    def _count_up(
+        self, out: Floats, noise: NDArray[np.float32], counters: tuple[Floats, Floats, Floats], interval: float
+    ) -> None:
+        host, process, trouble = counters
+        for at, (_, columns) in enumerate(self._counters):
+            for resets, since in ((False, host), (True, process)):
+                some = columns[self._resets[columns] == resets]
+                if not len(some):
+                    continue
+                steady = np.clip(noise[:, :, self._noise_at[some]], -3.0, 3.0) / 6.0 + 0.5
+                wiggle = np.where(self._noise[some] > 0, _WIGGLE * interval, 0.0) * steady
+                out[:, :, some] = self._scale[some] * (since[:, :, at, None] + wiggle)
+                out[:, :, some] += self._fault_rate[some] * trouble[:, :, None]
+
+    def _round(self, out: Floats) -> None:
+        """Round to what the sensor resolves; decimals by dividing by a power of ten, so that they are nearest doubles."""
+        fine = self._resolution < 1.0
+        scale = np.where(fine, np.rint(1.0 / self._resolution), 1.0 / self._resolution)
+        np.multiply(out, scale, out=out)
+        np.rint(out, out=out)
+        np.divide(out, scale, out=out)
+        out += 0.0  # −0.0 is no reading of a sensor
+
+    def _derive(self, out: Floats) -> None:
+        """Make the headline percentages what the detailed metrics add up to."""
+        idle = out[:, :, self._idle].mean(axis=2)
+        memory = out[:, :, self._memory_used].sum(axis=2) / out[:, :, self._memory_states].sum(axis=2)
+        disk = out[:, :, self._filesystems].max(axis=2)
+        for name, share in (("cpu", 1.0 - idle), ("memory", memory), ("disk", disk)):
+            at = self._derived[name]
+            out[:, :, at] = np.clip(np.rint(share * 10_000.0) / 100.0, 0.0, 100.0)
+
+
+def _indices(catalogue: Catalogue, name: str, state: str) -> NDArray[np.int64]:
+    return np.asarray(
+        [at for at, m in enumerate(catalogue.metrics) if m.name == name and m.attributes.get("state") == state]
+    )
