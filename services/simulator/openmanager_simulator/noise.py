@@ -49,12 +49,10 @@ class Blocks:
 
 
 def normals(seed: int, first: int, servers: int, columns: int, block: int) -> NDArray[np.float32]:
-    """Return standard normals of one block: float32[BLOCK, S, C]."""
-    out = np.empty((BLOCK, servers, columns), np.float32)
-    scratch = np.empty((BLOCK, columns), np.float32)
+    """Return standard normals of one block: float32[S, BLOCK, C]."""
+    out = np.empty((servers, BLOCK, columns), np.float32)
     for server in range(servers):
-        generator("noise", seed, first + server, block).standard_normal(out=scratch, dtype=np.float32)
-        out[:, server] = scratch
+        generator("noise", seed, first + server, block).standard_normal(out=out[server], dtype=np.float32)
     return out
 
 
@@ -63,10 +61,10 @@ def table_normals(seed: int, first: int, servers: int, columns: int, block: int)
     table = _table()
     size = BLOCK * columns
     out = np.empty((servers, BLOCK, columns), np.float32)
-    places = np.random.Generator(np.random.SFC64((seed, first, block))).integers(0, _TABLE - size, servers)
-    for server, place in enumerate(places.tolist()):
+    for server in range(servers):
+        place = int(generator("noise", seed, first + server, block).integers(0, _TABLE - size))
         out[server] = table[place : place + size].reshape(BLOCK, columns)
-    return out.transpose(1, 0, 2)
+    return out
 
 
 @cache

@@ -71,4 +71,5 @@ def integral(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     within = (seconds - day * _DAY) / _GRID
     cell = np.minimum(within.astype(np.int64), len(curve) - 2)
     part = curve[cell] + (curve[cell + 1] - curve[cell]) * (within - cell)
-    return before[index] * curve[-1] + days[index] * part
+    found: NDArray[np.float64] = before[index] * curve[-1] + days[index] * part
+    return found

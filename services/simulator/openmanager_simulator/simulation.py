@@ -8,6 +8,7 @@ seasons, its role, slow correlated noise, bursts and faults; metrics follow the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,10 @@ Floats = NDArray[np.float64]
 _DAY = 86_400 * SECOND
 _SLOT_SECONDS = 900
 _GIB = float(1 << 30)
+# Servers that are computed together.
+_CHUNK = 8
+# What a metric's values are multiplied with, by the column of `_Servers.sizes`.
+DRIVERS_SIZE = {"one": 0, "memory": 1, "disk": 2}
 # A counter's own wiggle stays below the slowest season's growth in one tick, or it would fall.
 _WIGGLE = 0.1
 
@@ -64,7 +69,7 @@ class Simulation:
         self._server = _Servers(self._fleet, seed, first_server)
         self._metrics = _Metrics(catalogue)
         draw = streams.normals if noise == "normal" else streams.table_normals
-        count, columns = len(self._fleet), self._metrics.noise_columns
+        count, columns = len(self._fleet), self._metrics.columns
         self._noise = streams.Blocks(lambda block: draw(seed, first_server, count, columns, block), 2)
         self._latents = streams.Blocks(lambda block: streams.latents(seed, first_server, count, block), 2)
         self._values = streams.Blocks(self._make, 2)
@@ -86,7 +91,7 @@ class Simulation:
     def values(self, tick: int, count: int) -> Floats:
         """Return the values of ticks: float64[T, S, M]."""
         blocks = range(tick // BLOCK, (tick + count - 1) // BLOCK + 1)
-        parts = []
+        parts: list[Floats] = []
         for block in blocks:
             first = max(tick - block * BLOCK, 0)
             last = min(tick + count - block * BLOCK, BLOCK)
@@ -98,7 +103,7 @@ class Simulation:
         active = self._active(int(times[0]), int(times[-1]))
         levels = self._levels(block, times, active)
         return self._metrics.values(
-            levels=levels,
+            levels=levels.transpose(1, 0, 2),
             noise=self._noise.get(block),
             servers=self._server,
             counters=self._counters(times, active),
@@ -183,11 +188,8 @@ class Simulation:
 
     # ── counters ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _counters(self, times: NDArray[np.int64], active: Sequence[Hit]) -> tuple[Floats, Floats, Floats]:
-        """Return what counters follow: season and time since the start, of host and process, and fault seconds.
-
-        `host` and `process` are float64[T, S, 2] in the order of COUNTER_DRIVERS, `trouble` float64[T, S].
-        """
+    def _counters(self, times: NDArray[np.int64], active: Sequence[Hit]) -> Counters:
+        """Return what counters follow at times."""
         seconds = times / float(SECOND)
         whole = np.stack((season.integral(seconds), seconds), axis=1)
         boot = self._server.boot_seconds
@@ -205,7 +207,22 @@ class Simulation:
                 since = np.concatenate((season.integral(end), end))
                 after = times >= hit.end_nanos
                 process[after, at] = np.minimum(process[after, at], whole[after] - since)
-        return host, process, trouble
+        return Counters(np.concatenate((host, process), axis=2).transpose(1, 0, 2), trouble.T)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counters:
+    """What counters follow. `since`: float64[S, T, 4], season and time since the host and since the process started.
+
+    `trouble`: float64[S, T], the seconds of network trouble so far, weighted by severity.
+    """
+
+    since: Floats
+    trouble: Floats
+
+    def part(self, servers: slice) -> Counters:
+        """Return those of some servers."""
+        return Counters(self.since[servers], self.trouble[servers])
 
 
 def saturated(percent: Floats) -> Floats:
@@ -238,8 +255,9 @@ class _Servers:
         # Points a day; from its base a disk fills to 85 % in weeks or months and is then cleaned up.
         self._growth = 0.15 + 0.85 * draws[:, 3]
         self._phase = draws[:, 4]
-        self.memory_bytes = _GIB * 2.0 ** (4.0 + np.floor(draws[:, 5] * 4.0))
-        self.disk_bytes = _GIB * 2.0 ** (8.0 + np.floor(draws[:, 6] * 4.0))
+        memory = _GIB * 2.0 ** (4.0 + np.floor(draws[:, 5] * 4.0))
+        disk = _GIB * 2.0 ** (8.0 + np.floor(draws[:, 6] * 4.0))
+        self.sizes = np.stack((np.ones(len(found)), memory, disk), axis=1)
         # Hosts were started in 2020, each on its own day.
         self.boot_seconds = 1_577_836_800.0 + np.floor(draws[:, 7] * 365.0) * 86_400.0
 
@@ -266,27 +284,37 @@ class _Servers:
 
 
 class _Metrics:
-    """The catalogue as arrays, ready to be computed for a block at once."""
+    """The catalogue as arrays, ready to be computed for a block at once: the gauges first, then the counters.
+
+    Gauges are computed in float32, which holds what their sensors resolve, counters in float64. Servers are taken a few
+    at a time, so that the intermediate arrays stay in the processor's cache.
+    """
 
     def __init__(self, catalogue: Catalogue) -> None:
         metrics = catalogue.metrics
-        self._count = len(metrics)
-        groups = sorted({metric.noise_group for metric in metrics if metric.noise_group})
-        plain = [at for at, metric in enumerate(metrics) if metric.noise and not metric.noise_group]
-        column = {at: index for index, at in enumerate(plain)}
-        of_group = {group: len(plain) + index for index, group in enumerate(groups)}
-        self.noise_columns = len(plain) + len(groups)
-        self._noise_at = np.asarray(
-            [of_group[m.noise_group] if m.noise_group else column.get(at, 0) for at, m in enumerate(metrics)]
+        self.columns = len(metrics)
+        self._gauges = sum(metric.kind == "gauge" for metric in metrics)
+        if any(metric.kind != "gauge" for metric in metrics[: self._gauges]):
+            raise ValueError("the catalogue lists its gauges first")
+        resolution = catalogue.column("resolution")
+        # Decimals are whole numbers divided by a power of ten, so that they are the nearest doubles.
+        self._units = np.where(resolution < 1.0, np.rint(1.0 / resolution), 1.0 / resolution)
+        self._size = [DRIVERS_SIZE[metric.size] for metric in metrics[: self._gauges]]
+        gauge, counter = slice(None, self._gauges), slice(self._gauges, None)
+        low = np.asarray([-np.inf if m.minimum is None else m.minimum for m in metrics]) * self._units
+        high = np.asarray([np.inf if m.maximum is None else m.maximum for m in metrics]) * self._units
+        self._low, self._high = low[gauge].astype(np.float32), high[gauge].astype(np.float32)
+        self._offset = (catalogue.column("offset") * self._units)[gauge]
+        self._scale = (catalogue.column("scale") * self._units)[gauge]
+        self._noise = catalogue.column("noise")[gauge].astype(np.float32)
+        self._driver = np.asarray([DRIVERS.index(m.driver) for m in metrics[gauge]])
+        self._rate = (catalogue.column("scale") * self._units)[counter]
+        self._wiggle = np.where(catalogue.column("noise") > 0, _WIGGLE, 0.0)[counter]
+        self._trouble = (catalogue.column("fault_rate") * self._units)[counter]
+        self._since = np.asarray(
+            [COUNTER_DRIVERS.index(m.driver) + len(COUNTER_DRIVERS) * m.resets for m in metrics[counter]]
         )
-        self._gauges = [(driver, catalogue.where(kind="gauge", driver=driver)) for driver in DRIVERS]
-        self._counters = [(driver, catalogue.where(kind="counter", driver=driver)) for driver in COUNTER_DRIVERS]
-        self._offset, self._scale = catalogue.column("offset"), catalogue.column("scale")
-        self._noise, self._resolution = catalogue.column("noise"), catalogue.column("resolution")
-        self._fault_rate, self._resets = catalogue.column("fault_rate"), catalogue.column("resets").astype(bool)
-        self._low = np.asarray([-np.inf if m.minimum is None else m.minimum for m in metrics])
-        self._high = np.asarray([np.inf if m.maximum is None else m.maximum for m in metrics])
-        self._sizes = {name: catalogue.where(size=name) for name in ("memory", "disk")}
+        self._shared = _shared_noise(catalogue)
         self._derived = {m.derived: at for at, m in enumerate(metrics) if m.derived}
         self._idle = _indices(catalogue, "system.cpu.utilization", "idle")
         self._memory_states = catalogue.where(name="system.memory.usage")
@@ -294,56 +322,50 @@ class _Metrics:
         self._filesystems = catalogue.where(name="system.filesystem.utilization")
 
     def values(
-        self,
-        *,
-        levels: Floats,
-        noise: NDArray[np.float32],
-        servers: _Servers,
-        counters: tuple[Floats, Floats, Floats],
-        interval: float,
+        self, *, levels: Floats, noise: NDArray[np.float32], servers: _Servers, counters: Counters, interval: float
     ) -> Floats:
-        """Return the values of a block: float64[T, S, M]."""
-        ticks, count, _ = levels.shape
-        out = np.empty((ticks, count, self._count))
-        for at, (_, columns) in enumerate(self._gauges):
-            own = noise[:, :, self._noise_at[columns]]
-            level = levels[:, :, at, None]
-            out[:, :, columns] = self._offset[columns] + self._scale[columns] * level * (
-                1.0 + self._noise[columns] * own
-            )
-        self._scale_sizes(out, servers)
-        self._count_up(out, noise, counters, interval)
-        np.clip(out, self._low, self._high, out=out)
-        self._round(out)
-        self._derive(out)
-        return out
+        """Return the values of a block: float64[T, S, M]. `levels` is float64[S, T, 6], `noise` float32[S, T, M]."""
+        whole = np.empty((noise.shape[1], noise.shape[0], noise.shape[2]))
+        out = whole.transpose(1, 0, 2)
+        for at in range(0, len(out), _CHUNK):
+            some = slice(at, at + _CHUNK)
+            own = noise[some]
+            for source, columns in self._shared:
+                own[:, :, columns] = own[:, :, source]
+            sizes = servers.sizes[some][:, self._size]
+            self._gauge(out[some], own[:, :, : self._gauges], levels[some], sizes)
+            self._count(out[some], own[:, :, self._gauges :], counters.part(some), interval)
+            self._derive(out[some])
+        return whole
 
-    def _scale_sizes(self, out: Floats, servers: _Servers) -> None:
-        out[:, :, self._sizes["memory"]] *= servers.memory_bytes[None, :, None]
-        out[:, :, self._sizes["disk"]] *= servers.disk_bytes[None, :, None]
+    def _gauge(self, out: Floats, noise: NDArray[np.float32], levels: Floats, sizes: Floats) -> None:
+        """Fill in size · (offset + scale · level · (1 + noise · n)), rounded."""
+        value = np.take(levels.astype(np.float32), self._driver, axis=2)
+        value *= (self._scale * sizes).astype(np.float32)[:, None, :]
+        factor = noise * self._noise
+        factor += np.float32(1.0)
+        value *= factor
+        value += (self._offset * sizes).astype(np.float32)[:, None, :]
+        np.rint(value, out=value)
+        np.maximum(value, self._low, out=value)
+        np.minimum(value, self._high, out=value)
+        value += np.float32(0.0)  # −0.0 is no reading of a sensor
+        np.divide(value, self._units[: self._gauges], out=out[:, :, : self._gauges])
 
-    def _count_up(
-        self, out: Floats, noise: NDArray[np.float32], counters: tuple[Floats, Floats, Floats], interval: float
-    ) -> None:
-        host, process, trouble = counters
-        for at, (_, columns) in enumerate(self._counters):
-            for resets, since in ((False, host), (True, process)):
-                some = columns[self._resets[columns] == resets]
-                if not len(some):
-                    continue
-                steady = np.clip(noise[:, :, self._noise_at[some]], -3.0, 3.0) / 6.0 + 0.5
-                wiggle = np.where(self._noise[some] > 0, _WIGGLE * interval, 0.0) * steady
-                out[:, :, some] = self._scale[some] * (since[:, :, at, None] + wiggle)
-                out[:, :, some] += self._fault_rate[some] * trouble[:, :, None]
-
-    def _round(self, out: Floats) -> None:
-        """Round to what the sensor resolves; decimals by dividing by a power of ten, so that they are nearest doubles."""
-        fine = self._resolution < 1.0
-        scale = np.where(fine, np.rint(1.0 / self._resolution), 1.0 / self._resolution)
-        np.multiply(out, scale, out=out)
-        np.rint(out, out=out)
-        np.divide(out, scale, out=out)
-        out += 0.0  # −0.0 is no reading of a sensor
+    def _count(self, out: Floats, noise: NDArray[np.float32], counters: Counters, interval: float) -> None:
+        """Fill in rate · (time or season since the start + wiggle) and what faults add, rounded."""
+        value = np.take(counters.since, self._since, axis=2)
+        steady = np.clip(noise, np.float32(-3.0), np.float32(3.0))
+        steady *= np.float32(1.0 / 6.0)
+        steady += np.float32(0.5)
+        steady *= (self._wiggle * interval).astype(np.float32)
+        value += steady
+        value *= self._rate
+        if counters.trouble.any():
+            value += self._trouble * counters.trouble[:, :, None]
+        np.maximum(value, 0.0, out=value)
+        np.rint(value, out=value)
+        np.divide(value, self._units[self._gauges :], out=out[:, :, self._gauges :])
 
     def _derive(self, out: Floats) -> None:
         """Make the headline percentages what the detailed metrics add up to."""
@@ -353,6 +375,19 @@ class _Metrics:
         for name, share in (("cpu", 1.0 - idle), ("memory", memory), ("disk", disk)):
             at = self._derived[name]
             out[:, :, at] = np.clip(np.rint(share * 10_000.0) / 100.0, 0.0, 100.0)
+
+
+def _shared_noise(catalogue: Catalogue) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return, for metrics that share their noise, the columns it is taken from and those it is copied to."""
+    first: dict[str, int] = {}
+    pairs = []
+    for at, metric in enumerate(catalogue.metrics):
+        if metric.noise_group:
+            source = first.setdefault(metric.noise_group, at)
+            if source != at:
+                pairs.append((source, at))
+    columns = np.asarray(pairs, np.int64).reshape(-1, 2)
+    return [(columns[:, 0], columns[:, 1])] if len(columns) else []
 
 
 def _indices(catalogue: Catalogue, name: str, state: str) -> NDArray[np.int64]:
