@@ -268,7 +268,7 @@ def _read_known(wire: bytes, place: _Places, names: _Names) -> tuple[Frame, bool
         servers=names.servers,
         metrics=names.metrics,
         values=np.frombuffer(wire, "<f8", shape[0] * shape[1] * shape[2], place.values).reshape(shape),
-        server_infos=tuple(_checked_info(_info(item)) for item in infos.server_infos) if infos else (),
+        server_infos=tuple(checked_info(item) for item in infos.server_infos) if infos else (),
         metric_infos=tuple(_checked_metric_info(item) for item in infos.metric_infos) if infos else (),
     )
     return frame, np.array_equal(whole, times)
@@ -290,7 +290,7 @@ def decode(message: frame_pb2.Frame) -> Frame:
         servers=check_servers(frame.servers),
         metrics=_checked_metrics(frame.metrics),
         values=frame.values,
-        server_infos=tuple(_checked_info(info) for info in frame.server_infos),
+        server_infos=tuple(checked_info(item) for item in message.server_infos),
         metric_infos=tuple(_checked_metric_info(item) for item in message.metric_infos),
     )
 
@@ -384,11 +384,13 @@ def _checked_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
     return metrics
 
 
-def _checked_info(info: ServerInfo) -> ServerInfo:
-    name = check_server_id(info.id, "frame.server_infos.id")
+def checked_info(message: frame_pb2.ServerInfo, field: str = "frame.server_infos") -> ServerInfo:
+    """Return the checked info of a message, its id lower-cased; InvalidArgumentError naming the field below `field`."""
+    info = _info(message)
+    name = check_server_id(info.id, f"{field}.id")
     for key, limit in _INFO_LIMITS.items():
-        check_text(f"frame.server_infos.{key}", getattr(info, key), limit)
-    check_labels("frame.server_infos.labels", info.labels)
+        check_text(f"{field}.{key}", getattr(info, key), limit)
+    check_labels(f"{field}.labels", info.labels)
     return ServerInfo(
         id=name,
         hostname=info.hostname,

@@ -1,0 +1,1 @@
+"""Inventory and policies, in PostgreSQL."""

@@ -1,0 +1,24 @@
+"""Configuration of the metadata service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from openmanager.config import Secret, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataConfig:
+    """The section `metadata`."""
+
+    database_url: Secret = setting(
+        Secret(""), "Where PostgreSQL is: postgresql://…; several hosts are tried in turn.", env="DATABASE_URL"
+    )
+    connections: int = setting(10, "Connections to PostgreSQL, at most.")
+    connect_timeout: timedelta = setting(timedelta(milliseconds=500), "How long connecting may take.")
+    acquire_timeout: timedelta = setting(timedelta(milliseconds=100), "How long a call waits for a connection.")
+    statement_timeout: timedelta = setting(timedelta(seconds=1), "How long one statement may take.")
+    statement_cache: int = setting(100, "Prepared statements a connection; 0 behind PgBouncer.")
+    snapshot_interval: timedelta = setting(timedelta(seconds=5), "How often the inventory is copied to memory.")
+    snapshot_servers: int = setting(20_000, "Servers that the copy in memory holds, at most.")

@@ -1,0 +1,463 @@
+"""The inventory: servers as people and frames tell of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from openmanager import filter as server_filter
+from openmanager import page
+from openmanager.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason, UnavailableError, invalid
+from openmanager.frame import ServerInfo, check_labels, check_server_id, check_text
+from openmanager_metadata.backends import Database, Row
+
+TEXTS = {"hostname": 255, "environment": 50, "role": 50, "location": 100}
+UPDATABLE = (*TEXTS, "labels", "thresholds")
+THRESHOLDS = ("cpu", "memory", "disk")
+MAX_BATCH = 1000
+ORDERS = ("id", "hostname", "environment", "role", "location", "create_time", "update_time")
+FILTERS = {
+    **dict.fromkeys(("id", *TEXTS, "labels.*"), server_filter.TEXT),
+    "update_time": server_filter.NUMBER,
+}
+_COLUMNS = "id, hostname, environment, role, location, labels, thresholds, version, created_at, updated_at, deleted_at"
+_TIMES = {"create_time": "created_at", "update_time": "updated_at"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server of the inventory."""
+
+    id: str
+    hostname: str = ""
+    environment: str = ""
+    role: str = ""
+    location: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    etag: str = ""
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    delete_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListQuery:
+    """What ListServers asks for."""
+
+    page_size: int
+    page_token: str
+    filter: str
+    order_by: str
+    show_deleted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A page of a list."""
+
+    servers: Sequence[Server]
+    next_page_token: str
+    total_count: int
+
+
+def check_server(server: Server, fields: Sequence[str] = UPDATABLE) -> None:
+    """Raise InvalidArgumentError, naming the field, for what a server cannot be."""
+    for name in fields:
+        if name in TEXTS:
+            check_text(f"server.{name}", getattr(server, name), TEXTS[name])
+    if "labels" in fields:
+        check_labels("server.labels", server.labels)
+    if "thresholds" in fields:
+        check_thresholds("server.thresholds", server.thresholds)
+
+
+def check_thresholds(name: str, thresholds: Mapping[str, float]) -> None:
+    """Raise InvalidArgumentError unless 0 < warning ≤ critical ≤ 100 for each figure, as far as they are given."""
+    for figure in THRESHOLDS:
+        warning, critical = thresholds.get(f"{figure}_warning"), thresholds.get(f"{figure}_critical")
+        for key, value in ((f"{figure}_warning", warning), (f"{figure}_critical", critical)):
+            if value is not None and not 0 < value <= 100:
+                raise invalid(f"{name}.{key}", "must be more than 0 and at most 100")
+        if warning is not None and critical is not None and warning > critical:
+            raise invalid(f"{name}.{figure}_warning", f"must be at most {figure}_critical")
+
+
+def _server(row: Row) -> Server:
+    return Server(
+        id=row["id"],
+        hostname=row["hostname"],
+        environment=row["environment"] or "",
+        role=row["role"] or "",
+        location=row["location"] or "",
+        labels=json.loads(row["labels"]),
+        thresholds=json.loads(row["thresholds"]),
+        etag=f"v{row['version']}",
+        create_time=_aware(row["created_at"]),
+        update_time=_aware(row["updated_at"]),
+        delete_time=_aware(row["deleted_at"]),
+    )
+
+
+def _aware(time: datetime | None) -> datetime | None:
+    return time.replace(tzinfo=UTC) if time else None
+
+
+def _not_found(server_id: str) -> NotFoundError:
+    return NotFoundError("there is no such server", resource=f"server/{server_id}")
+
+
+class Inventory:
+    """Servers in a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, server: Server, request_id: str) -> Server:
+        """Create a server; what the same request created before is returned."""
+        check_server(server)
+        if len(request_id) > 64:
+            raise invalid("request_id", "is longer than 64 characters")
+        digest = hashlib.sha256(repr(server).encode()).digest()
+        if request_id:
+            found = await self._database.fetch(
+                "SELECT body_hash, server_id FROM requests WHERE request_id = $1", request_id
+            )
+            if found:
+                if bytes(found[0]["body_hash"]) != digest:
+                    raise AlreadyExistsError("request_id was used with another body", reason=Reason.REQUEST_ID_REUSED)
+                return await self.get(found[0]["server_id"])
+        set_by_people = [name for name in UPDATABLE if getattr(server, name)]
+        # A deleted server is made anew; one that is there is left alone, and nothing is returned.
+        created = await self._database.fetch(
+            f"INSERT INTO servers AS s (id, hostname, environment, role, location, labels, thresholds, set_by_people)"
+            f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET hostname = excluded.hostname,"
+            f" environment = excluded.environment, role = excluded.role, location = excluded.location,"
+            f" labels = excluded.labels, thresholds = excluded.thresholds, set_by_people = excluded.set_by_people,"
+            f" version = s.version + 1, created_at = now(), updated_at = now(), deleted_at = NULL"
+            f" WHERE s.deleted_at IS NOT NULL RETURNING {_COLUMNS}",
+            server.id,
+            server.hostname or server.id,
+            server.environment,
+            server.role,
+            server.location,
+            json.dumps(dict(server.labels)),
+            json.dumps(dict(server.thresholds)),
+            set_by_people,
+        )
+        if not created:
+            raise AlreadyExistsError("there is such a server already", resource=f"server/{server.id}")
+        if request_id:
+            await self._database.fetch(
+                "INSERT INTO requests (request_id, body_hash, server_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                request_id,
+                digest,
+                server.id,
+            )
+        return _server(created[0])
+
+    async def get(self, server_id: str) -> Server:
+        """Return one server."""
+        rows = await self._database.fetch(
+            f"SELECT {_COLUMNS} FROM servers WHERE id = $1 AND deleted_at IS NULL",
+            server_id,
+        )
+        if not rows:
+            raise _not_found(server_id)
+        return _server(rows[0])
+
+    async def batch_get(self, ids: Sequence[str]) -> tuple[list[Server], list[str]]:
+        """Return the servers that exist among `ids`, in their order, and the ids that do not."""
+        rows = await self._database.fetch(
+            f"SELECT {_COLUMNS} FROM servers WHERE id = ANY($1) AND deleted_at IS NULL",
+            list(ids),
+        )
+        return arrange({row["id"]: _server(row) for row in rows}, ids)
+
+    async def all(self, limit: int) -> list[Server]:
+        """Return the servers that are not deleted, by id, at most `limit`."""
+        rows = await self._database.fetch(
+            f"SELECT {_COLUMNS} FROM servers WHERE deleted_at IS NULL ORDER BY id LIMIT $1",
+            limit,
+        )
+        return [_server(row) for row in rows]
+
+    async def list(self, query: ListQuery) -> Page:
+        """Return a page of servers."""
+        size = page.page_size(query.page_size)
+        key = (query.filter, query.order_by, query.show_deleted)
+        after = page.decode_token(key, query.page_token)
+        column, descending = parse_order(query.order_by)
+        arguments: list[Any] = []
+        where = _Where(arguments).sql(checked_filter(query.filter))
+        if not query.show_deleted:
+            where = f"{where} AND deleted_at IS NULL"
+        rank = f"coalesce({_TIMES.get(column, column)}::text, '') COLLATE \"C\""
+        total = (f"SELECT count(*) AS total FROM servers WHERE {where}", tuple(arguments))
+        if after is not None:
+            arguments += [*after]
+            first, second = len(arguments) - 1, len(arguments)
+            sign = "<" if descending else ">"
+            id_c = 'id COLLATE "C"'
+            where += f" AND ({rank} {sign} ${first} OR ({rank} = ${first} AND {id_c} > ${second}))"
+        arguments.append(size + 1)
+        order = f'{rank} {"DESC" if descending else "ASC"}, id COLLATE "C"'
+        rows_sql = (
+            f"SELECT {_COLUMNS}, {rank} AS rank FROM servers WHERE {where} ORDER BY {order} LIMIT ${len(arguments)}",
+            tuple(arguments),
+        )
+        totals, rows = await self._database.fetch_all(total, rows_sql)
+        token = ""
+        if len(rows) > size:
+            token = page.encode_token(key, [rows[size - 1]["rank"], rows[size - 1]["id"]])
+        return Page(
+            servers=[_server(row) for row in rows[:size]], next_page_token=token, total_count=totals[0]["total"]
+        )
+
+    async def update(self, server: Server, fields: Sequence[str]) -> Server:
+        """Change some fields; AbortedError when `server.etag` is given and is not the stored one."""
+        check_server(server, fields)
+        values: list[Any] = [server.id, list(fields)]
+        parts = []
+        for name in fields:
+            value = getattr(server, name)
+            values.append(json.dumps(dict(value)) if name in {"labels", "thresholds"} else value)
+            parts.append(f"{name} = ${len(values)}")
+        values.append(server.etag)
+        rows = await self._database.fetch(
+            f"UPDATE servers SET {', '.join(parts)}, version = version + 1, updated_at = now(), set_by_people ="
+            f" (SELECT array_agg(DISTINCT f) FROM unnest(set_by_people || $2::text[]) f)"
+            f" WHERE id = $1 AND deleted_at IS NULL AND (${len(values)} = '' OR 'v' || version = ${len(values)})"
+            f" RETURNING {_COLUMNS}",
+            *values,
+        )
+        if not rows:
+            await self.get(server.id)
+            raise AbortedError("the server was changed in between: read it again")
+        return _server(rows[0])
+
+    async def delete(self, server_id: str, etag: str, *, purge: bool) -> Server:
+        """Hide a server, or remove its row."""
+        rows = await self._database.fetch(f"SELECT {_COLUMNS} FROM servers WHERE id = $1", server_id)
+        if not rows:
+            raise _not_found(server_id)
+        found = _server(rows[0])
+        if etag and etag != found.etag:
+            raise AbortedError("the server was changed in between: read it again")
+        if purge:
+            await self._database.fetch("DELETE FROM servers WHERE id = $1", server_id)
+            return found
+        hidden = await self._database.fetch(
+            f"UPDATE servers SET deleted_at = now(), updated_at = now(), version = version + 1"
+            f" WHERE id = $1 AND deleted_at IS NULL RETURNING {_COLUMNS}",
+            server_id,
+        )
+        return _server(hidden[0]) if hidden else found
+
+    async def register(self, infos: Sequence[ServerInfo], seen: datetime) -> tuple[int, int]:
+        """Register servers that sent frames; return how many are new and how many are shown again."""
+        document = json.dumps(
+            [
+                {
+                    "id": info.id,
+                    "hostname": info.hostname,
+                    "environment": info.environment,
+                    "role": info.role,
+                    "location": info.location,
+                    "labels": dict(info.labels),
+                }
+                for info in infos
+            ]
+        )
+        rows = await self._database.fetch(_REGISTER, document, seen.replace(tzinfo=None))
+        return sum(row["created"] for row in rows), sum(row["restored"] for row in rows)
+
+
+# What frames tell fills in what nobody set; what is the same again changes nothing, not even the version.
+_REGISTER = """
+WITH told AS (
+    SELECT DISTINCT ON (t.id) t.* FROM jsonb_to_recordset($1::jsonb)
+    AS t(id text, hostname text, environment text, role text, location text, labels jsonb)
+), before AS (
+    SELECT s.id, s.deleted_at FROM servers s JOIN told USING (id)
+), written AS (
+    INSERT INTO servers AS s (id, hostname, environment, role, location, labels)
+    SELECT id, coalesce(nullif(hostname, ''), id), environment, role, location, labels FROM told
+    ON CONFLICT (id) DO UPDATE SET
+        hostname = CASE WHEN 'hostname' = ANY(s.set_by_people) OR excluded.hostname = s.id
+            THEN s.hostname ELSE excluded.hostname END,
+        environment = CASE WHEN 'environment' = ANY(s.set_by_people) OR excluded.environment = ''
+            THEN s.environment ELSE excluded.environment END,
+        role = CASE WHEN 'role' = ANY(s.set_by_people) OR excluded.role = '' THEN s.role ELSE excluded.role END,
+        location = CASE WHEN 'location' = ANY(s.set_by_people) OR excluded.location = ''
+            THEN s.location ELSE excluded.location END,
+        labels = CASE WHEN 'labels' = ANY(s.set_by_people) THEN s.labels ELSE s.labels || excluded.labels END,
+        deleted_at = CASE WHEN s.deleted_at < $2 THEN NULL ELSE s.deleted_at END,
+        version = s.version + 1,
+        updated_at = now()
+    WHERE (s.deleted_at IS NOT NULL AND s.deleted_at < $2)
+        OR (NOT 'hostname' = ANY(s.set_by_people) AND excluded.hostname NOT IN (s.id, s.hostname))
+        OR (NOT 'environment' = ANY(s.set_by_people)
+            AND excluded.environment <> '' AND excluded.environment IS DISTINCT FROM s.environment)
+        OR (NOT 'role' = ANY(s.set_by_people) AND excluded.role <> '' AND excluded.role IS DISTINCT FROM s.role)
+        OR (NOT 'location' = ANY(s.set_by_people)
+            AND excluded.location <> '' AND excluded.location IS DISTINCT FROM s.location)
+        OR (NOT 'labels' = ANY(s.set_by_people) AND NOT s.labels @> excluded.labels)
+    RETURNING s.id, s.deleted_at
+)
+SELECT before.id IS NULL AS created,
+    before.deleted_at IS NOT NULL AND written.deleted_at IS NULL AS restored
+FROM written LEFT JOIN before USING (id)
+"""
+
+
+def arrange(found: Mapping[str, Server], ids: Sequence[str]) -> tuple[list[Server], list[str]]:
+    """Return the found servers in the order of `ids`, and the ids that were not found."""
+    return [found[each] for each in ids if each in found], [each for each in ids if each not in found]
+
+
+def parse_order(order_by: str) -> tuple[str, bool]:
+    """Return the field and whether it descends; InvalidArgumentError for anything else."""
+    name, _, direction = (order_by.strip() or "id").partition(" ")
+    if name not in ORDERS or direction not in {"", "asc", "desc"}:
+        raise invalid("order_by", f"must be one of {', '.join(ORDERS)}, with “ desc” for descending")
+    return name, direction == "desc"
+
+
+def checked_filter(text: str) -> server_filter.Node | None:
+    """Return the tree of a filter on the inventory."""
+    node = server_filter.parse(text)
+    server_filter.check_fields(node, FILTERS)
+    _check_times(node)
+    return node
+
+
+def _check_times(node: server_filter.Node | None) -> None:
+    match node:
+        case server_filter.Comparison(field="update_time", value=value):
+            parse_time(value)
+        case server_filter.And(parts=parts) | server_filter.Or(parts=parts):
+            for part in parts:
+                _check_times(part)
+        case server_filter.Not(part=part):
+            _check_times(part)
+
+
+def parse_time(text: str) -> datetime:
+    """Return the UTC time of an RFC 3339 text, naive, as the tables have it."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as err:
+        raise invalid("filter", "has a time that is not RFC 3339") from err
+    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+
+
+class _Where:
+    """Writes a filter as SQL: values are parameters, names come from our own list."""
+
+    def __init__(self, arguments: list[Any]) -> None:
+        self._arguments = arguments
+
+    def sql(self, node: server_filter.Node | None) -> str:
+        match node:
+            case None:
+                return "true"
+            case server_filter.And(parts=parts):
+                return "(" + " AND ".join(map(self.sql, parts)) + ")"
+            case server_filter.Or(parts=parts):
+                return "(" + " OR ".join(map(self.sql, parts)) + ")"
+            case server_filter.Not(part=part):
+                return f"NOT ({self.sql(part)})"
+            case server_filter.Comparison():
+                return self._comparison(node)
+
+    def _parameter(self, value: Any) -> str:
+        self._arguments.append(value)
+        return f"${len(self._arguments)}"
+
+    def _comparison(self, node: server_filter.Comparison) -> str:
+        if node.field == "update_time":
+            sign = "<>" if node.operator == "!=" else node.operator
+            return f"updated_at {sign} {self._parameter(parse_time(node.value))}"
+        column = node.field
+        if node.field.startswith("labels."):
+            column = f"labels->>{self._parameter(node.field.removeprefix('labels.'))}"
+        value = self._parameter(node.value)
+        match node.operator:
+            case "=":
+                return f"coalesce({column}, '') = {value}"
+            case "!=":
+                return f"coalesce({column}, '') <> {value}"
+            case _:
+                return f"position({value} in coalesce({column}, '')) > 0"
+
+
+class Snapshot:
+    """The inventory as it was read last, for when the database is away."""
+
+    def __init__(self) -> None:
+        self.servers: dict[str, Server] | None = None
+        self.taken_nanos = 0
+
+    def take(self, servers: Sequence[Server], now: int) -> None:
+        """Replace the copy."""
+        self.servers, self.taken_nanos = {server.id: server for server in servers}, now
+
+    def known(self) -> dict[str, Server]:
+        """Return the copy; UnavailableError when there is none yet."""
+        if self.servers is None:
+            raise UnavailableError("PostgreSQL does not answer", reason=Reason.STORE_UNAVAILABLE)
+        return self.servers
+
+    def get(self, server_id: str) -> Server:
+        """Return one server of the copy."""
+        found = self.known().get(server_id)
+        if found is None:
+            raise _not_found(server_id)
+        return found
+
+    def list(self, query: ListQuery) -> Page:
+        """Return a page of the copy; deleted servers are not in it."""
+        node = checked_filter(query.filter)
+        column, descending = parse_order(query.order_by)
+        size = page.page_size(query.page_size)
+        key = (query.filter, query.order_by, query.show_deleted)
+        after = page.decode_token(key, query.page_token)
+        chosen = [each for each in self.known().values() if server_filter.matches(node, _lookup(each))]
+        ranked = sorted(chosen, key=lambda each: each.id)
+        ranked.sort(key=lambda each: _rank(each, column), reverse=descending)
+        first = 0
+        if after:
+            ids = [server.id for server in ranked]
+            first = ids.index(after[1]) + 1 if after[1] in ids else 0
+        some = ranked[first : first + size]
+        more = first + size < len(ranked)
+        token = page.encode_token(key, [_rank(some[-1], column), some[-1].id]) if more else ""
+        return Page(servers=some, next_page_token=token, total_count=len(ranked))
+
+
+def _rank(server: Server, column: str) -> str:
+    value = getattr(server, column)
+    return value.replace(tzinfo=None).isoformat(" ") if isinstance(value, datetime) else str(value)
+
+
+def _lookup(server: Server) -> Any:
+    def value(name: str) -> str | float | None:
+        if name.startswith("labels."):
+            return server.labels.get(name.removeprefix("labels."))
+        if name == "update_time":
+            return server.update_time.timestamp() if server.update_time else 0.0
+        return str(getattr(server, name))
+
+    return value
+
+
+def checked_ids(ids: Sequence[str]) -> list[str]:
+    """Return 1–1,000 ids, lower-cased, each once."""
+    if not 1 <= len(ids) <= MAX_BATCH:
+        raise invalid("ids", f"must have 1–{MAX_BATCH} entries")
+    return list(dict.fromkeys(check_server_id(each, "ids") for each in ids))

@@ -1,0 +1,125 @@
+"""Policies: durable settings and records, as documents of a closed list of kinds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from openmanager import page
+from openmanager.errors import AbortedError, NotFoundError, Reason, ResourceExhaustedError, invalid
+from openmanager.frame import check_server_id
+from openmanager_metadata.backends import Database, Row
+from openmanager_metadata.inventory import THRESHOLDS, check_thresholds
+
+KINDS = ("thresholds", "fault")
+MAX_DOCUMENT_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One policy."""
+
+    kind: str
+    id: str
+    document: Mapping[str, Any]
+    etag: str
+    update_time: datetime
+
+
+def check_kind(kind: str, name: str = "kind") -> str:
+    """Return a kind; InvalidArgumentError when there is none such."""
+    if kind not in KINDS:
+        raise invalid(name, f"must be one of {', '.join(KINDS)}")
+    return kind
+
+
+def check_document(kind: str, document: Mapping[str, Any]) -> str:
+    """Return a document as JSON; an error naming the field when it is not one of its kind."""
+    if kind == "thresholds":
+        known = {f"{figure}_{level}" for figure in THRESHOLDS for level in ("warning", "critical")}
+        for name, value in document.items():
+            if name not in known or isinstance(value, bool) or not isinstance(value, int | float):
+                raise invalid(f"policy.document.{name[:40]}", f"must be a number; known are {', '.join(sorted(known))}")
+        check_thresholds("policy.document", document)
+    text = json.dumps(document, allow_nan=False)
+    if len(text.encode()) > MAX_DOCUMENT_BYTES:
+        raise ResourceExhaustedError(
+            "policy.document is larger than 64 KiB", reason=Reason.MESSAGE_TOO_LARGE, field="policy.document"
+        )
+    return text
+
+
+def _policy(row: Row) -> Policy:
+    return Policy(
+        kind=row["kind"],
+        id=row["id"],
+        document=json.loads(row["document"]),
+        etag=f"v{row['version']}",
+        update_time=row["updated_at"].replace(tzinfo=UTC),
+    )
+
+
+class Policies:
+    """Policies in a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, kind: str, policy_id: str) -> Policy:
+        """Return one policy."""
+        rows = await self._database.fetch(
+            "SELECT * FROM policies WHERE kind = $1 AND id = $2", check_kind(kind), check_server_id(policy_id, "id")
+        )
+        if not rows:
+            raise _not_found(kind, policy_id)
+        return _policy(rows[0])
+
+    async def list(self, kind: str, size: int, token: str) -> tuple[Sequence[Policy], str]:
+        """Return a page of the policies of a kind, and the next token."""
+        size = page.page_size(size)
+        after = page.decode_token((check_kind(kind),), token)
+        rows = await self._database.fetch(
+            'SELECT * FROM policies WHERE kind = $1 AND id COLLATE "C" > $2 ORDER BY id COLLATE "C" LIMIT $3',
+            kind,
+            after[0] if after else "",
+            size + 1,
+        )
+        more = page.encode_token((kind,), [rows[size - 1]["id"]]) if len(rows) > size else ""
+        return [_policy(row) for row in rows[:size]], more
+
+    async def update(self, kind: str, policy_id: str, document: Mapping[str, Any], etag: str) -> Policy:
+        """Create or replace a policy; AbortedError when an etag is given and is not the stored one."""
+        text = check_document(check_kind(kind, "policy.kind"), document)
+        rows = await self._database.fetch(
+            "INSERT INTO policies AS p (kind, id, document) SELECT $1, $2, $3::jsonb"
+            " WHERE $4 = '' OR EXISTS (SELECT FROM policies WHERE kind = $1 AND id = $2)"
+            " ON CONFLICT (kind, id) DO UPDATE SET document = excluded.document, version = p.version + 1,"
+            " updated_at = now() WHERE $4 = '' OR 'v' || p.version = $4 RETURNING *",
+            kind,
+            check_server_id(policy_id, "policy.id"),
+            text,
+            etag,
+        )
+        if not rows:
+            raise AbortedError("the policy was changed in between: read it again")
+        return _policy(rows[0])
+
+    async def delete(self, kind: str, policy_id: str, etag: str) -> Policy:
+        """Delete a policy."""
+        rows = await self._database.fetch(
+            "DELETE FROM policies WHERE kind = $1 AND id = $2 AND ($3 = '' OR 'v' || version = $3) RETURNING *",
+            check_kind(kind),
+            check_server_id(policy_id, "id"),
+            etag,
+        )
+        if not rows:
+            await self.get(kind, policy_id)
+            raise AbortedError("the policy was changed in between: read it again")
+        return _policy(rows[0])
+
+
+def _not_found(kind: str, policy_id: str) -> NotFoundError:
+    return NotFoundError("there is no such policy", resource=f"policy/{kind}/{policy_id}")
