@@ -72,6 +72,8 @@ class Mesh:
         start = time.monotonic()
         self.process.send_signal(number)
         self.process.wait(timeout=20)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return time.monotonic() - start
 
 

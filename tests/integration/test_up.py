@@ -104,7 +104,7 @@ async def test_killing_every_process_at_once_loses_nothing_and_leaves_nothing(tm
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        mesh.process.wait()
+        mesh.stop(signal.SIGKILL)
         end = time.monotonic() + 5
         while any(is_alive(pid) for pid in children):
             assert time.monotonic() < end
