@@ -7,15 +7,14 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 
+from openmanager.api.status.v1 import status_pb2
+from openmanager.runtime.module import Runtime, Service, service_descriptor
+from openmanager.runtime.peer import Peer
 from openmanager_gateway.config import GatewayConfig
 from openmanager_gateway.replica import Replica
 from openmanager_gateway.router import Route
 from openmanager_gateway.service import GatewayService, MetricsService
 from openmanager_gateway.status import StatusBoard
-
-from openmanager.api.status.v1 import status_pb2
-from openmanager.runtime.module import Runtime, Service, service_descriptor
-from openmanager.runtime.peer import Peer
 
 OWN = "openmanager.api.gateway.v1.GatewayService"
 OTLP = "opentelemetry.proto.collector.metrics.v1.MetricsService"

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from openmanager_gateway import otlp
-from openmanager_gateway.replica import Replica
-from openmanager_gateway.router import forwarder
-from openmanager_gateway.status import StatusBoard
-
 from openmanager.api.gateway.v1 import gateway_pb2 as pb
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.errors import OpenManagerError, UnavailableError
@@ -20,6 +15,10 @@ from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, raw
 from openmanager.runtime.module import service_descriptor
 from openmanager.runtime.peer import Peer
+from openmanager_gateway import otlp
+from openmanager_gateway.replica import Replica
+from openmanager_gateway.router import forwarder
+from openmanager_gateway.status import StatusBoard
 
 WRITE_FRAME = "/openmanager.api.timeseries.v1.TimeseriesService/WriteFrame"
 WRITE_FRAMES = "/openmanager.api.timeseries.v1.TimeseriesService/WriteFrames"

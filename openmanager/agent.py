@@ -1,0 +1,191 @@
+"""Reports the machine it runs on, through OpenTelemetry's own SDK, host metrics and exporter.
+
+While the mesh is away exports wait, a bounded number of them, and are sent in order when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.instrumentation.system_metrics import SystemMetricsInstrumentor
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import Resource
+
+EXPORT_SECONDS = 2.0
+STOP_SECONDS = 2.0
+BUFFER_EXPORTS = 360
+_MACHINE_ID = Path("/etc/machine-id")
+
+# What tells of the host; the interpreter's own figures would be those of the agent.
+_CONFIG: dict[str, Any] = {
+    "system.cpu.time": ["idle", "user", "system", "irq", "iowait", "steal"],
+    "system.cpu.utilization": ["idle", "user", "system", "irq", "iowait", "steal"],
+    "system.memory.usage": ["used", "free", "cached", "buffers"],
+    "system.memory.utilization": ["used", "free", "cached", "buffers"],
+    "system.swap.usage": ["used", "free"],
+    "system.swap.utilization": ["used", "free"],
+    "system.disk.io": ["read", "write"],
+    "system.disk.operations": ["read", "write"],
+    "system.disk.time": ["read", "write"],
+    "system.network.dropped_packets": ["transmit", "receive"],
+    "system.network.packets": ["transmit", "receive"],
+    "system.network.errors": ["transmit", "receive"],
+    "system.network.io": ["transmit", "receive"],
+    "system.network.connections": ["family", "type"],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentEvent:
+    """What the agent did: `exported`, `buffered`, `dropped`, how many exports, and how many wait now."""
+
+    kind: str
+    count: int
+    waiting: int
+
+
+class BufferingExporter(MetricExporter):
+    """Exports through another exporter; what it cannot deliver waits, the oldest going first when there is too much."""
+
+    def __init__(self, inner: MetricExporter, limit: int, on_event: Callable[[AgentEvent], None]) -> None:
+        super().__init__(
+            preferred_temporality=inner._preferred_temporality,  # noqa: SLF001  (the SDK reads it there)
+            preferred_aggregation=inner._preferred_aggregation,  # noqa: SLF001
+        )
+        self._inner = inner
+        self._limit = limit
+        self._on_event = on_event
+        self._waiting: deque[MetricsData] = deque()
+        self._stopping = threading.Event()
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
+        """Deliver what waits and then this; called by the reader's thread, never twice at once."""
+        self._waiting.append(metrics_data)
+        dropped = max(0, len(self._waiting) - self._limit)
+        for _ in range(dropped):
+            self._waiting.popleft()
+        if dropped:
+            self._tell("dropped", dropped)
+        sent = 0
+        while self._waiting and not self._stopping.is_set():
+            result = self._inner.export(self._waiting[0], timeout_millis=timeout_millis, **kwargs)
+            if result is not MetricExportResult.SUCCESS:
+                break
+            self._waiting.popleft()
+            sent += 1
+        if sent:
+            self._tell("exported", sent)
+        if self._waiting:
+            self._tell("buffered", 1)
+        return MetricExportResult.FAILURE if self._waiting else MetricExportResult.SUCCESS
+
+    def _tell(self, kind: str, count: int) -> None:
+        self._on_event(AgentEvent(kind=kind, count=count, waiting=len(self._waiting)))
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Nothing is held back for later but what cannot be delivered."""
+        return self._inner.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Stop trying."""
+        self._stopping.set()
+        self._inner.shutdown(timeout_millis=min(timeout_millis, STOP_SECONDS * 1000), **kwargs)
+
+
+def host_resource(server_id: str | None, attributes: Mapping[str, str]) -> Resource:
+    """Return the resource of this machine: `attributes` go before what is found."""
+    name = socket.gethostname()
+    machine = _MACHINE_ID.read_text(encoding="ascii").strip() if _MACHINE_ID.is_file() else ""
+    found = {
+        "host.id": server_id or (name if name not in {"", "localhost"} else machine) or "this-host",
+        "host.name": name,
+        "host.arch": platform.machine(),
+        "os.type": platform.system().lower(),
+        "os.description": platform.platform(),
+    }
+    return Resource.create({**found, **attributes})
+
+
+def _observe_filesystems(meter: Meter) -> None:
+    """Add what the instrumentation lacks: how full the file systems are (semantic conventions' names)."""
+
+    def read() -> list[tuple[dict[str, str], Any]]:
+        found = []
+        for part in psutil.disk_partitions(all=False):
+            try:
+                usage = psutil.disk_usage(part.mountpoint)
+            except OSError:
+                continue
+            if usage.total:
+                about = {"device": part.device, "mountpoint": part.mountpoint, "type": part.fstype}
+                found.append((about, usage))
+        return found
+
+    def utilization(_: CallbackOptions) -> Iterable[Observation]:
+        for about, usage in read():
+            yield Observation(usage.used / (usage.used + usage.free), {**about, "state": "used"})
+
+    def usage(_: CallbackOptions) -> Iterable[Observation]:
+        for about, each in read():
+            yield Observation(each.used, {**about, "state": "used"})
+            yield Observation(each.free, {**about, "state": "free"})
+
+    meter.create_observable_gauge("system.filesystem.utilization", [utilization], unit="1")
+    meter.create_observable_up_down_counter("system.filesystem.usage", [usage], unit="By")
+
+
+async def run_agent(
+    endpoint: str,
+    *,
+    interval: timedelta,
+    server_id: str | None,
+    attributes: Mapping[str, str],
+    on_event: Callable[[AgentEvent], None],
+    stop: asyncio.Event,
+    buffer_exports: int = BUFFER_EXPORTS,
+) -> None:
+    """Report this machine to the gateway at `endpoint` (host:port) every `interval` until `stop`.
+
+    `on_event` is called from the reader's thread. Ends within about STOP_SECONDS, whether the mesh answers or not.
+    """
+    # A mesh that is away is told by events, not by the exporter's own lines.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    inner = OTLPMetricExporter(endpoint=endpoint, insecure=True, timeout=EXPORT_SECONDS)
+    exporter = BufferingExporter(inner, buffer_exports, on_event)
+    reader = PeriodicExportingMetricReader(
+        exporter,
+        export_interval_millis=interval.total_seconds() * 1000,
+        export_timeout_millis=EXPORT_SECONDS * 1000,
+    )
+    provider = MeterProvider([reader], host_resource(server_id, attributes), shutdown_on_exit=False)
+    instrumentor = SystemMetricsInstrumentor(config=_CONFIG)
+    psutil.cpu_percent()  # the first reading has nothing to compare with
+    instrumentor.instrument(meter_provider=provider)
+    _observe_filesystems(provider.get_meter("openmanager.agent"))
+    await asyncio.to_thread(reader.force_flush, EXPORT_SECONDS * 1000)
+    try:
+        await stop.wait()
+    finally:
+        ending = threading.Thread(target=provider.shutdown, args=(STOP_SECONDS * 1000,), daemon=True)
+        ending.start()
+        await asyncio.to_thread(ending.join, STOP_SECONDS)
+        instrumentor.uninstrument()
