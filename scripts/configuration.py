@@ -45,7 +45,9 @@ def render() -> str:
     parts = [HEAD]
     for section, found in groupby(keys(suite.sections()), key=lambda key: key.section):
         about = (suite.sections()[section].__doc__ or "").strip().splitlines()[0]
-        parts.append(f"\n## `[{section}]`\n\n{about}\n\n| key | variable | type | default | meaning |\n|---|---|---|---|---|")
+        parts.append(
+            f"\n## `[{section}]`\n\n{about}\n\n| key | variable | type | default | meaning |\n|---|---|---|---|---|"
+        )
         parts.extend(f"| `{k.name}` | `{k.variable}` | {kind(k)} | {default(k)} | {k.doc} |" for k in found)
     return "\n".join(parts) + "\n"
 

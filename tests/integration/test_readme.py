@@ -1,0 +1,66 @@
+"""What the README shows is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Mesh, clean_environment
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PORT = "127.0.0.1:50050"
+# Started by other tests, or without an end of their own.
+ELSEWHERE = ("make run", "openmanager agent")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    joined = "\n".join(blocks("console")).replace("\\\n", " ")
+    return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+
+
+def run(mesh: Mesh, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / arguments[0]
+    environment = {**clean_environment(), "OPENMANAGER_GATEWAY": mesh.gateway}
+    return subprocess.run(
+        [str(program), *arguments[1:]], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.parametrize("command", [each for each in commands() if not each.startswith(ELSEWHERE)])
+def test_a_command_of_the_readme_works(mesh: Mesh, command: str):
+    # The mesh of the tests has three servers; the README's fleet has twenty.
+    text = command.replace(PORT, mesh.gateway).replace("web-aws-01", "web-onpremise-01")
+    text = text.replace("cache-aws-01", "web-onpremise-02")
+    found = run(mesh, shlex.split(text))
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip()
+
+
+def test_the_example_of_the_readme_works(mesh: Mesh):
+    (example,) = blocks("python")
+    found = run(mesh, ["python", "-c", example.replace(PORT, mesh.gateway)])
+    assert found.returncode == 0, found.stderr
+    assert "web-onpremise-01" in found.stdout
+
+
+def test_the_commands_that_up_suggests_work(mesh: Mesh):
+    for command in ("status", "top --once", "query cpu_usage --last 15m"):
+        found = run(mesh, ["openmanager", *command.split()])
+        assert found.returncode == 0, found.stderr
+
+
+def test_every_link_of_the_documents_leads_somewhere():
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), (document, target)
