@@ -26,6 +26,7 @@ def generate(out: Path) -> None:
         f"-I{well_known}",
         f"--python_out={out}",
         f"--grpc_python_out={out}",
+        f"--plugin=protoc-gen-mypy={Path(sys.executable).parent / 'protoc-gen-mypy'}",
         f"--mypy_out=quiet:{out}",
         *sources,
     ]

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import Mesh, clean_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
