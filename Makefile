@@ -46,9 +46,13 @@ docs: $(STAMP) ## generate docs/configuration.md
 bench: $(STAMP) ## measure, each figure a ratio to a peer in the same run
 	@$(BIN)/python -m bench
 
-lock: $(STAMP) ## renew requirements.lock from pyproject.toml (needs uv)
+lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--all-extras --group dev pyproject.toml -o requirements.lock
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--constraint requirements.lock --extra agent pyproject.toml -o requirements-image.lock
+	@printf 'hatchling>=1.27\n' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-header --constraint requirements.lock - -o requirements-build.lock
 
 env: ## write .env with fresh secrets for docker compose
 	@sh scripts/env.sh

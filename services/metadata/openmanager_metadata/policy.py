@@ -94,10 +94,10 @@ class Policies:
         """Create or replace a policy; AbortedError when an etag is given and is not the stored one."""
         text = check_document(check_kind(kind, "policy.kind"), document)
         rows = await self._database.fetch(
-            "INSERT INTO policies AS p (kind, id, document) SELECT $1, $2, $3::jsonb"
-            " WHERE $4 = '' OR EXISTS (SELECT FROM policies WHERE kind = $1 AND id = $2)"
+            "INSERT INTO policies AS p (kind, id, document) SELECT $1::text, $2::text, $3::jsonb"
+            " WHERE $4::text = '' OR EXISTS (SELECT FROM policies WHERE kind = $1::text AND id = $2::text)"
             " ON CONFLICT (kind, id) DO UPDATE SET document = excluded.document, version = p.version + 1,"
-            " updated_at = now() WHERE $4 = '' OR 'v' || p.version = $4 RETURNING *",
+            " updated_at = now() WHERE $4::text = '' OR 'v' || p.version = $4::text RETURNING *",
             kind,
             check_server_id(policy_id, "policy.id"),
             text,

@@ -1,0 +1,36 @@
+# One image for every service: docker build -t openmanager:local .
+# A build that can be repeated names the base by digest: --build-arg BASE_IMAGE=python:3.13-slim@sha256:…
+ARG BASE_IMAGE=python:3.13-slim
+
+FROM ${BASE_IMAGE} AS builder
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+# What is copied to the final stage has neither pip nor the build backend.
+RUN python -m venv --without-pip /opt/openmanager && python -m venv /opt/build
+COPY requirements-image.lock requirements-build.lock ./
+RUN python -m pip --python /opt/openmanager/bin/python install --quiet --require-hashes --only-binary=:all: -r requirements-image.lock
+RUN /opt/build/bin/python -m pip install --quiet --require-hashes --only-binary=:all: -r requirements-build.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY openmanager openmanager
+COPY gateway gateway
+COPY services services
+RUN /opt/build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /opt/wheel . \
+    && python -m pip --python /opt/openmanager/bin/python install --quiet --no-deps --no-index /opt/wheel/*.whl
+
+FROM ${BASE_IMAGE}
+LABEL org.opencontainers.image.title="OpenManager" \
+      org.opencontainers.image.description="A telemetry store for server fleets behind typed gRPC contracts." \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN groupadd --gid 10001 openmanager \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/openmanager --shell /usr/sbin/nologin openmanager \
+    && install -d -o 10001 -g 10001 -m 0700 /var/lib/openmanager
+COPY --from=builder /opt/openmanager /opt/openmanager
+ENV PATH=/opt/openmanager/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+WORKDIR /var/lib/openmanager
+USER 10001:10001
+EXPOSE 50050 50051 50052 50053 50054
+# Of the gateway; whoever runs another service names its port, as docker-compose.yml does.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --start-interval=2s --retries=3 CMD ["openmanager", "health"]
+ENTRYPOINT ["openmanager"]
+CMD ["--help"]

@@ -1,0 +1,287 @@
+"""docker-compose.yml, checked without a container engine: against the format and against the program itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import jsonschema
+import pytest
+from deploy.composed import (
+    COMPOSE,
+    EXAMPLE,
+    FILLED,
+    OWN,
+    PORTS,
+    RAW,
+    ROOT,
+    SERVICES,
+    TEXT,
+    VARIABLE,
+    environment,
+    share_a_network,
+    texts,
+)
+
+from openmanager import config, suite
+from openmanager.cli.main import COMMANDS, cli
+from openmanager.cli.serve import serve
+from openmanager.runtime.module import MeshConfig, ServerConfig
+from openmanager.runtime.server import check_address
+
+SCHEMA = json.loads((Path(__file__).parent / "compose.schema.json").read_text())
+SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|PRIVATE")
+# A long run of hexadecimal or base64, as a pasted key is; words and paths have separators.
+SECRET_TEXT = re.compile(
+    r"(?<![\w/.=-])(?=[A-Za-z0-9+/]*\d)(?=[A-Za-z0-9+/]*[A-Za-z])[A-Za-z0-9+/]{20,}={0,2}(?![\w/.-])"
+)
+# The programs that each image is known to hold; a check with another one would always fail.
+PROGRAMS = {
+    "postgres": {"pg_isready"},
+    "redis": {"redis-cli", "grep"},
+    "influxdb": {"influx"},
+    "grafana/grafana": {"wget"},
+    "openmanager": {"openmanager"},
+    "otel/opentelemetry-collector-contrib": set(),
+}
+
+
+def mesh_address(name: str) -> str:
+    return str(getattr(MeshConfig(), name))
+
+
+# --- the format ---------------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_valid_by_the_published_compose_schema():
+    published = pytest.importorskip(
+        "check_jsonschema.builtin_schemas",
+        reason="check-jsonschema, which carries the Compose schema, is not installed",
+    )
+    jsonschema.validate(RAW, published.get_builtin_schema("vendor.compose-spec"))
+
+
+def test_the_file_is_valid_by_the_stricter_schema_of_this_project():
+    jsonschema.validate(COMPOSE, SCHEMA)
+
+
+WEAKENINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a misspelt key": lambda service: service.update(enviroment={}),
+    "more privileges": lambda service: service.update(privileged=True),
+    "a kept capability": lambda service: service.pop("cap_drop"),
+    "new privileges": lambda service: service.pop("security_opt"),
+    "a writable root": lambda service: service.update(read_only=False),
+    "no limits": lambda service: service.pop("deploy"),
+    "no restart": lambda service: service.pop("restart"),
+    "an unbounded log": lambda service: service["logging"].pop("options"),
+    "a port on every interface": lambda service: service.update(ports=["50050:50050"]),
+    "root": lambda service: service.update(user="0:0"),
+    "a moving image": lambda service: service.update(image="openmanager:latest"),
+    "an image without a tag": lambda service: service.update(image="openmanager"),
+    "the engine's socket": lambda service: service.update(volumes=["/var/run/docker.sock:/var/run/docker.sock"]),
+    "a wait for a mere start": lambda service: service["depends_on"].update(cache={"condition": "service_started"}),
+}
+
+
+@pytest.mark.parametrize("weakening", WEAKENINGS)
+def test_the_stricter_schema_refuses(weakening):
+    weakened = copy.deepcopy(COMPOSE)
+    WEAKENINGS[weakening](weakened["services"]["gateway"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(weakened, SCHEMA)
+
+
+# --- our services -------------------------------------------------------------------------------------------------
+
+
+def test_every_service_of_the_suite_runs_from_the_same_image():
+    assert set(OWN) == set(suite.NAMES)
+    assert {service["image"] for service in OWN.values()} == {"openmanager:local"}
+    assert {json.dumps(service["build"]) for service in OWN.values()} == {json.dumps(OWN["gateway"]["build"])}
+
+
+@pytest.mark.parametrize("name", suite.NAMES)
+def test_the_command_serves_the_service_of_that_name(name):
+    command, *arguments = OWN[name]["command"]
+    assert command in COMMANDS
+    assert serve.make_context(command, arguments).params["service"] == name
+
+
+@pytest.mark.parametrize("name", suite.NAMES)
+def test_the_health_check_asks_the_port_that_the_service_listens_on(name):
+    kind, program, *arguments = OWN[name]["healthcheck"]["test"]
+    assert (kind, program) == ("CMD", "openmanager")
+    context = cli.make_context(program, arguments)
+    assert [*context._protected_args, *context.args] == ["health"]  # what click leaves to the command
+    listen = environment(name)["OPENMANAGER_SERVER_LISTEN"]
+    assert context.params["gateway"] == f"127.0.0.1:{listen.rpartition(':')[2]}"
+    health = cli.get_command(context, "health")
+    assert isinstance(health, click.Command)
+    health.make_context("health", [])
+
+
+@pytest.mark.parametrize("name", suite.NAMES)
+def test_every_variable_given_to_a_service_is_known(name):
+    known = {key.variable for key in config.keys(suite.sections())}
+    given = {variable for variable in environment(name) if not variable.startswith("OTEL_")}
+    assert {variable for variable in given if variable.removesuffix("_FILE") not in known} == set()
+
+
+@pytest.mark.parametrize("name", suite.NAMES)
+def test_the_configuration_of_a_service_loads_and_may_be_served(name):
+    loaded = config.load(suite.sections(), environ=environment(name))
+    server = loaded.section(ServerConfig)
+    check_address(server.listen, allow_insecure=server.allow_insecure)
+
+
+@pytest.mark.parametrize("name", suite.NAMES)
+def test_a_service_listens_on_its_port_and_finds_the_others_at_theirs(name):
+    loaded = config.load(suite.sections(), environ=environment(name))
+    ports = {each: mesh_address(each).rpartition(":")[2] for each in suite.NAMES}
+    assert loaded.section(ServerConfig).listen == f"0.0.0.0:{ports[name]}"
+    assert {each: getattr(loaded.section(MeshConfig), each) for each in suite.NAMES} == {
+        each: f"{each}:{ports[each]}" for each in suite.NAMES
+    }
+    assert all(share_a_network(name, each) for each in suite.NAMES)
+
+
+@pytest.mark.parametrize(("name", "variable"), [("metadata", "DATABASE_URL"), ("cache", "REDIS_URL")])
+def test_a_service_reaches_its_store_with_the_stores_password(name, variable):
+    url = urlsplit(environment(name)[variable])
+    assert url.hostname is not None
+    assert share_a_network(name, url.hostname)
+    assert url.port == PORTS[url.hostname]
+    assert url.password in environment(url.hostname).values()
+
+
+def test_postgresql_is_asked_for_the_role_and_database_that_it_creates():
+    url = urlsplit(environment("metadata")["DATABASE_URL"])
+    store = environment("postgres")
+    assert (url.username, url.path) == (store["POSTGRES_USER"], "/" + store["POSTGRES_DB"])
+
+
+def test_history_is_kept_in_a_volume():
+    data = environment("timeseries")["OPENMANAGER_TIMESERIES_DATA_DIR"]
+    mounts = [entry.split(":")[1] for entry in OWN["timeseries"]["volumes"]]
+    assert any(Path(data).is_relative_to(mount) for mount in mounts)
+
+
+# --- the rest of the file -----------------------------------------------------------------------------------------
+
+
+def test_only_the_gateway_and_grafana_are_published():
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"gateway": ["127.0.0.1:50050:50050"], "grafana": ["127.0.0.1:3030:3030"]}
+    assert environment("grafana")["GF_SERVER_HTTP_PORT"] == "3030"
+
+
+def test_only_what_is_published_has_a_way_out():
+    outward = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
+    assert {name for name, service in SERVICES.items() if outward & set(service["networks"])} == {"gateway", "grafana"}
+
+
+def test_networks_and_volumes_are_declared_and_used():
+    assert {each for service in SERVICES.values() for each in service["networks"]} == set(COMPOSE["networks"])
+    mounted = [entry.split(":")[0] for service in SERVICES.values() for entry in service.get("volumes", [])]
+    named = [source for source in mounted if not source.startswith("./")]
+    assert sorted(named) == sorted(COMPOSE["volumes"])
+    assert all((ROOT / source).exists() for source in mounted if source.startswith("./"))
+
+
+def test_every_wait_is_for_a_service_with_a_health_check_and_none_is_a_circle():
+    waits = {name: set(service.get("depends_on", {})) for name, service in SERVICES.items()}
+    TopologicalSorter(waits).prepare()
+    assert {each for found in waits.values() for each in found if "healthcheck" not in SERVICES[each]} == set()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_health_check_runs_programs_that_the_image_holds(name):
+    programs = PROGRAMS[SERVICES[name]["image"].rpartition(":")[0]]
+    check = SERVICES[name].get("healthcheck")
+    if check is None:
+        assert programs == set()
+        return
+    kind, *words = check["test"]
+    shell = [re.sub(r"^(\w+=\S+ )+", "", part.strip()).split()[0] for part in words[0].split("|")]
+    assert set(shell if kind == "CMD-SHELL" else words[:1]) <= programs
+
+
+# --- secrets ------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_lists_exactly_the_variables_that_the_file_reads():
+    read = {name for name, _, _ in VARIABLE.findall("\n".join(texts(RAW))) if name}
+    assert read == set(EXAMPLE)
+
+
+def test_the_example_explains_every_variable_and_holds_no_secret():
+    paragraphs = [
+        part for part in (ROOT / ".env.example").read_text().split("\n\n") if re.search(r"^[A-Z]", part, re.MULTILINE)
+    ]
+    assert all(part.startswith("# ") for part in paragraphs)
+    assert {name for name, value in EXAMPLE.items() if SECRET_NAME.search(name) and value} == set()
+
+
+def test_defaults_are_those_of_the_example():
+    defaults = {name: rest for name, kind, rest in VARIABLE.findall(TEXT) if kind == "-"}
+    assert defaults == {name: value for name, value in EXAMPLE.items() if name in defaults}
+
+
+def test_a_missing_secret_stops_compose_with_the_way_to_get_one():
+    required = {(name, kind, rest) for name, kind, rest in VARIABLE.findall(TEXT) if not EXAMPLE.get(name, "x")}
+    assert required
+    assert {(kind, rest) for _, kind, rest in required} == {("?", "run make env")}
+
+
+def test_secrets_reach_containers_by_their_environment_alone():
+    canaries = [value for value in FILLED.values() if value.startswith("canary-")]
+    without = copy.deepcopy(COMPOSE)
+    for service in without["services"].values():
+        service.pop("environment", None)
+    assert [canary for canary in canaries if canary in json.dumps(without)] == []
+    assert [canary for canary in canaries if canary not in json.dumps(COMPOSE)] == []
+
+
+def test_each_secret_is_known_only_to_those_who_need_it():
+    holders = {
+        name: {each for each in SERVICES if any(f"canary-{name.lower()}" in v for v in texts(SERVICES[each]))}
+        for name in EXAMPLE
+        if SECRET_NAME.search(name)
+    }
+    assert holders == {
+        "POSTGRES_PASSWORD": {"postgres", "metadata"},
+        "REDIS_PASSWORD": {"redis", "cache"},
+        "INFLUXDB_PASSWORD": {"influxdb"},
+        "INFLUXDB_TOKEN": {"influxdb", "grafana"},
+        "GRAFANA_PASSWORD": {"grafana"},
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "docker-compose.yml",
+        "Dockerfile",
+        ".env.example",
+        "scripts/env.sh",
+        "deploy/otel/collector.yaml",
+        "deploy/grafana/provisioning/datasources/influxdb.yaml",
+    ],
+)
+def test_no_file_holds_what_looks_like_a_secret(path):
+    text = (ROOT / path).read_text()
+    assert SECRET_TEXT.findall(text) == []
+    given = re.findall(r"\w*(?:PASSWORD|TOKEN|SECRET)\w*[ \t]*[:=][ \t]*(\S+)", VARIABLE.sub("", text), re.IGNORECASE)
+    assert [value for value in given if not value.startswith(("$", '"$'))] == []
+
+
+def test_what_looks_like_a_secret_is_found():
+    assert SECRET_TEXT.search("PASSWORD: 1726d21abbef7bcbeff0251b12a675a8")
+    assert SECRET_TEXT.search('token: "dGhpcyBpcyBhIHNlY3JldCB0b2tlbg=="')

@@ -1,0 +1,183 @@
+"""The services of docker-compose.yml, started as it says, in its order, without containers, until each is healthy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from conftest import clean_environment, free_ports
+from deploy.composed import FILLED, OWN, environment
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from openmanager import embedded, suite
+from openmanager.datadir import DataDir
+from openmanager.runtime.module import MeshConfig
+from openmanager.runtime.supervisor import Supervisor
+
+PROGRAM = (sys.executable, "-m", "openmanager.cli")
+HEALTHY_SECONDS = 30
+
+
+class Machine:
+    """What stands for the containers: addresses of this machine, and two stores of the same kinds."""
+
+    def __init__(self, folder: Path, base: int, stores: dict[str, str], collector: str) -> None:
+        self.folder = folder
+        self._stores = stores
+        default = MeshConfig()
+        self._addresses = {"http://otel-collector:4317": f"http://{collector}"}
+        for offset, name in enumerate(suite.NAMES):
+            port = getattr(default, name).rpartition(":")[2]
+            here = f"127.0.0.1:{base + offset}"
+            self._addresses |= {f"{name}:{port}": here, f"0.0.0.0:{port}": here, f"127.0.0.1:{port}": here}
+
+    def translate(self, text: str) -> str:
+        """Return a text of the compose file with this machine's address or folder in it."""
+        return self._addresses.get(text, text.replace("/var/lib/openmanager", str(self.folder / "volume")))
+
+    def environment(self, name: str) -> dict[str, str]:
+        given = {variable: self.translate(text) for variable, text in environment(name).items()}
+        stores = {variable: url for variable, url in self._stores.items() if variable in given}
+        if "OPENMANAGER_SIMULATOR_INTERVAL" in given:
+            given["OPENMANAGER_SIMULATOR_INTERVAL"] = "1s"  # nobody wants to wait ten for the first frame
+        return {**clean_environment(), **given, **stores}
+
+    def run(self, name: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run the program as in the container of a service."""
+        command = [*PROGRAM, *map(self.translate, words)]
+        return subprocess.run(
+            command,
+            cwd=self.folder / "work",
+            env=self.environment(name),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+
+    @contextlib.contextmanager
+    def serving(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*PROGRAM, *OWN[name]["command"]],
+                cwd=self.folder / "work",
+                env=self.environment(name),
+                stderr=log,
+                start_new_session=True,
+            )
+            try:
+                yield process
+            finally:
+                process.terminate()
+                process.wait(timeout=10)
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans as the collector does, and remembers whose they were."""
+
+    def __init__(self) -> None:
+        self.services: set[str] = set()
+
+    def Export(self, request, context):  # noqa: N802  (the name of the RPC)
+        for each in request.resource_spans:
+            attributes = {attribute.key: attribute.value.string_value for attribute in each.resource.attributes}
+            self.services.add(attributes["service.name"])
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[Collector, str]]:
+    """A collector and its address."""
+    servicer = Collector()
+    server = grpc.server(ThreadPoolExecutor(2))  # in threads: processes are waited for while they send their last spans
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+async def machine(tmp_path: Path, collector: tuple[Collector, str]) -> AsyncIterator[Machine]:
+    """PostgreSQL and Valkey, and folders for the rest."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "volume").mkdir()
+    with tempfile.TemporaryDirectory(prefix="om-") as data, DataDir.open(data) as opened:
+        valkey, postgresql = embedded.valkey(opened), embedded.postgresql(opened)
+        async with Supervisor([valkey.spec, postgresql.spec]) as children:
+            async with asyncio.timeout(HEALTHY_SECONDS):
+                await children.wait_ready()
+            urls = {"REDIS_URL": valkey.url.reveal(), "DATABASE_URL": postgresql.url.reveal()}
+            yield Machine(tmp_path, free_ports(), urls, collector[1])
+
+
+async def become_healthy(machine: Machine, name: str, process: subprocess.Popen[bytes]) -> None:
+    """Ask as the health check does until it is content."""
+    program, *words = OWN[name]["healthcheck"]["test"][1:]
+    assert program == "openmanager"
+    end = time.monotonic() + HEALTHY_SECONDS
+    while (done := await asyncio.to_thread(machine.run, name, words)).returncode:
+        log = (machine.folder / f"{name}.log").read_text()
+        assert process.poll() is None, f"{name} has ended: {log}"
+        assert time.monotonic() < end, f"{name} is not healthy: {done.stderr}{log}"
+
+
+def storages(board: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"{service['service']}/{storage['name']}": storage["state"]
+        for service in board["services"]
+        for storage in service["storages"]
+    }
+
+
+@pytest.mark.timeout(150)
+async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gateway(machine, collector):
+    waits = {name: set(service["depends_on"]) & set(OWN) for name, service in OWN.items()}
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name in TopologicalSorter(waits).static_order():
+            processes[name] = stack.enter_context(machine.serving(name))
+            await become_healthy(machine, name, processes[name])
+        fleet: list[Any] = []
+        async with asyncio.timeout(HEALTHY_SECONDS):
+            while len(fleet) < int(FILLED["SIMULATOR_SERVERS"]):
+                done = await asyncio.to_thread(machine.run, "gateway", ["servers", "--json"])
+                fleet = json.loads(done.stdout).get("servers", []) if done.returncode == 0 else []
+        done = await asyncio.to_thread(machine.run, "gateway", ["status", "--json"])
+        board = json.loads(done.stdout)
+        assert {service["service"] for service in board["services"]} == set(OWN)
+        assert {name: state for name, state in storages(board).items() if state != "STORAGE_STATE_OK"} == {}
+        assert {name for name, process in processes.items() if process.poll() is not None} == set()
+    assert {name: process.returncode for name, process in processes.items()} == dict.fromkeys(OWN, 0)
+    assert collector[0].services == {f"openmanager-{name}" for name in OWN}
+    assert list((machine.folder / "work").iterdir()) == []  # with a read-only root nothing could be written there
+    assert any((machine.folder / "volume" / "timeseries").iterdir())
+
+
+def test_without_leave_to_serve_unencrypted_a_service_does_not_start(tmp_path):
+    variables = {**os.environ, **environment("gateway")}
+    del variables["OPENMANAGER_ALLOW_INSECURE"]
+    done = subprocess.run(
+        [*PROGRAM, *OWN["gateway"]["command"]],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert done.returncode == 78
+    assert "OPENMANAGER_ALLOW_INSECURE" in done.stderr
