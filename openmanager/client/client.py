@@ -1,0 +1,238 @@
+"""The client: one connection to a gateway, everything the mesh can be asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Self
+
+import numpy as np
+
+from openmanager.api.gateway.v1 import gateway_pb2
+from openmanager.api.server.v1 import server_pb2
+from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.client import codec, history, model, rpc
+from openmanager.client.entries import Entries
+from openmanager.client.inventory import Inventory
+from openmanager.client.rpc import DEADLINE_SECONDS, Away, Rpc, closable
+from openmanager.client.simulation import Faults, Simulator
+from openmanager.client.watch import ServerWatch, watch_log, watch_status
+from openmanager.client.write import WritePipeline
+from openmanager.errors import invalid
+from openmanager.frame import Frame, ServerInfo, decode_trusted, encode_write_request
+
+DEFAULT_TARGET = "127.0.0.1:50050"
+
+
+class Client:
+    """A connection to the gateway at `host:port`, for one event loop; use it as an async context manager.
+
+    Every call has a deadline of `seconds`, and a watch is taken up again when its connection breaks. Reads that fail
+    with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
+    Async iterators that are left early are closed at once inside `contextlib.aclosing`.
+
+    `inventory`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
+    """
+
+    def __init__(self, target: str = DEFAULT_TARGET, *, jitter: random.Random | None = None) -> None:
+        self.rpc = Rpc(target, jitter=jitter or random.Random())  # noqa: S311  (it only spreads reconnections)
+        self.inventory = Inventory(self.rpc)
+        self.simulation = Simulator(self.rpc)
+        self.faults = Faults(self.rpc)
+        self.entries = Entries(self.rpc)
+
+    async def __aenter__(self) -> Self:
+        """Connect in the background; a gateway that is away shows at the first call."""
+        await self.rpc.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Close the connection; calls under way are cancelled."""
+        await self.rpc.__aexit__(*error)
+
+    # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def write_frame(self, frame: Frame, *, seconds: float = DEADLINE_SECONDS) -> model.WriteAck:
+        """Write one frame of at most 4 MiB − 1 KiB (see `split`); when this returns it is on disk."""
+        reply = await self.rpc.call(rpc.WRITE_FRAME, encode_write_request(frame), seconds=seconds)
+        return codec.ack(reply.ack)
+
+    async def write(
+        self,
+        *,
+        times: Sequence[int] | model.Ints,
+        servers: Sequence[str],
+        metrics: Sequence[str],
+        values: Sequence[object] | model.Floats,
+        server_infos: Sequence[ServerInfo] = (),
+        seconds: float = DEADLINE_SECONDS,
+    ) -> model.WriteAck:
+        """Write samples: `times` int64[T] nanoseconds since the epoch, `values` float64[T, S, M], NaN for no sample."""
+        grid = np.asarray(values, np.float64)
+        shape = (len(times), len(servers), len(metrics))
+        if grid.shape != shape:
+            raise invalid("values", f"has the shape {grid.shape} where times, servers and metrics make {shape}")
+        frame = Frame(
+            times=np.asarray(times, np.int64),
+            servers=tuple(servers),
+            metrics=tuple(metrics),
+            values=grid,
+            server_infos=tuple(server_infos),
+        )
+        return await self.write_frame(frame, seconds=seconds)
+
+    async def write_frames(
+        self, frames: AsyncIterable[Frame], *, in_flight: int = 16, seconds: float = DEADLINE_SECONDS
+    ) -> AsyncIterator[model.WriteAck]:
+        """Write frames on one stream and yield their acknowledgements in order.
+
+        At most `in_flight` frames wait for theirs; none may take longer than `seconds`. An error ends the stream: what
+        was acknowledged stays, the rest may be written again, which changes nothing where it had arrived.
+        """
+        pipeline = WritePipeline(self.rpc, in_flight=in_flight, seconds=seconds)
+        async with aclosing(closable(pipeline.acks(frames))) as acks:
+            async for ack in acks:
+                yield codec.ack(ack)
+
+    # ── hot state ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_server(self, server_id: str, *, seconds: float = DEADLINE_SECONDS) -> model.Server:
+        """Return a server as it is now, with all its metrics; NotFoundError when nobody of that id ever sent."""
+        request = gateway_pb2.GetServerRequest(id=server_id, view=server_pb2.VIEW_FULL)
+        reply = await self.rpc.call(rpc.GET_SERVER, request, seconds=seconds)
+        return codec.server(reply.server, reply.provenance)
+
+    async def list_servers(
+        self,
+        filter: str = "",  # noqa: A002  (the contract's word)
+        *,
+        order_by: str = "",
+        limit: int | None = None,
+        full: bool = False,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> AsyncIterator[model.Server]:
+        """Yield servers, page after page; `seconds` is for one page, `full` for all metrics of each."""
+        view = server_pb2.VIEW_FULL if full else server_pb2.VIEW_BASIC
+        request = gateway_pb2.ListServersRequest(filter=filter, order_by=order_by, view=view)
+        async for page in self.rpc.pages(rpc.LIST_SERVERS, request, limit=limit, seconds=seconds):
+            for each in page.servers:
+                yield codec.server(each, page.provenance)
+
+    async def fleet_summary(self, *, seconds: float = DEADLINE_SECONDS) -> model.FleetSummary:
+        """Return counts and means over the fleet."""
+        request = gateway_pb2.GetFleetSummaryRequest()
+        return codec.fleet_summary(await self.rpc.call(rpc.GET_FLEET_SUMMARY, request, seconds=seconds))
+
+    async def watch_servers(
+        self,
+        filter: str = "",  # noqa: A002  (the contract's word)
+        *,
+        full: bool = False,
+        resume_token: str = "",
+        on_away: Away | None = None,
+    ) -> AsyncIterator[model.ServerEvent]:
+        """Yield the servers as they are and then every change, for ever.
+
+        A broken connection is taken up again where it broke off; where that is no longer possible the watch begins
+        anew and says so by `reset`. UnavailableError only when the first connection fails; `on_away` hears of others.
+        """
+        watch = ServerWatch(self.rpc, filter=filter, full=full, resume_token=resume_token)
+        decoder = codec.EventDecoder()
+        async with aclosing(closable(watch.messages(on_away))) as messages:
+            async for message in messages:
+                yield decoder.event(message, reset=watch.reset)
+
+    # ── history ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def query_range(
+        self,
+        metrics: Sequence[str] | str = (),
+        *,
+        start: datetime | int,
+        end: datetime | int | None = None,
+        servers: Sequence[str] | str = (),
+        where: str = "",
+        step: timedelta | None = None,
+        aggregation: str = model.Aggregation.MEAN,
+        group_by: str = model.GroupBy.SERVER,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> model.RangeResult:
+        """Return samples of [start, end): buckets of `step`, aligned to epoch multiples, or raw ones without a step.
+
+        `metrics` are keys, names or globs; `where` is a filter on servers; `end` is now unless given. Times are aware
+        datetimes or nanoseconds since the epoch.
+        """
+        request = history.range_request(
+            history.selector(metrics, servers, where),
+            start=start,
+            end=end,
+            step=step,
+            aggregation=aggregation,
+            group_by=group_by,
+        )
+        return await history.query_range(self.rpc, request, seconds)
+
+    async def query_latest(
+        self,
+        metrics: Sequence[str] | str = (),
+        *,
+        servers: Sequence[str] | str = (),
+        where: str = "",
+        seconds: float = DEADLINE_SECONDS,
+    ) -> model.Latest:
+        """Return the newest sample of each chosen series."""
+        return await history.query_latest(self.rpc, history.selector(metrics, servers, where), seconds)
+
+    async def list_series(
+        self,
+        metrics: Sequence[str] | str = (),
+        *,
+        servers: Sequence[str] | str = (),
+        where: str = "",
+        limit: int | None = None,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> AsyncIterator[model.SeriesInfo]:
+        """Yield the series that exist, by server and metric, page after page; `seconds` is for one page."""
+        request = timeseries_pb2.ListSeriesRequest(selector=history.selector(metrics, servers, where))
+        async for page in self.rpc.pages(rpc.LIST_SERIES, request, limit=limit, seconds=seconds):
+            for each in page.series:
+                yield codec.series_info(each)
+
+    async def watch_frames(
+        self, *, from_position: int = 0, consumer: str = "", on_away: Away | None = None
+    ) -> AsyncIterator[model.LogRecord]:
+        """Yield the frames of the log from a position on, for ever; a broken connection is taken up again.
+
+        0 begins after the confirmed position of `consumer`, or now. OutOfRangeError, reason HISTORY_COMPACTED, when
+        the position is no longer kept: then read `query_latest` and watch from the position after its own.
+        """
+        messages = closable(watch_log(self.rpc, from_position=from_position, consumer=consumer, on_away=on_away))
+        async with aclosing(messages):
+            async for message in messages:
+                if message.HasField("frame"):
+                    yield model.LogRecord(
+                        position=message.position,
+                        frame=decode_trusted(message.frame),
+                        receive_time=codec.moment(message, "receive_time"),
+                        trace_parent=message.trace_parent,
+                    )
+
+    # ── status ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def storage_status(self, *, seconds: float = DEADLINE_SECONDS) -> model.Board:
+        """Return the state of every service and store, and the ledger."""
+        request = gateway_pb2.GetStorageStatusRequest()
+        return codec.board(await self.rpc.call(rpc.GET_STORAGE_STATUS, request, seconds=seconds))
+
+    async def watch_storage_status(self, *, on_away: Away | None = None) -> AsyncIterator[model.Board]:
+        """Yield the state at once and on every change, for ever; a broken connection is taken up again."""
+        async with aclosing(closable(watch_status(self.rpc, on_away))) as messages:
+            async for message in messages:
+                yield codec.board(message.status)
+
+    async def ledger(self, *, seconds: float = DEADLINE_SECONDS) -> model.Ledger:
+        """Return the books of the log."""
+        reply = await self.rpc.call(rpc.GET_LEDGER, timeseries_pb2.GetLedgerRequest(), seconds=seconds)
+        return codec.ledger(reply.ledger)

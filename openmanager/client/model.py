@@ -1,0 +1,461 @@
+"""What the client gives and takes: plain dataclasses, aware datetimes in UTC, numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmanager.frame import Frame, MetricInfo
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def _no_floats() -> Floats:
+    return np.empty(0, np.float64)
+
+
+class ServerState(StrEnum):
+    """The states of a server."""
+
+    HEALTHY = "HEALTHY"
+    WARNING = "WARNING"
+    CRITICAL = "CRITICAL"
+    OFFLINE = "OFFLINE"
+
+
+class StorageState(StrEnum):
+    """The states of a store or a service."""
+
+    OK = "OK"
+    SLOW = "SLOW"
+    DOWN = "DOWN"
+    HUNG = "HUNG"
+    EMPTY = "EMPTY"
+    READONLY = "READONLY"
+    RECOVERING = "RECOVERING"
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether what is in this state still does its work: OK, SLOW or RECOVERING."""
+        return self in {StorageState.OK, StorageState.SLOW, StorageState.RECOVERING}
+
+
+class Aggregation(StrEnum):
+    """What is computed of the samples of a bucket; STDDEV with n − 1, percentiles linear."""
+
+    MEAN = "MEAN"
+    MIN = "MIN"
+    MAX = "MAX"
+    SUM = "SUM"
+    COUNT = "COUNT"
+    FIRST = "FIRST"
+    LAST = "LAST"
+    STDDEV = "STDDEV"
+    P50 = "P50"
+    P90 = "P90"
+    P95 = "P95"
+    P99 = "P99"
+    RATE = "RATE"
+    INCREASE = "INCREASE"
+
+
+class GroupBy(StrEnum):
+    """Whose samples are pooled in one bucket."""
+
+    SERVER = "SERVER"
+    ROLE = "ROLE"
+    ENVIRONMENT = "ENVIRONMENT"
+    ALL = "ALL"
+
+
+class WatchKind(StrEnum):
+    """What an event of a watch is."""
+
+    CREATED = "CREATED"
+    SNAPSHOT = "SNAPSHOT"
+    DELTA = "DELTA"
+    PROGRESS = "PROGRESS"
+
+
+class MetricKind(StrEnum):
+    """Whether the values of a metric may fall."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    GAUGE = "GAUGE"
+    COUNTER = "COUNTER"
+
+
+class FaultPattern(StrEnum):
+    """What goes wrong; UNSPECIFIED in an answer is one that this version does not know."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    MEMORY_LEAK = "MEMORY_LEAK"
+    CPU_SPIKE = "CPU_SPIKE"
+    DISK_FULL = "DISK_FULL"
+    CASCADE_FAILURE = "CASCADE_FAILURE"
+    NETWORK_LATENCY = "NETWORK_LATENCY"
+    DATABASE_LOCK = "DATABASE_LOCK"
+    GRADUAL_DEGRADATION = "GRADUAL_DEGRADATION"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where an answer came from and how far it can be trusted."""
+
+    source: str = ""
+    tier: str = ""
+    as_of: datetime | None = None
+    staleness: timedelta = timedelta()
+    degraded: bool = False
+    partial: bool = False
+    reason: str = ""
+
+
+# ── servers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server as it is now.
+
+    Usage in percent, None when it never came. `metrics` and `values` (float64[M], NaN where there is none) only in the
+    full view.
+    """
+
+    id: str
+    hostname: str = ""
+    environment: str = ""
+    role: str = ""
+    location: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    state: ServerState | None = None
+    state_reason: str = ""
+    cpu_usage: float | None = None
+    memory_usage: float | None = None
+    disk_usage: float | None = None
+    sample_time: datetime | None = None
+    state_since: datetime | None = None
+    interval: timedelta | None = None
+    metric_count: int = 0
+    metrics: tuple[str, ...] = ()
+    values: Floats = field(default_factory=_no_floats, compare=False)
+    provenance: Provenance = field(default_factory=Provenance, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerEvent:
+    """One event of a watch over servers.
+
+    `reset` says that the watch begins anew: what was known before is void, a snapshot follows.
+    """
+
+    kind: WatchKind
+    reset: bool
+    servers: tuple[Server, ...]
+    deleted_ids: tuple[str, ...]
+    provenance: Provenance
+    resume_token: str
+
+    def apply(self, servers: dict[str, Server]) -> None:
+        """Bring a mapping from id to server up to date with this event."""
+        if self.reset:
+            servers.clear()
+        servers.update((server.id, server) for server in self.servers)
+        for server_id in self.deleted_ids:
+            servers.pop(server_id, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSummary:
+    """Counts for one environment or role; usage in percent."""
+
+    name: str
+    total: int
+    healthy: int
+    warning: int
+    critical: int
+    offline: int
+    mean_cpu_usage: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSummary:
+    """Counts and means over the fleet; usage in percent."""
+
+    total: int
+    healthy: int
+    warning: int
+    critical: int
+    offline: int
+    series_count: int
+    mean_cpu_usage: float
+    mean_memory_usage: float
+    mean_disk_usage: float
+    environments: tuple[GroupSummary, ...]
+    roles: tuple[GroupSummary, ...]
+    provenance: Provenance
+
+
+# ── writing and history ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Samples of a frame that were refused while the rest was accepted."""
+
+    server: str
+    metric: str
+    reason: str
+    sample_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteAck:
+    """The acknowledgement of one frame: it is on disk."""
+
+    position: int
+    accepted_sample_count: int
+    rejected_sample_count: int
+    rejections: tuple[Rejection, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesName:
+    """Whose values these are: a server's metric, or that of a group."""
+
+    server: str
+    metric: str
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """Raw samples of one series, in time order: `times` int64[K] nanoseconds since the epoch, `values` float64[K]."""
+
+    times: Ints
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AnswerPart:
+    """One series of an answer, or the next part of a long raw one: `times` int64[K], `values` float64[K]."""
+
+    name: SeriesName
+    times: Ints
+    values: Floats
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RangeResult:
+    """The answer to a range query over N series.
+
+    For buckets `times` is int64[B], their starts in nanoseconds since the epoch, and `values` float64[N, B], NaN where
+    a bucket has no sample. For raw samples both are empty and `raw` holds one entry for each series.
+    """
+
+    series: tuple[SeriesName, ...]
+    times: Ints
+    values: Floats
+    raw: tuple[Samples, ...]
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Latest:
+    """The newest sample of each chosen series, as frames of one time each; `position` is where the log stood."""
+
+    frames: tuple[Frame, ...]
+    position: int
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesInfo:
+    """A series that exists."""
+
+    server: str
+    metric: str
+    info: MetricInfo
+    last_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LogRecord:
+    """A frame as it stands in the log."""
+
+    position: int
+    frame: Frame
+    receive_time: datetime | None
+    trace_parent: str
+
+
+# ── status ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageStatus:
+    """A store as its service sees it."""
+
+    name: str
+    role: str
+    engine: str
+    state: StorageState | None
+    version: str
+    latency: timedelta
+    reason: str
+    since: datetime | None
+    size_bytes: int
+    item_count: int
+    warnings: tuple[str, ...]
+    hit_count: int
+    miss_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatus:
+    """One server process and its stores."""
+
+    service: str
+    address: str
+    state: StorageState | None
+    version: str
+    start_time: datetime | None
+    storages: tuple[StorageStatus, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """A reader of the log and what became of the samples it has to read."""
+
+    name: str
+    position: int
+    delivered: int
+    waiting: int
+    dead_lettered: int
+    resynced: int
+    damaged: int
+    lag: timedelta
+
+    @property
+    def accounted(self) -> int:
+        """The samples that are accounted for: all that were ever accepted, if the books balance."""
+        return self.delivered + self.waiting + self.dead_lettered + self.resynced + self.damaged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """The books of the log."""
+
+    accepted_sample_count: int
+    head_position: int
+    consumers: tuple[Consumer, ...]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every accepted sample is accounted for, for every consumer."""
+        return all(consumer.accounted == self.accepted_sample_count for consumer in self.consumers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """The state of every service and store; `ledger` is None while timeseries cannot be reached."""
+
+    overall_state: StorageState | None
+    services: tuple[ServiceStatus, ...]
+    ledger: Ledger | None
+    observe_time: datetime | None
+
+
+# ── inventory, simulation, entries ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """At which use, in percent, a server is in WARNING or CRITICAL; None follows the role and then the defaults."""
+
+    cpu_warning: float | None = None
+    cpu_critical: float | None = None
+    memory_warning: float | None = None
+    memory_critical: float | None = None
+    disk_warning: float | None = None
+    disk_critical: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InventoryServer:
+    """A server of the inventory; the fields from `etag` on are set by the service."""
+
+    id: str
+    hostname: str = ""
+    environment: str = ""
+    role: str = ""
+    location: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    etag: str = ""
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    delete_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """The simulation as it is."""
+
+    running: bool
+    server_count: int
+    metric_count: int
+    interval: timedelta
+    seed: int
+    tick_count: int
+    last_tick_time: datetime | None
+    buffered_frame_count: int
+    dropped_frame_count: int
+    acknowledged_sample_count: int
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric of the simulator's catalogue; None bounds are open."""
+
+    key: str
+    unit: str
+    kind: MetricKind
+    description: str
+    minimum: float | None
+    maximum: float | None
+    resolution: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A fault as it was injected."""
+
+    id: str
+    pattern: FaultPattern
+    servers: tuple[str, ...]
+    start_time: datetime | None
+    end_time: datetime | None
+    severity: float
+    seed: int
+    root: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Something stored for a while; `value` is empty in the answer to a write, `expire_time` None in that to a read."""
+
+    namespace: str
+    key: str
+    value: bytes
+    expire_time: datetime | None

@@ -1,0 +1,210 @@
+"""The methods of the mesh and how they are called: with messages, a deadline on every call, our errors back.
+
+The typed client and the command line both stand on this; every method's path is written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from openmanager.api.cache.v1 import cache_pb2
+from openmanager.api.gateway.v1 import gateway_pb2
+from openmanager.api.metadata.v1 import metadata_pb2
+from openmanager.api.simulator.v1 import simulator_pb2
+from openmanager.api.status.v1 import status_pb2
+from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.errors import (
+    CancelledCallError,
+    FailedPreconditionError,
+    OpenManagerError,
+    Reason,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from openmanager.runtime.peer import Peer, backoff, retried
+
+DEADLINE_SECONDS = 5.0
+# Every watch tells progress at least every 20 s; one that is silent for longer is dead.
+SILENCE_SECONDS = 25.0
+PAGE_SIZE = 1000
+
+M = TypeVar("M", bound=Message)
+Away = Callable[[OpenManagerError], None]
+WriteReply = gateway_pb2.WriteFramesResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[M]):
+    """A method: its full service name, its own name, and the class of its replies."""
+
+    service: str
+    name: str
+    reply: type[M]
+
+    @property
+    def path(self) -> str:
+        """The path of its calls."""
+        return f"/{self.service}/{self.name}"
+
+
+_API = "openmanager.api"
+_GATEWAY = f"{_API}.gateway.v1.GatewayService"
+_TIMESERIES = f"{_API}.timeseries.v1.TimeseriesService"
+_LOG = f"{_API}.timeseries.v1.LogService"
+_ENTRY = f"{_API}.cache.v1.EntryService"
+_SERVER = f"{_API}.metadata.v1.ServerService"
+_SIMULATOR = f"{_API}.simulator.v1.SimulatorService"
+_FAULT = f"{_API}.simulator.v1.FaultService"
+_HEALTH: Any = health_pb2
+
+GET_STORAGE_STATUS = Method(_GATEWAY, "GetStorageStatus", gateway_pb2.GetStorageStatusResponse)
+WATCH_STORAGE_STATUS = Method(_GATEWAY, "WatchStorageStatus", gateway_pb2.WatchStorageStatusResponse)
+GET_SERVER = Method(_GATEWAY, "GetServer", gateway_pb2.GetServerResponse)
+LIST_SERVERS = Method(_GATEWAY, "ListServers", gateway_pb2.ListServersResponse)
+WATCH_SERVERS = Method(_GATEWAY, "WatchServers", gateway_pb2.WatchServersResponse)
+GET_FLEET_SUMMARY = Method(_GATEWAY, "GetFleetSummary", gateway_pb2.GetFleetSummaryResponse)
+WRITE_FRAME = Method(_GATEWAY, "WriteFrame", gateway_pb2.WriteFrameResponse)
+WRITE_FRAMES = Method(_GATEWAY, "WriteFrames", gateway_pb2.WriteFramesResponse)
+
+WATCH_FRAMES = Method(_TIMESERIES, "WatchFrames", timeseries_pb2.WatchFramesResponse)
+QUERY_RANGE = Method(_TIMESERIES, "QueryRange", timeseries_pb2.QueryRangeResponse)
+QUERY_LATEST = Method(_TIMESERIES, "QueryLatest", timeseries_pb2.QueryLatestResponse)
+LIST_SERIES = Method(_TIMESERIES, "ListSeries", timeseries_pb2.ListSeriesResponse)
+GET_LEDGER = Method(_LOG, "GetLedger", timeseries_pb2.GetLedgerResponse)
+
+GET_ENTRY = Method(_ENTRY, "GetEntry", cache_pb2.GetEntryResponse)
+SET_ENTRY = Method(_ENTRY, "SetEntry", cache_pb2.SetEntryResponse)
+DELETE_ENTRY = Method(_ENTRY, "DeleteEntry", cache_pb2.DeleteEntryResponse)
+
+CREATE_INVENTORY_SERVER = Method(_SERVER, "CreateServer", metadata_pb2.CreateServerResponse)
+GET_INVENTORY_SERVER = Method(_SERVER, "GetServer", metadata_pb2.GetServerResponse)
+LIST_INVENTORY_SERVERS = Method(_SERVER, "ListServers", metadata_pb2.ListServersResponse)
+UPDATE_INVENTORY_SERVER = Method(_SERVER, "UpdateServer", metadata_pb2.UpdateServerResponse)
+DELETE_INVENTORY_SERVER = Method(_SERVER, "DeleteServer", metadata_pb2.DeleteServerResponse)
+BATCH_GET_INVENTORY_SERVERS = Method(_SERVER, "BatchGetServers", metadata_pb2.BatchGetServersResponse)
+
+GET_SIMULATION = Method(_SIMULATOR, "GetSimulation", simulator_pb2.GetSimulationResponse)
+START_SIMULATION = Method(_SIMULATOR, "StartSimulation", simulator_pb2.StartSimulationResponse)
+STOP_SIMULATION = Method(_SIMULATOR, "StopSimulation", simulator_pb2.StopSimulationResponse)
+ADVANCE_SIMULATION = Method(_SIMULATOR, "AdvanceSimulation", simulator_pb2.AdvanceSimulationResponse)
+LIST_METRICS = Method(_SIMULATOR, "ListMetrics", simulator_pb2.ListMetricsResponse)
+INJECT_FAULT = Method(_FAULT, "InjectFault", simulator_pb2.InjectFaultResponse)
+LIST_FAULTS = Method(_FAULT, "ListFaults", simulator_pb2.ListFaultsResponse)
+CLEAR_FAULT = Method(_FAULT, "ClearFault", simulator_pb2.ClearFaultResponse)
+
+GET_STATUS = Method(f"{_API}.status.v1.StatusService", "GetStatus", status_pb2.GetStatusResponse)
+CHECK_HEALTH: Method[Any] = Method("grpc.health.v1.Health", "Check", _HEALTH.HealthCheckResponse)
+LIST_HEALTH: Method[Any] = Method("grpc.health.v1.Health", "List", _HEALTH.HealthListResponse)
+
+METHODS: tuple[Method[Any], ...] = tuple(value for value in tuple(globals().values()) if isinstance(value, Method))
+
+
+class Rpc:
+    """Calls to the gateway at `host:port`; an async context manager that owns the channel."""
+
+    def __init__(self, target: str, *, jitter: random.Random) -> None:
+        self.target = target
+        self._jitter = jitter
+        self._peer: Peer | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect in the background."""
+        names = [name for method in METHODS for name in retried(method.service, [method.name])]
+        self._peer = await Peer("the gateway", self.target, retried=names).__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Close the channel; calls under way are cancelled."""
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            await peer.__aexit__(*error)
+
+    @property
+    def peer(self) -> Peer:
+        """The channel; FailedPreconditionError outside `async with`."""
+        if self._peer is None:
+            raise FailedPreconditionError("the client is closed: use it inside “async with”")
+        return self._peer
+
+    async def call(self, method: Method[M], request: Message | bytes, *, seconds: float = DEADLINE_SECONDS) -> M:
+        """Call a unary method."""
+        return await self.peer.unary(method.path, request, method.reply, seconds=seconds)
+
+    async def stream(
+        self, method: Method[M], request: Message | bytes, *, seconds: float | None = DEADLINE_SECONDS
+    ) -> AsyncIterator[M]:
+        """Call a streaming method; None for a stream without an end, which may only not be silent for too long."""
+        replies = closable(self.peer.server_stream(method.path, request, seconds=seconds))
+        async with aclosing(replies):
+            while True:
+                try:
+                    async with asyncio.timeout(SILENCE_SECONDS if seconds is None else None):
+                        data = await anext(replies)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as err:
+                    raise UnavailableError("the gateway fell silent") from err
+                yield method.reply.FromString(data)
+
+    async def converse(self, method: Method[M], requests: AsyncIterator[bytes]) -> AsyncIterator[M]:
+        """Call a bidirectional method."""
+        async with aclosing(closable(self.peer.bidi_stream(method.path, requests))) as replies:
+            async for data in replies:
+                yield method.reply.FromString(data)
+
+    async def pages(
+        self, method: Method[M], request: Any, *, limit: int | None = None, seconds: float = DEADLINE_SECONDS
+    ) -> AsyncIterator[M]:
+        """Call a list method for page after page, until `limit` items were sent; `request` is changed."""
+        items = next(field.name for field in method.reply.DESCRIPTOR.fields if field.is_repeated)
+        wanted = limit
+        while wanted is None or wanted > 0:
+            request.page_size = PAGE_SIZE if wanted is None else min(wanted, PAGE_SIZE)
+            page: Any = await self.call(method, request, seconds=seconds)
+            yield page
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+            if wanted is not None:
+                wanted -= len(getattr(page, items))
+
+    async def resumed(self, begin: Callable[[], AsyncIterator[M]], on_away: Away | None = None) -> AsyncIterator[M]:
+        """Yield the messages of an endless stream, begun again with back-off and jitter whenever it breaks.
+
+        The first attempt is not repeated: who was never there cannot come back. `on_away` hears of every break.
+        """
+        attempt, known = 0, False
+        while True:
+            failure: OpenManagerError = UnavailableError("the stream ended")
+            try:
+                async with aclosing(closable(begin())) as messages:
+                    async for message in messages:
+                        attempt, known = 0, True
+                        yield message
+            except OpenManagerError as err:
+                if not (known and _may_come_back(err)):
+                    raise
+                failure = err
+            if on_away is not None:
+                on_away(failure)
+            await asyncio.sleep(backoff(attempt, self._jitter.random()).total_seconds())
+            attempt += 1
+
+
+def _may_come_back(err: OpenManagerError) -> bool:
+    if isinstance(err, ResourceExhaustedError):
+        return err.reason in {Reason.WATCH_TOO_SLOW, Reason.OVERLOADED}
+    return isinstance(err, UnavailableError | CancelledCallError)
+
+
+def closable(iterator: AsyncIterator[Any]) -> Any:
+    """Return what an async generator function made as what it is: something that can be closed."""
+    return iterator

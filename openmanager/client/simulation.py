@@ -1,0 +1,115 @@
+"""The simulated fleet and its faults."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
+
+from openmanager.api.simulator.v1 import simulator_pb2
+from openmanager.client import codec, model, rpc
+from openmanager.client.rpc import DEADLINE_SECONDS, Rpc
+
+# Making ticks at once takes its time: about a millisecond for each server and hundred ticks.
+ADVANCE_SECONDS = 300.0
+
+
+class Simulator:
+    """Steers the simulation."""
+
+    def __init__(self, calls: Rpc) -> None:
+        self._calls = calls
+
+    async def get(self, *, seconds: float = DEADLINE_SECONDS) -> model.Simulation:
+        """Return the simulation as it is."""
+        request = simulator_pb2.GetSimulationRequest()
+        return codec.simulation((await self._calls.call(rpc.GET_SIMULATION, request, seconds=seconds)).simulation)
+
+    async def start(
+        self,
+        *,
+        server_count: int = 0,
+        interval: timedelta | None = None,
+        seed: int | None = None,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> model.Simulation:
+        """Begin to tick; what is not given keeps its value.
+
+        FailedPreconditionError, reason SIMULATION_RUNNING, when it ticks with other values.
+        """
+        request = simulator_pb2.StartSimulationRequest(server_count=server_count, seed=seed)
+        if interval is not None:
+            request.interval.CopyFrom(codec.duration(interval))
+        return codec.simulation((await self._calls.call(rpc.START_SIMULATION, request, seconds=seconds)).simulation)
+
+    async def stop(self, *, seconds: float = DEADLINE_SECONDS) -> model.Simulation:
+        """Stop ticking; what is buffered is still delivered."""
+        request = simulator_pb2.StopSimulationRequest()
+        return codec.simulation((await self._calls.call(rpc.STOP_SIMULATION, request, seconds=seconds)).simulation)
+
+    async def advance(self, tick_count: int, *, seconds: float = ADVANCE_SECONDS) -> model.Simulation:
+        """Make 1–100,000 ticks at once and write them; FailedPreconditionError while it ticks by itself."""
+        request = simulator_pb2.AdvanceSimulationRequest(tick_count=tick_count)
+        return codec.simulation((await self._calls.call(rpc.ADVANCE_SIMULATION, request, seconds=seconds)).simulation)
+
+    async def list_metrics(self, *, seconds: float = DEADLINE_SECONDS) -> AsyncIterator[model.Metric]:
+        """Yield the catalogue of metrics, page after page; `seconds` is for one page."""
+        request = simulator_pb2.ListMetricsRequest()
+        async for page in self._calls.pages(rpc.LIST_METRICS, request, seconds=seconds):
+            for each in page.metrics:
+                yield codec.metric(each)
+
+
+class Faults:
+    """Injects faults into the simulation and ends them."""
+
+    def __init__(self, calls: Rpc) -> None:
+        self._calls = calls
+
+    async def inject(
+        self,
+        pattern: str,
+        servers: Sequence[str],
+        *,
+        start: datetime | int | None = None,
+        end: datetime | int | None = None,
+        severity: float = 0.0,
+        request_id: str = "",
+        seconds: float = DEADLINE_SECONDS,
+    ) -> model.Fault:
+        """Inject a fault from `start`, now unless given, to `end`, by the pattern's middle duration unless given.
+
+        `severity` is more than 0 and at most 1; 0 stands for 0.8. Repeated with the same `request_id`, by default a
+        new one, it returns what the first call returned.
+        """
+        wanted = simulator_pb2.Fault(pattern=codec.fault_pattern(pattern), servers=servers, severity=severity)
+        if start is not None:
+            wanted.start_time.CopyFrom(codec.timestamp(start, "start"))
+        if end is not None:
+            wanted.end_time.CopyFrom(codec.timestamp(end, "end"))
+        request = simulator_pb2.InjectFaultRequest(fault=wanted, request_id=request_id or uuid.uuid4().hex)
+        return codec.fault((await self._calls.call(rpc.INJECT_FAULT, request, seconds=seconds)).fault)
+
+    async def list(
+        self,
+        *,
+        start: datetime | int | None = None,
+        end: datetime | int | None = None,
+        active_only: bool = False,
+        limit: int | None = None,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> AsyncIterator[model.Fault]:
+        """Yield faults that touch [start, end), newest start first: the last 24 h unless given."""
+        request = simulator_pb2.ListFaultsRequest(active_only=active_only)
+        if start is not None:
+            request.start_time.CopyFrom(codec.timestamp(start, "start"))
+        if end is not None:
+            request.end_time.CopyFrom(codec.timestamp(end, "end"))
+        async for page in self._calls.pages(rpc.LIST_FAULTS, request, limit=limit, seconds=seconds):
+            for each in page.faults:
+                yield codec.fault(each)
+
+    async def clear(self, fault_id: str, *, seconds: float = DEADLINE_SECONDS) -> model.Fault:
+        """End a fault now; NotFoundError, or FailedPreconditionError with FAULT_ENDED when it is over."""
+        request = simulator_pb2.ClearFaultRequest(id=fault_id)
+        return codec.fault((await self._calls.call(rpc.CLEAR_FAULT, request, seconds=seconds)).fault)

@@ -1,0 +1,60 @@
+"""Writing frames on one stream: a bounded number under way, each with its own deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import aclosing
+
+from openmanager.api.frame.v1 import frame_pb2
+from openmanager.client import rpc
+from openmanager.client.rpc import Rpc, closable
+from openmanager.errors import DeadlineExceededError
+from openmanager.frame import Frame, encode_write_request
+
+
+class WritePipeline:
+    """One stream of writes: at most `in_flight` frames wait for their acknowledgement, none longer than `seconds`."""
+
+    def __init__(self, calls: Rpc, *, in_flight: int, seconds: float) -> None:
+        self._calls = calls
+        self._seconds = seconds
+        self._room = asyncio.Semaphore(in_flight)
+        self._due: deque[float] = deque()  # until when each frame under way must be acknowledged
+        self._limit: asyncio.Timeout | None = None
+        self._failure: Exception | None = None
+
+    async def acks(self, frames: AsyncIterable[Frame]) -> AsyncIterator[frame_pb2.WriteAck]:
+        """Yield the acknowledgements in order; an error of the producer comes after those of the frames before it."""
+        async with aclosing(closable(self._calls.converse(rpc.WRITE_FRAMES, self._requests(frames)))) as replies:
+            while (reply := await self._next(replies)) is not None:
+                self._due.popleft()
+                self._room.release()
+                yield reply.ack
+        if self._failure is not None:
+            raise self._failure
+
+    async def _next(self, replies: AsyncIterator[rpc.WriteReply]) -> rpc.WriteReply | None:
+        try:
+            async with asyncio.timeout_at(self._due[0] if self._due else None) as self._limit:
+                return await anext(replies, None)
+        except TimeoutError as err:
+            raise DeadlineExceededError("a frame was not acknowledged in time") from err
+        finally:
+            self._limit = None
+
+    async def _requests(self, frames: AsyncIterable[Frame]) -> AsyncIterator[bytes]:
+        try:
+            async for frame in frames:
+                await self._room.acquire()
+                self._start_clock()
+                yield encode_write_request(frame)
+        except Exception as err:  # noqa: BLE001  (the producer's own, raised where its frames are acknowledged)
+            self._failure = err
+
+    def _start_clock(self) -> None:
+        self._due.append(asyncio.get_running_loop().time() + self._seconds)
+        # A producer may be silent as long as it likes: the clock runs only while a frame is under way.
+        if len(self._due) == 1 and self._limit is not None:
+            self._limit.reschedule(self._due[0])
