@@ -36,7 +36,7 @@ class Disk(Protocol):
     """One folder of files."""
 
     def create(self, name: str) -> File:
-        """Create an empty file and return it; its name is durable only after `sync_names`."""
+        """Create an empty file and return it; its name is durable only after `sync`."""
         ...
 
     def read(self, name: str, offset: int, size: int) -> bytes:
@@ -55,8 +55,8 @@ class Disk(Protocol):
         """Give a file new content, atomically and durably, its name included."""
         ...
 
-    def sync_names(self) -> None:
-        """Return when created, replaced and removed names survive a power loss."""
+    def sync(self, name: str = "") -> None:
+        """Return when a file's content survives a power loss; without a name, which files there are."""
         ...
 
     def free_bytes(self) -> tuple[int, int]:
@@ -73,12 +73,14 @@ class PosixFile:
     def append(self, parts: Sequence[bytes | memoryview]) -> None:
         """Write all parts with as few system calls as possible; a short write is continued."""
         pending = [memoryview(part) for part in parts if len(part)]
-        while pending:
-            written = os.writev(self._descriptor, pending[:1024])
-            while pending and written >= len(pending[0]):
-                written -= len(pending.pop(0))
+        done = 0
+        while done < len(pending):
+            written = os.writev(self._descriptor, pending[done : done + 1024])
+            while done < len(pending) and written >= len(pending[done]):
+                written -= len(pending[done])
+                done += 1
             if written:
-                pending[0] = pending[0][written:]
+                pending[done] = pending[done][written:]
 
     def sync(self) -> None:
         """Flush data and size to the device."""
@@ -99,7 +101,7 @@ class PosixDisk:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        _make(folder)
 
     def create(self, name: str) -> PosixFile:
         """Create an empty file."""
@@ -128,25 +130,38 @@ class PosixDisk:
 
     def replace(self, name: str, content: bytes) -> None:
         """Write aside, sync, rename, sync the folder."""
-        aside = self._folder / f"{name}.new"
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        aside = f"{name}.new"
         try:
-            PosixFile(descriptor).append([content])
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        aside.replace(self._folder / name)
-        self.sync_names()
+            with contextlib.closing(self.create(aside)) as file:
+                file.append([content])
+                file.sync()
+        except OSError:
+            self.remove(aside)  # on a full disk every byte counts
+            raise
+        (self._folder / aside).replace(self._folder / name)
+        self.sync()
 
-    def sync_names(self) -> None:
-        """Sync the folder."""
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def sync(self, name: str = "") -> None:
+        """Sync a file or the folder."""
+        _sync(self._folder / name)
 
     def free_bytes(self) -> tuple[int, int]:
         """Ask the volume."""
         found = os.statvfs(self._folder)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+
+def _make(folder: Path) -> None:
+    """Make a folder with what is above it, durably: a folder whose name is lost takes its files with it."""
+    if not folder.parent.exists():
+        _make(folder.parent)
+    folder.mkdir(exist_ok=True, mode=0o750)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

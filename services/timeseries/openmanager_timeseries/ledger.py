@@ -6,6 +6,8 @@ For every consumer, at every moment: accepted = delivered + waiting + dead-lette
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import logging
 import re
@@ -14,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 from openmanager.api.status.v1 import status_pb2
-from openmanager.errors import OutOfRangeError, Reason, invalid
+from openmanager.errors import OutOfRangeError, Reason, UnavailableError, invalid
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.log import Log
@@ -57,6 +59,7 @@ class Ledger:
         self._clock = clock
         self._saving = asyncio.Lock()
         self.books: dict[str, Books] = {}
+        self._durable: dict[str, int] = {}
         # What the log is told to continue above, should its newest segments be lost.
         self.floor = Books()
         self._load()
@@ -66,15 +69,25 @@ class Ledger:
             raw = self._disk.read(POSITIONS, 0, 1 << 24)
         except FileNotFoundError:
             return
-        body, _, checksum = raw.rpartition(b"\n")
-        if not body or zlib.crc32(body) != int(checksum or b"0", 16):
+        except OSError as err:
+            if err.errno != errno.EIO:
+                raise
+            raw = b""
+        try:
+            body, _, checksum = raw.rpartition(b"\n")
+            if zlib.crc32(body) != int(checksum, 16):
+                raise ValueError  # noqa: TRY301  (the same as a checksum that is no number)
+            stored = json.loads(body)
+            floor = Books(position=stored["head_position"], accepted=stored["accepted"])
+            books = {name: Books(**each) for name, each in stored["consumers"].items()}
+        except (ValueError, LookupError, TypeError, AttributeError):
             # Every consumer begins anew at the oldest frame: nothing is lost, for taking a frame twice changes nothing.
-            log.error("the consumers' positions are damaged; all consumers begin at the oldest frame")
-            self._disk.replace(f"{POSITIONS}.damaged", raw)
+            log.exception("the consumers' positions are damaged; all consumers begin at the oldest frame")
+            with contextlib.suppress(OSError):
+                self._disk.replace(f"{POSITIONS}.damaged", raw)
             return
-        stored = json.loads(body)
-        self.floor = Books(position=stored["head_position"], accepted=stored["accepted"])
-        self.books = {name: Books(**books) for name, books in stored["consumers"].items()}
+        self.floor, self.books = floor, books
+        self._durable = {name: each.position for name, each in books.items()}
 
     async def save(self, source: Log) -> None:
         """Make the books durable."""
@@ -84,8 +97,10 @@ class Ledger:
                 "accepted": source.state.accepted,
                 "consumers": {name: asdict(books) for name, books in self.books.items()},
             }
+            positions = {name: books.position for name, books in self.books.items()}
             body = json.dumps(stored, indent=1).encode()
             await asyncio.to_thread(self._disk.replace, POSITIONS, body + b"\n%08x" % zlib.crc32(body))
+            self._durable = positions
 
     def open_books(self, name: str) -> Books:
         """Return the books of a consumer, new ones at position 0 if it has none."""
@@ -101,13 +116,16 @@ class Ledger:
             )
         accepted = await asyncio.to_thread(source.accepted_at, position)
         books = self.open_books(check_consumer(name))
-        if resynced:
-            books.resynced += max(0, accepted - books.accepted)
-        elif accepted < books.accepted:  # it goes back, and will get again what it got
+        if accepted < books.accepted:  # it goes back, and will get again what it got
             books.resynced = books.damaged = books.dead_lettered = 0
+        elif resynced:
+            books.resynced += accepted - books.accepted
         books.position, books.accepted = position, accepted
         books.confirmed_nanos = self._clock.now_nanos()
-        await self.save(source)
+        try:
+            await self.save(source)
+        except OSError as err:
+            raise UnavailableError("the position could not be stored", reason=Reason.LOG_UNFIT) from err
         return books
 
     def row(self, name: str, source: Log) -> status_pb2.Consumer:
@@ -135,5 +153,5 @@ class Ledger:
         )
 
     def slowest(self) -> int:
-        """Return the position that every consumer has passed."""
-        return min((books.position for books in self.books.values()), default=0)
+        """Return the position that every consumer has passed, durably."""
+        return min((min(each.position, self._durable.get(name, 0)) for name, each in self.books.items()), default=0)

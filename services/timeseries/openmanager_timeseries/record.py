@@ -7,26 +7,32 @@ A segment is a header of 16 bytes (magic, first position) and then records::
 followed by the frame. Everything is little-endian. `length` is that of the frame; the checksum covers all that follows
 it and the length; `samples` counts those of this frame, `accepted` all that were acknowledged up to and including it, so
 that what a hole held can be told.
-Positions grow from record to record; after damage they may skip, never repeat.
+Within a segment the positions follow one another; from one to the next they may skip, never repeat.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import google_crc32c
+import numpy as np
 
 MAGIC = b"OMLOG\x01\x00\x00"
 SEGMENT_HEADER = struct.Struct("<8sQ")
 _RECORD_HEADER = struct.Struct("<IIQqQI25s3x")
 _CHECKED_FROM = 8  # the checksum covers everything after itself, and the length
+_POSITION_AT = 8
+_FARTHEST = 1 << 20  # positions that a hole may hold: those of a segment, and many more
 _TRACE = struct.Struct(">16s8sB")
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _NO_TRACE = b"\0" * 25
 
 RECORD_OVERHEAD = _RECORD_HEADER.size
 MAX_RECORD_BYTES = 4 * 1024 * 1024
+MAX_POSITION = (1 << 62) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +57,8 @@ class Damage:
 
 def pack_trace(trace_parent: str) -> bytes:
     """Return the 25 bytes of a W3C `traceparent`; zeros when there is none or it is malformed."""
-    parts = trace_parent.split("-")
-    try:
-        return _TRACE.pack(bytes.fromhex(parts[1]), bytes.fromhex(parts[2]), int(parts[3], 16))
-    except (IndexError, ValueError, struct.error):
-        return _NO_TRACE
+    found = _TRACE_PARENT.fullmatch(trace_parent)
+    return bytes.fromhex("".join(found.groups())) if found else _NO_TRACE
 
 
 def unpack_trace(packed: bytes) -> str:
@@ -103,46 +106,55 @@ def decode_at(data: bytes, offset: int) -> tuple[Record, int] | None:
     return Record(position, receive_nanos, accepted, samples, unpack_trace(trace), payload), start + size
 
 
-def scan(data: bytes, offset: int, position: int) -> Iterator[tuple[Record | Damage, int]]:
+def scan(data: bytes, offset: int, position: int, last: int = MAX_POSITION) -> Iterator[tuple[Record | Damage, int]]:
     """Yield the records from `offset` on, and damage between them, each with the offset after it.
 
-    `position` is the last one that was seen: what is not newer (a copied segment) is passed over.
+    `position` is that of the record that ends at `offset`. What is not between it and `last` is none of this segment's,
+    be it whole: bytes that were copied to a wrong place, or a batch that was given up.
     """
     while offset < len(data):
         found = decode_at(data, offset)
-        if found is None:
-            again = _resync(data, offset, position)
-            yield Damage(offset, again - offset), again
-            offset = again
-            continue
+        if found is None or not position + 1 == found[0].position <= last:
+            at = _find(data, offset, position, min(last, position + _FARTHEST))
+            if at > offset:
+                yield Damage(offset, at - offset), at
+            found = decode_at(data, at)
+            if found is None:
+                return
         record, offset = found
-        if record.position > position:
-            position = record.position
-            yield record, offset
+        position = record.position
+        yield record, offset
 
 
-def _resync(data: bytes, offset: int, position: int) -> int:
-    """Return the offset of the next whole record after damage, the end of the data when there is none.
-
-    The next positions are known, and a position stands in the open: look for its bytes, then believe only a checksum.
-    """
-    position_at = 8
-    for ahead in range(1, 65):
-        wanted = struct.pack("<Q", position + ahead)
-        at = data.find(wanted, offset + 1 + position_at)
-        while at >= 0:
-            if decode_at(data, at - position_at) is not None:
-                return at - position_at
-            at = data.find(wanted, at + 1)
-    return _resync_anywhere(data, offset)
+def _find(data: bytes, offset: int, position: int, last: int) -> int:
+    """Return the offset of the next record of the segment, the end of the data when there is none."""
+    found = at = _nearest(data, offset, position, last)
+    while at < len(data) and (ahead := _position_at(data, at)) > position + 1 + (at - offset) // RECORD_OVERHEAD:
+        # Further ahead than the bytes in between account for: it is out of place if one follows that it would hide.
+        found, last = at, ahead - 1
+        at = _nearest(data, at + 1, position, last)
+    return at if at < len(data) else found
 
 
-def _resync_anywhere(data: bytes, offset: int) -> int:
-    """Look for a record of any position: three zero bytes stand before the frame in every header."""
-    zeros_at = RECORD_OVERHEAD - 3
-    at = data.find(b"\0\0\0", offset + 1 + zeros_at)
-    while at >= 0:
-        if decode_at(data, at - zeros_at) is not None:
-            return at - zeros_at
-        at = data.find(b"\0\0\0", at + 1)
+def _nearest(data: bytes, offset: int, position: int, last: int) -> int:
+    """Return the offset of the nearest whole record after `position` and up to `last`; else the end of the data."""
+    for start, count in _windows(offset, len(data) - RECORD_OVERHEAD + 1):
+        # A position stands in the open: look for one in range at every byte, then believe only a checksum.
+        positions = np.ndarray(count, "<u8", data, start + _POSITION_AT, 1)
+        for at in np.flatnonzero((positions > position) & (positions <= last)).tolist():
+            if decode_at(data, start + at) is not None:
+                return start + int(at)
     return len(data)
+
+
+def _windows(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut [start, end) in growing pieces: what is looked for is mostly at the very beginning."""
+    size = 1 << 12
+    while start < end:
+        size = min(size, end - start)
+        yield start, size
+        start, size = start + size, 1 << 18
+
+
+def _position_at(data: bytes, offset: int) -> int:
+    return int.from_bytes(data[offset + _POSITION_AT : offset + _POSITION_AT + 8], "little")
