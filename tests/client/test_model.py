@@ -12,20 +12,20 @@ from openmanager.api.server.v1 import server_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
-from openmanager.client import model, rpc
+from openmanager.client import enumeration, rpc
 from openmanager.runtime.module import service_descriptor
 
 
 @pytest.mark.parametrize(
     ("kind", "wire", "prefix"),
     [
-        (model.ServerState, server_pb2.ServerState, "SERVER_STATE_"),
-        (model.StorageState, status_pb2.StorageState, "STORAGE_STATE_"),
-        (model.WatchKind, server_pb2.WatchKind, "WATCH_KIND_"),
-        (model.Aggregation, timeseries_pb2.Aggregation, "AGGREGATION_"),
-        (model.GroupBy, timeseries_pb2.GroupBy, "GROUP_BY_"),
-        (model.FaultPattern, simulator_pb2.FaultPattern, "FAULT_PATTERN_"),
-        (model.MetricKind, frame_pb2.MetricKind, "METRIC_KIND_"),
+        (enumeration.ServerState, server_pb2.ServerState, "SERVER_STATE_"),
+        (enumeration.StorageState, status_pb2.StorageState, "STORAGE_STATE_"),
+        (enumeration.WatchKind, server_pb2.WatchKind, "WATCH_KIND_"),
+        (enumeration.Aggregation, timeseries_pb2.Aggregation, "AGGREGATION_"),
+        (enumeration.GroupBy, timeseries_pb2.GroupBy, "GROUP_BY_"),
+        (enumeration.FaultPattern, simulator_pb2.FaultPattern, "FAULT_PATTERN_"),
+        (enumeration.MetricKind, frame_pb2.MetricKind, "METRIC_KIND_"),
     ],
 )
 def test_an_enumeration_has_every_value_of_its_contract(kind, wire, prefix):

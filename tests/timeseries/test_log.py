@@ -947,7 +947,7 @@ def mutate(files, rng):
         return other[at : at + size]
 
     for _ in range(rng.choice((1, 1, 2))):
-        start = rng.randrange(len(raw) + 1)
+        start = rng.randrange(SEGMENT_HEADER.size, len(raw) + 1)
         size = rng.choice((1, 8, 64, 200, 600, 3000))
         end = min(len(raw), start + size)
         flipped = bytes(byte ^ 1 << rng.randrange(8) for byte in raw[start : start + 1])
