@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from redis.asyncio import Redis
+
 from bench.pair import Row, at_most
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
+from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.runtime.peer import Peer
 
@@ -177,7 +180,28 @@ def rows() -> list[Row]:
             lambda: load(timeseries, LIST_SERIES, series, [pids["timeseries"]], rate=0, amount=400),
             {"p50": 1.0, "cpu": 0.7},
         )
+        out.append(asyncio.run(hot_memory(redis_url(pids["cache"]), server)))
     return out
+
+
+def redis_url(cache_pid: int) -> str:
+    """Return the REDIS_URL that the cache service was started with."""
+    entries = Path(f"/proc/{cache_pid}/environ").read_bytes().decode().split("\0")
+    return next(entry for entry in entries if entry.startswith("REDIS_URL=")).removeprefix("REDIS_URL=")
+
+
+async def hot_memory(url: str, server: str) -> Row:
+    """Compare what Redis needs for one hot server with a hash of its fields, in the same Redis."""
+    async with Redis.from_url(url) as redis:
+        blob = await redis.memory_usage(f"om:server:{server}")
+        stored = cache_pb2.GetServerResponse.FromString(await redis.get(f"om:server:{server}")).server
+        keys = server_pb2.Server.FromString(await redis.get(f"om:metrics:{stored.metric_set}")).metrics
+        fields = {key: repr(value) for key, value in zip(keys, stored.values, strict=True)}
+        await redis.hset("bench:hash", mapping=fields)
+        peer = await redis.memory_usage("bench:hash", samples=0)
+        await redis.delete("bench:hash")
+    figures = (blob / 1024, peer / 1024, blob / peer)
+    return at_most("memory of a hot server in Redis, against a hash of its fields", figures, 0.4, "KiB", 1)
 
 
 def _twice(found: Load) -> Load:

@@ -1,5 +1,7 @@
 """Run as `python -m openmanager.cli`."""
 
+import sys
+
 from openmanager.cli.main import main
 
-main()
+sys.exit(main())

@@ -110,7 +110,7 @@ def scale(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers, evenly apart, that enclose a range."""
     largest = max(abs(low), abs(high))
     # Below this, neighbouring marks would be the same number.
-    span = max(high - low, largest * 1e-9, 1e-200) if high > low else largest or 1.0
+    span = max(high - low, largest * 1e-9, 1e-200) if high > low else max(largest, 1e-200) if largest else 1.0
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power * count >= span)
     first = math.floor(low / step)

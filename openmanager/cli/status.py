@@ -41,9 +41,9 @@ def status(*, watch: bool, as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="The health of every service the gateway serves or routes.")
 @render.json_option
 def health(*, service: str, every: bool, as_json: bool) -> None:
-    """Ask the gateway for the health of a SERVICE, or of itself, by gRPC's health protocol.
+    """Ask for the health of the gateway, or of a SERVICE behind it.
 
-    SERVICE is a full name such as openmanager.api.timeseries.v1.TimeseriesService, or a part of one that is unique to
+    This is gRPC's health protocol: it tells whether the gateway serves it. SERVICE is a full name such as openmanager.api.timeseries.v1.TimeseriesService, or a part of one that is unique to
     some services, such as timeseries. Exit code 0 when it serves, 1 when it does not.
     """
     healthy = connection.run(lambda client: _health(client, service, every=every, as_json=as_json))

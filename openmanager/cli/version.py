@@ -21,7 +21,7 @@ ASK_SECONDS = 1.0
 @click.command(epilog=render.examples("version", "version --json"))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def version(*, as_json: bool) -> None:
-    """Print the version of this program, of what it stands on, and of the gateway where one answers."""
+    """Print the versions of this program and of the gateway."""
     target = connection.address()
     found = {
         "openmanager": VERSION,

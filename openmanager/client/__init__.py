@@ -10,23 +10,28 @@ Dataclasses and numpy arrays go in and come out; what goes wrong is one of `open
 """
 
 from openmanager.client.client import Client
+from openmanager.client.enumeration import (
+    Aggregation,
+    FaultPattern,
+    GroupBy,
+    MetricKind,
+    ServerState,
+    StorageState,
+    WatchKind,
+)
 from openmanager.client.inventory import Inventory
 from openmanager.client.model import (
-    Aggregation,
     Board,
     Consumer,
     Entry,
     Fault,
-    FaultPattern,
     FleetSummary,
-    GroupBy,
     GroupSummary,
     InventoryServer,
     Latest,
     Ledger,
     LogRecord,
     Metric,
-    MetricKind,
     Provenance,
     RangeResult,
     Rejection,
@@ -35,13 +40,10 @@ from openmanager.client.model import (
     SeriesName,
     Server,
     ServerEvent,
-    ServerState,
     ServiceStatus,
     Simulation,
-    StorageState,
     StorageStatus,
     Thresholds,
-    WatchKind,
     WriteAck,
 )
 from openmanager.client.simulation import Faults, Simulator

@@ -13,7 +13,7 @@ import numpy as np
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
-from openmanager.client import codec, history, model, rpc
+from openmanager.client import codec, enumeration, history, model, rpc
 from openmanager.client.entries import Entries
 from openmanager.client.inventory import Inventory
 from openmanager.client.rpc import DEADLINE_SECONDS, Away, Rpc, closable
@@ -155,8 +155,8 @@ class Client:
         servers: Sequence[str] | str = (),
         where: str = "",
         step: timedelta | None = None,
-        aggregation: str = model.Aggregation.MEAN,
-        group_by: str = model.GroupBy.SERVER,
+        aggregation: str = enumeration.Aggregation.MEAN,
+        group_by: str = enumeration.GroupBy.SERVER,
         seconds: float = DEADLINE_SECONDS,
     ) -> model.RangeResult:
         """Return samples of [start, end): buckets of `step`, aligned to epoch multiples, or raw ones without a step.

@@ -19,7 +19,7 @@ from openmanager.api.server.v1 import server_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
-from openmanager.client import model
+from openmanager.client import enumeration, model
 from openmanager.errors import invalid
 from openmanager.frame import MetricInfo
 from openmanager.runtime.clock import to_datetime
@@ -72,14 +72,14 @@ def _member(kind: type[E], wanted: str, name: str) -> E:
     return kind(wanted)
 
 
-def server_state(number: int) -> model.ServerState | None:
+def server_state(number: int) -> enumeration.ServerState | None:
     """Return a server's state."""
-    return _enum(model.ServerState, server_pb2.ServerState, "SERVER_STATE_", number)
+    return _enum(enumeration.ServerState, server_pb2.ServerState, "SERVER_STATE_", number)
 
 
-def storage_state(number: int) -> model.StorageState | None:
+def storage_state(number: int) -> enumeration.StorageState | None:
     """Return a store's or a service's state."""
-    return _enum(model.StorageState, status_pb2.StorageState, "STORAGE_STATE_", number)
+    return _enum(enumeration.StorageState, status_pb2.StorageState, "STORAGE_STATE_", number)
 
 
 def provenance(message: provenance_pb2.Provenance) -> model.Provenance:
@@ -138,7 +138,8 @@ class EventDecoder:
             if each.metrics:
                 self._metrics[each.metric_set] = tuple(each.metrics)
         return model.ServerEvent(
-            kind=_enum(model.WatchKind, server_pb2.WatchKind, "WATCH_KIND_", message.kind) or model.WatchKind.PROGRESS,
+            kind=_enum(enumeration.WatchKind, server_pb2.WatchKind, "WATCH_KIND_", message.kind)
+            or enumeration.WatchKind.PROGRESS,
             reset=reset,
             servers=tuple(
                 server(each, message.provenance, self._metrics.get(each.metric_set, ())) for each in message.servers
@@ -220,12 +221,12 @@ def series_info(message: timeseries_pb2.SeriesInfo) -> model.SeriesInfo:
 
 def aggregation(wanted: str) -> timeseries_pb2.Aggregation.ValueType:
     """Return the number of an aggregation; InvalidArgumentError when there is none of that name."""
-    return timeseries_pb2.Aggregation.Value(f"AGGREGATION_{_member(model.Aggregation, wanted, 'aggregation')}")
+    return timeseries_pb2.Aggregation.Value(f"AGGREGATION_{_member(enumeration.Aggregation, wanted, 'aggregation')}")
 
 
 def group_by(wanted: str) -> timeseries_pb2.GroupBy.ValueType:
     """Return the number of a grouping; InvalidArgumentError when there is none of that name."""
-    return timeseries_pb2.GroupBy.Value(f"GROUP_BY_{_member(model.GroupBy, wanted, 'group_by')}")
+    return timeseries_pb2.GroupBy.Value(f"GROUP_BY_{_member(enumeration.GroupBy, wanted, 'group_by')}")
 
 
 # ── status ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -354,8 +355,8 @@ def metric(message: simulator_pb2.Metric) -> model.Metric:
     return model.Metric(
         key=message.key,
         unit=message.unit,
-        kind=_enum(model.MetricKind, frame_pb2.MetricKind, "METRIC_KIND_", message.kind)
-        or model.MetricKind.UNSPECIFIED,
+        kind=_enum(enumeration.MetricKind, frame_pb2.MetricKind, "METRIC_KIND_", message.kind)
+        or enumeration.MetricKind.UNSPECIFIED,
         description=message.description,
         minimum=_usage(message, "minimum"),
         maximum=_usage(message, "maximum"),
@@ -367,8 +368,8 @@ def fault(message: simulator_pb2.Fault) -> model.Fault:
     """Return a fault."""
     return model.Fault(
         id=message.id,
-        pattern=_enum(model.FaultPattern, simulator_pb2.FaultPattern, "FAULT_PATTERN_", message.pattern)
-        or model.FaultPattern.UNSPECIFIED,
+        pattern=_enum(enumeration.FaultPattern, simulator_pb2.FaultPattern, "FAULT_PATTERN_", message.pattern)
+        or enumeration.FaultPattern.UNSPECIFIED,
         servers=tuple(message.servers),
         start_time=moment(message, "start_time"),
         end_time=moment(message, "end_time"),
@@ -381,7 +382,7 @@ def fault(message: simulator_pb2.Fault) -> model.Fault:
 
 def fault_pattern(wanted: str) -> simulator_pb2.FaultPattern.ValueType:
     """Return the number of a fault pattern; InvalidArgumentError when there is none of that name."""
-    return simulator_pb2.FaultPattern.Value(f"FAULT_PATTERN_{_member(model.FaultPattern, wanted, 'pattern')}")
+    return simulator_pb2.FaultPattern.Value(f"FAULT_PATTERN_{_member(enumeration.FaultPattern, wanted, 'pattern')}")
 
 
 def entry(message: cache_pb2.Entry) -> model.Entry:

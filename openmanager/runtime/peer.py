@@ -133,6 +133,11 @@ class Peer:
             if sender.done() and not sender.cancelled() and (failed := sender.exception()):
                 raise failed from failure
             raise from_rpc_error(failure, self.name) from failure
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling() and sender.done() and (failed := sender.exception()):
+                raise failed from None  # the sender cancelled the call because its source failed
+            raise
         finally:
             sender.cancel()
             call.cancel()
