@@ -51,6 +51,8 @@ class Load:
 
     max_unary: int = 1000
     max_streams: int = 10_000
+    # How long a stream's reader may leave one message waiting.
+    write_seconds: float = 20.0
     unary: int = 0
     streams: int = 0
     served: int = 0
@@ -160,7 +162,7 @@ class Edge:
             try:
                 self._admit(load.streams, load.max_streams)
                 async with asyncio.timeout(_remaining(context, None)):
-                    await _write_all(begin(), context)
+                    await _write_all(begin(), context, load.write_seconds)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 if load.draining and task.cancelling():
                     task.uncancel()
@@ -188,11 +190,20 @@ def _going_down() -> errors.OpenManagerError:
     return errors.UnavailableError("the server is going down", reason=errors.Reason.SHUTTING_DOWN)
 
 
-async def _write_all(replies: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    """Send each reply as it comes; the iterator is closed whatever happens, so that its clean-up runs at once."""
+async def _write_all(replies: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any], seconds: float) -> None:
+    """Send each reply as it comes; the iterator is closed whatever happens, so that its clean-up runs at once.
+
+    A reader that takes no message for `seconds` is given up: what waits for it must not fill memory.
+    """
     try:
         async for reply in replies:
-            await context.write(reply)
+            try:
+                async with asyncio.timeout(seconds):
+                    await context.write(reply)
+            except TimeoutError as err:
+                raise errors.ResourceExhaustedError(
+                    f"the stream was not read for {seconds:g} s", reason=errors.Reason.WATCH_TOO_SLOW
+                ) from err
     finally:
         if (close := getattr(replies, "aclose", None)) is not None:
             await close()

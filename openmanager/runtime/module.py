@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 from google.protobuf import descriptor_pool
@@ -39,6 +40,9 @@ class ServerConfig:
     auth: str = setting("", "`required` refuses anonymous callers; not available yet.", env="OPENMANAGER_AUTH")
     log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
     max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")
+    write_timeout: timedelta = setting(
+        timedelta(seconds=20), "A stream whose reader takes nothing for so long is ended with WATCH_TOO_SLOW."
+    )
     max_streams: int = setting(10_000, "Streams under way at once; more are refused with OVERLOADED.")
 
 

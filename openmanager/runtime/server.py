@@ -90,7 +90,11 @@ class Server:
         if missing or api_implementation.Type() != "upb":
             raise ConfigurationError(missing or "protobuf runs without its C implementation: reinstall protobuf")
         self._grpc = grpc_server.GuardedServer(SERVER_OPTIONS)
-        self._load = Load(max_unary=config.max_calls, max_streams=config.max_streams)
+        self._load = Load(
+            max_unary=config.max_calls,
+            max_streams=config.max_streams,
+            write_seconds=config.write_timeout.total_seconds(),
+        )
         self._edge = Edge(self._grpc, self._load)
         self._service = service
         self.names = [*service.servicers, STATUS_SERVICE]

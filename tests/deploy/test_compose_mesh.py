@@ -91,7 +91,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self.services: set[str] = set()
 
-    def Export(self, request, context):  # noqa: N802  (the name of the RPC)
+    def Export(self, request, context):
         for each in request.resource_spans:
             attributes = {attribute.key: attribute.value.string_value for attribute in each.resource.attributes}
             self.services.add(attributes["service.name"])

@@ -32,7 +32,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
         self.metrics: set[str] = set()
         self.hangs = False
 
-    async def Export(self, request, context):  # noqa: N802
+    async def Export(self, request, context):
         if self.hangs:
             await asyncio.sleep(60)
         if isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest):

@@ -306,7 +306,7 @@ async def test_root_runs_postgresql_as_another_user_below_directories_that_user_
 
 async def answers(store):
     async with asyncio.timeout(DEADLINE):
-        while not await store.spec.ready():  # noqa: ASYNC110  (another process says it)
+        while not await store.spec.ready():
             await asyncio.sleep(0.01)
 
 

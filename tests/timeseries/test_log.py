@@ -946,22 +946,28 @@ def mutate(files, rng):
         at = rng.randrange(len(other))
         return other[at : at + size]
 
-    for _ in range(rng.choice((1, 1, 2))):
-        start = rng.randrange(SEGMENT_HEADER.size, len(raw) + 1)
-        size = rng.choice((1, 8, 64, 200, 600, 3000))
-        end = min(len(raw), start + size)
-        flipped = bytes(byte ^ 1 << rng.randrange(8) for byte in raw[start : start + 1])
-        range_and_content = (
-            (start, start + 1, flipped),
-            (start, start + 1, flipped),
-            (start, end, b""),
-            (start, end, bytes(end - start)),
-            (start, end, somewhere(end - start)),
-            (start, start, somewhere(size)),
-            (start, len(raw), b""),
-            (start, len(raw), bytes(len(raw) - start)),
-        )
-        put(*rng.choice(range_and_content))
+    def place():
+        start = rng.randrange(SEGMENT_HEADER.size, max(SEGMENT_HEADER.size, len(raw)) + 1)
+        return start, min(len(raw), start + rng.choice((1, 8, 64, 200, 600, 3000)))
+
+    start, end = place()
+    match rng.randrange(5):
+        case 0:
+            put(start, end, somewhere(end - start))
+        case 1:
+            put(start, start, somewhere(end - start))
+        case _:
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                flipped = bytes(byte ^ 1 << rng.randrange(8) for byte in raw[start : start + 1])
+                changes = (
+                    (start, start + 1, flipped),
+                    (start, end, b""),
+                    (start, end, bytes(end - start)),
+                    (start, len(raw), b""),
+                    (start, len(raw), bytes(len(raw) - start)),
+                )
+                put(*rng.choice(changes))
+                start, end = place()
     files[name] = bytes(raw)
     return name, origin
 

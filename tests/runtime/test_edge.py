@@ -1,0 +1,173 @@
+"""The wrapper around every method, on a real server with a service made for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, wrappers_pb2
+
+from openmanager import errors
+from openmanager.errors import OpenManagerError
+from openmanager.runtime.clock import SystemClock
+from openmanager.runtime.module import ServerConfig, Service
+from openmanager.runtime.peer import Peer
+from openmanager.runtime.rpc_error import from_rpc_error
+from openmanager.runtime.server import Server
+
+NAME = "openmanager.test.v1.TestService"
+
+
+def describe() -> None:
+    """Add a service with a unary and a streaming method to the pool, once."""
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindServiceByName(NAME)
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto(
+            name="openmanager/test/v1/test.proto", package="openmanager.test.v1", syntax="proto3"
+        )
+        file.dependency.append("google/protobuf/wrappers.proto")
+        service = file.service.add(name="TestService")
+        for name, streams in (("Call", False), ("Watch", True)):
+            service.method.add(
+                name=name,
+                input_type=".google.protobuf.StringValue",
+                output_type=".google.protobuf.BytesValue",
+                server_streaming=streams,
+            )
+        pool.AddSerializedFile(file.SerializeToString())
+
+
+class TestService:
+    """Does what the request says."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def Call(self, request, context):
+        if request.value == "known":
+            raise errors.AbortedError("somebody was faster", retry_after=timedelta(milliseconds=250), resource="x/y")
+        if request.value == "unknown":
+            raise ValueError("/secret/path")
+        if request.value == "cancelled":
+            raise asyncio.CancelledError
+        if request.value == "slow":
+            try:
+                await asyncio.sleep(30)
+            finally:
+                self.ended.append("slow")
+        return wrappers_pb2.BytesValue(value=b"ok")
+
+    async def Watch(self, request, context) -> AsyncIterator[wrappers_pb2.BytesValue]:
+        try:
+            for _ in range(1000):
+                yield wrappers_pb2.BytesValue(value=bytes(1 << 20))
+                if request.value == "once":
+                    await asyncio.sleep(30)
+        finally:
+            self.ended.append("watch")
+
+
+@asynccontextmanager
+async def serving(**config) -> AsyncIterator[tuple[TestService, str, Server]]:
+    describe()
+    service = TestService()
+    server = Server(
+        service=Service(servicers={NAME: service}),
+        name="test",
+        address="127.0.0.1:0",
+        config=ServerConfig(**config),
+        clock=SystemClock(),
+    )
+    async with server.running():
+        yield service, f"127.0.0.1:{server.port}", server
+
+
+async def call(address: str, value: str, seconds: float = 5) -> bytes:
+    async with Peer("test", address) as peer:
+        request = wrappers_pb2.StringValue(value=value)
+        reply = await peer.unary(f"/{NAME}/Call", request, wrappers_pb2.BytesValue, seconds=seconds)
+        return reply.value
+
+
+async def test_an_error_of_ours_arrives_with_all_it_says():
+    async with serving() as (_, address, _server):
+        with pytest.raises(errors.AbortedError) as failure:
+            await call(address, "known")
+        found = failure.value
+        assert (found.message, found.reason, found.resource) == ("somebody was faster", "ETAG_MISMATCH", "x/y")
+        assert found.retry_after == timedelta(milliseconds=250)
+
+
+async def test_an_error_of_nobody_is_internal_with_an_opaque_id(caplog: pytest.LogCaptureFixture):
+    async with serving() as (_, address, _server):
+        with pytest.raises(errors.InternalError) as failure:
+            await call(address, "unknown")
+        assert "secret" not in failure.value.message
+        ident = failure.value.message.split()[-1]
+        assert any(getattr(record, "fields", {}).get("error_id") == ident for record in caplog.records)
+
+
+async def test_a_handler_that_ends_in_cancellation_is_answered_at_once():
+    async with serving() as (_, address, _server):
+        with pytest.raises(errors.CancelledCallError):
+            await call(address, "cancelled")
+
+
+async def test_a_deadline_ends_the_handler_too():
+    async with serving() as (service, address, _server):
+        with pytest.raises(errors.DeadlineExceededError):
+            await call(address, "slow", seconds=0.2)
+        async with asyncio.timeout(5):
+            while service.ended != ["slow"]:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_stream_that_is_not_read_is_ended_with_its_reason():
+    async with serving(write_timeout=timedelta(milliseconds=300)) as (service, address, _server):
+        async with grpc.aio.insecure_channel(address) as channel:
+            stream = channel.unary_stream(f"/{NAME}/Watch")(b"", timeout=30)
+            await stream.read()
+            async with asyncio.timeout(10):
+                while not service.ended:
+                    await asyncio.sleep(0.01)
+            assert await call(address, "fine") == b"ok"
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                while await stream.read() is not grpc.aio.EOF:
+                    pass
+            assert from_rpc_error(failure.value, "test").reason == "WATCH_TOO_SLOW"
+
+
+async def test_more_calls_than_allowed_are_shed():
+    async with serving(max_calls=3) as (_, address, _server):
+        calls = [asyncio.create_task(call(address, "slow", seconds=1)) for _ in range(6)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [getattr(each, "reason", None) for each in found].count("OVERLOADED") == 3
+
+
+async def test_a_server_that_stops_ends_its_streams_and_says_so():
+    async with serving() as (service, address, _server), grpc.aio.insecure_channel(address) as channel:
+        stream = channel.unary_stream(f"/{NAME}/Watch")(wrappers_pb2.StringValue(value="once").SerializeToString())
+        await stream.read()
+        stopping = asyncio.create_task(_server._stop())
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await stream.read()
+        error: OpenManagerError = from_rpc_error(failure.value, "test")
+        assert (error.reason, service.ended) == ("SHUTTING_DOWN", ["watch"])
+        async with asyncio.timeout(3):
+            await stopping
+
+
+async def test_a_message_that_says_too_much_is_cut_short():
+    from openmanager.runtime import validate
+
+    validate.check(duration_pb2.Duration(seconds=1), 2)
+    with pytest.raises(errors.InvalidArgumentError):
+        validate.decode(wrappers_pb2.StringValue, b"\xff")
