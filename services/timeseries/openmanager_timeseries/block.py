@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -89,60 +89,87 @@ def encode_values(values: Floats) -> tuple[Ints, Ints, Bools]:
     return scaled, exponents, exact
 
 
-def _table(metric: str, servers: Sequence[str], times: Ints, values: Floats) -> pa.Table:
-    """Return the rows of one metric: `values` float64[S, T], `times` int64[T] nanoseconds."""
+class _Rows(NamedTuple):
+    """The rows of one metric as columns: all [K]."""
+
+    servers: Ints
+    times: Ints
+    scaled: Ints
+    exponents: Ints
+    exact: Bools
+    values: Floats
+
+
+def _rows(servers: Ints, times: Ints, values: Floats) -> _Rows:
+    """Return the rows of one metric: `servers` int64[S], `times` int64[T] nanoseconds, `values` float64[S, T]."""
     scaled, exponents, exact = encode_values(values)
     present = ~np.isnan(values)
-    count = int(np.count_nonzero(present))
-    inexact = np.broadcast_to(~exact[:, None], values.shape)[present]
-    server_index = np.broadcast_to(np.arange(len(servers), dtype=np.int32)[:, None], values.shape)[present]
+    counts = np.count_nonzero(present, axis=1)
+    whole = len(times) * len(servers) == int(counts.sum())
+    return _Rows(
+        servers=np.repeat(servers, counts),
+        times=np.tile(times, len(servers)) if whole else np.broadcast_to(times, values.shape)[present],
+        scaled=scaled.ravel() if whole else scaled[present],
+        exponents=np.repeat(exponents, counts),
+        exact=np.repeat(exact, counts),
+        values=values.ravel() if whole else values[present],
+    )
+
+
+def _table(metrics: Sequence[str], servers: Sequence[str], parts: Sequence[_Rows]) -> pa.Table:
+    """Return a row group: the rows of some metrics, server codes being indices into `servers`."""
+    rows = _Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    codes = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.times) for part in parts])
+    inexact = None if rows.exact.all() else ~rows.exact
+    values = pa.nulls(len(codes), pa.float64()) if inexact is None else pa.array(rows.values, mask=rows.exact)
     columns: list[pa.Array] = [
-        pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), pa.array([metric])),
-        pa.DictionaryArray.from_arrays(server_index, pa.array(servers, pa.string())),
-        pa.array(np.broadcast_to(times // _NANOS_PER_MILLI, values.shape)[present]).cast(SCHEMA.field("time").type),
-        pa.array(scaled[present], mask=inexact),
-        pa.array(np.broadcast_to(exponents[:, None], values.shape)[present].astype(np.int8), mask=inexact),
-        pa.array(values[present], mask=~inexact),
+        pa.DictionaryArray.from_arrays(codes, pa.array(metrics, pa.string())),
+        pa.DictionaryArray.from_arrays(rows.servers.astype(np.int32), pa.array(servers, pa.string())),
+        pa.array(rows.times // _NANOS_PER_MILLI).cast(SCHEMA.field("time").type),
+        pa.array(rows.scaled, mask=inexact),
+        pa.array(rows.exponents.astype(np.int8), mask=inexact),
+        values,
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def _metric_tables(generation: Generation, catalog: Catalog) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the rows of each metric of a closed generation, in the order of keys, servers in the order of ids."""
+def _metric_rows(generation: Generation, catalog: Catalog, servers: Sequence[str]) -> Iterator[tuple[str, _Rows]]:
+    """Yield the rows of each metric of a closed generation, in the order of keys, servers in the order of `servers`."""
+    code = np.full(len(catalog.servers), -1, np.int64)
+    code[[catalog.server_index(server) for server in servers]] = np.arange(len(servers))
     found: dict[int, list[tuple[Any, int]]] = {}
     for chunk in generation.chunks:
         for at, metric in enumerate(chunk.layout.metrics.tolist()):
             found.setdefault(metric, []).append((chunk, at))
     for metric in sorted(found, key=catalog.metrics.__getitem__):
-        servers, times, values = _gather(found[metric], catalog)
+        codes, times, values = _gather(found[metric], code)
         keep = ~np.all(np.isnan(values), axis=1)
         if keep.any():
-            names = [name for name, kept in zip(servers, keep.tolist(), strict=True) if kept]
-            yield catalog.metrics[metric], _table(catalog.metrics[metric], names, times, values[keep])
+            yield catalog.metrics[metric], _rows(codes[keep], times, values[keep])
 
 
-def _gather(places: Sequence[tuple[Any, int]], catalog: Catalog) -> tuple[list[str], Ints, Floats]:
-    """Return the samples of one metric over its servers: names [S], times int64[T], values float64[S, T].
+def _gather(places: Sequence[tuple[Any, int]], code: Ints) -> tuple[Ints, Ints, Floats]:
+    """Return the samples of one metric over its servers: codes int64[S], ascending, times int64[T], values float64[S, T].
 
     The last write by position wins: chunks are laid over each other in the order of their positions, row by row.
     """
-    indices = np.unique(np.concatenate([chunk.layout.servers for chunk, _ in places]))
-    order = sorted(indices.tolist(), key=catalog.servers.__getitem__)
-    row_of = np.full(int(indices.max()) + 1, -1, np.int64)
-    row_of[order] = np.arange(len(order))
+    codes = np.unique(code[np.concatenate([chunk.layout.servers for chunk, _ in places])])
+    row_of = np.full(len(code), -1, np.int64)
+    row_of[codes] = np.arange(len(codes))
     times = np.unique(np.concatenate([chunk.times[: chunk.count] for chunk, _ in places]))
-    values = np.full((len(order), len(times)), np.nan)
-    ticks = [(int(chunk.positions[tick]), tick, chunk, at) for chunk, at in places for tick in range(chunk.count)]
+    values = np.full((len(codes), len(times)), np.nan)
     if _in_order(places):
         for chunk, at in places:
             columns = np.searchsorted(times, chunk.times[: chunk.count])
-            _lay(values, row_of[chunk.layout.servers], columns, chunk.series(_all(chunk, 0), np.array([at]), _ALL)[0])
-    else:
-        for _, tick, chunk, at in sorted(ticks, key=lambda item: item[0]):
-            column = np.searchsorted(times, chunk.times[tick : tick + 1])
-            tick_values = chunk.series(_all(chunk, 0), np.array([at]), slice(tick, tick + 1))[0]
-            _lay(values, row_of[chunk.layout.servers], column, tick_values)
-    return [catalog.servers[index] for index in order], times, values
+            rows = row_of[code[chunk.layout.servers]]
+            _lay(values, rows, columns, chunk.series(_all(chunk, 0), np.array([at]), _ALL)[0])
+        return codes, times, values
+    ticks = [(int(chunk.positions[tick]), tick, chunk, at) for chunk, at in places for tick in range(chunk.count)]
+    for _, tick, chunk, at in sorted(ticks, key=lambda item: item[0]):
+        column = np.searchsorted(times, chunk.times[tick : tick + 1])
+        tick_values = chunk.series(_all(chunk, 0), np.array([at]), slice(tick, tick + 1))[0]
+        _lay(values, row_of[code[chunk.layout.servers]], column, tick_values)
+    return codes, times, values
 
 
 _ALL = slice(None)
@@ -180,15 +207,14 @@ def write(folder: Path, generation: Generation, catalog: Catalog) -> Block:
         },
         write_statistics=["time"],
     ) as writer:
-        waiting: list[pa.Table] = []
-        keys: list[str] = []
-        for metric, table in _metric_tables(generation, catalog):
-            waiting.append(table)
-            keys.append(metric)
-            if sum(len(each) for each in waiting) >= ROW_GROUP_ROWS:
-                groups.append(_flush(writer, waiting, keys))
+        servers = _server_names(generation, catalog)
+        waiting: dict[str, _Rows] = {}
+        for metric, rows in _metric_rows(generation, catalog, servers):
+            waiting[metric] = rows
+            if sum(len(each.times) for each in waiting.values()) >= ROW_GROUP_ROWS:
+                groups.append(_flush(writer, servers, waiting))
         if waiting:
-            groups.append(_flush(writer, waiting, keys))
+            groups.append(_flush(writer, servers, waiting))
         about = {
             "first_position": generation.first,
             "last_position": generation.last,
@@ -205,13 +231,17 @@ def write(folder: Path, generation: Generation, catalog: Catalog) -> Block:
     return open_block(path)
 
 
-def _flush(writer: pq.ParquetWriter, waiting: list[pa.Table], keys: list[str]) -> tuple[str, ...]:
-    table = pa.concat_tables(waiting).unify_dictionaries()
+def _server_names(generation: Generation, catalog: Catalog) -> list[str]:
+    indices = {index for chunk in generation.chunks for index in chunk.layout.servers.tolist()}
+    return sorted(catalog.servers[index] for index in indices)
+
+
+def _flush(writer: pq.ParquetWriter, servers: Sequence[str], waiting: dict[str, _Rows]) -> tuple[str, ...]:
+    metrics = tuple(waiting)
+    table = _table(metrics, servers, list(waiting.values()))
     writer.write_table(table, row_group_size=len(table))
-    written = tuple(keys)
     waiting.clear()
-    keys.clear()
-    return written
+    return metrics
 
 
 def _sync(path: Path) -> None:

@@ -93,6 +93,13 @@ class Catalog:
         """The metric keys by index."""
         return self._metrics.names
 
+    def server_index(self, server: str) -> int:
+        """Return the index of a server that was seen; KeyError otherwise."""
+        found = self._servers.get(server)
+        if found is None:
+            raise KeyError(server)
+        return found
+
     def layout(self, servers: tuple[str, ...], metrics: tuple[str, ...]) -> Layout:
         """Return the layout of a frame; the same object as long as the same names come."""
         key = (servers, metrics)
