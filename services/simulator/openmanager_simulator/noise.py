@@ -61,10 +61,20 @@ def table_normals(seed: int, first: int, servers: int, columns: int, block: int)
     table = _table()
     size = BLOCK * columns
     out = np.empty((servers, BLOCK, columns), np.float32)
-    for server in range(servers):
-        place = int(generator("noise", seed, first + server, block).integers(0, _TABLE - size))
+    address = (np.arange(first, first + servers, dtype=np.uint64) << np.uint64(32)) + np.uint64(block & 0xFFFFFFFF)
+    places = _mixed(address + np.uint64(seed)) % np.uint64(_TABLE - size)
+    for server, place in enumerate(places.tolist()):
         out[server] = table[place : place + size].reshape(BLOCK, columns)
     return out
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return numbers that look random, one for each number: the finalizer of SplitMix64 (Steele et al., 2014)."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    found: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return found
 
 
 @cache

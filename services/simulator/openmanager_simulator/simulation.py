@@ -240,6 +240,7 @@ class _Servers:
         self._seed = seed
         self._first = first
         self._count = len(fleet)
+        self._burst_days = streams.Blocks(self._burst_day, 2)
         spread = 1.0 + 0.2 * (draws[:, 0] - 0.5)
         self.cpu = np.asarray([role.cpu for role in found]) * spread
         self.memory = np.asarray([role.memory for role in found]) * (1.0 + 0.1 * (draws[:, 1] - 0.5))
@@ -277,10 +278,15 @@ class _Servers:
     def burst_draws(self, slot: int) -> Floats:
         """Return three uniform numbers for each server in a quarter of an hour: float64[3, S]."""
         day, part = divmod(slot, 96)
-        return np.stack([self._burst_day(at, day)[part] for at in range(self._count)], axis=1)
+        found: Floats = self._burst_days.get(day)[part]
+        return found
 
-    def _burst_day(self, at: int, day: int) -> Floats:
-        return streams.generator("burst", self._seed, self._first + at, day).random((96, 3))
+    def _burst_day(self, day: int) -> Floats:
+        """Return the draws of a day: float64[96, 3, S]."""
+        draws = [
+            streams.generator("burst", self._seed, self._first + at, day).random((96, 3)) for at in range(self._count)
+        ]
+        return np.stack(draws, axis=2)
 
 
 class _Metrics:
