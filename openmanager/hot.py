@@ -324,10 +324,11 @@ class _Watcher:
         self._shown: set[str] = set()
         self._sets: set[str] = set()
 
-    def message(self, kind: server_pb2.WatchKind.ValueType, change: int) -> bytes:
-        """Return a message without servers."""
+    def message(self, kind: server_pb2.WatchKind.ValueType, change: int | None) -> bytes:
+        """Return a message without servers; None for the change of one that cannot be resumed after."""
+        token = "" if change is None else f"{self._fleet.epoch}-{change}"
         return cache_pb2.WatchServersResponse(
-            resume_token=f"{self._fleet.epoch}-{change}", kind=kind, provenance=self._describe()
+            resume_token=token, kind=kind, provenance=self._describe()
         ).SerializeToString()
 
     def snapshot(self, now: int) -> Iterator[bytes]:
@@ -357,7 +358,9 @@ class _Watcher:
             self._sets.add(name)
             if parts and size + len(encoded) > MESSAGE_BYTES:
                 # Only the last message carries the new token: a resume repeats the change rather than losing part of it.
-                yield b"".join((*parts, self.message(kind, 0 if kind == server_pb2.WATCH_KIND_SNAPSHOT else now - 1)))
+                yield b"".join(
+                    (*parts, self.message(kind, None if kind == server_pb2.WATCH_KIND_SNAPSHOT else now - 1))
+                )
                 parts, size = [], 0
             parts.append(length_delimited(3, encoded))
             size += len(encoded)

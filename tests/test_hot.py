@@ -140,3 +140,21 @@ async def test_a_reader_that_lags_gets_the_newest_state_once(fleet: HotFleet):
             fleet.put([server("s001", float(cpu))])
         delta = await watch.next()
         assert [(each.id, each.cpu_usage) for each in delta.servers] == [("s001", 99.0)]
+
+
+async def test_only_the_last_message_of_a_large_snapshot_can_be_resumed_after():
+    fleet = HotFleet()
+    wide = tuple(f"metric.number.{at}" for at in range(5000))
+    fleet.learn_metrics(wide)
+    fleet.put([make_server(server_pb2.Server(id=f"s{at}"), wide, np.ones(5000)) for at in range(100)])
+    watch = Watch(fleet, full=True)
+    async with aclosing(watch.messages):
+        assert (await watch.next()).kind == CREATED
+        tokens, count = [], 0
+        while count < 100:
+            message = await watch.next()
+            assert message.kind == SNAPSHOT
+            tokens.append(message.resume_token)
+            count += len(message.servers)
+    assert len(tokens) > 2
+    assert [bool(token) for token in tokens] == [False] * (len(tokens) - 1) + [True]

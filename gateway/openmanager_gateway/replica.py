@@ -92,7 +92,7 @@ class Replica:
             await stream.aclose()  # type: ignore[attr-defined]
 
     def _take(self, message: cache_pb2.WatchServersResponse, fresh: list[HotServer] | None) -> list[HotServer] | None:
-        """Apply one message; `fresh` gathers a snapshot until its last message, whose token is not that of change 0."""
+        """Apply one message; `fresh` gathers a snapshot until its last message, the one with a token."""
         servers = []
         for each in message.servers:
             server, metrics = take_apart(each)
@@ -101,7 +101,7 @@ class Replica:
             servers.append(server)
         if message.kind == server_pb2.WATCH_KIND_SNAPSHOT and fresh is not None:
             fresh.extend(servers)
-            if message.resume_token.endswith("-0") and servers:
+            if not message.resume_token:
                 return fresh
             self.fleet.replace_all(fresh)
         else:

@@ -297,7 +297,7 @@ class WatchServersResponse(_message.Message):
     DELETED_IDS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Resumes the watch after this message."""
+    """Resumes the watch after this message. Empty in the messages of a snapshot but the last: it is not whole yet."""
     kind: _server_pb2.WatchKind.ValueType
     """What this message is."""
     @_builtins.property
