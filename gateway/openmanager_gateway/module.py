@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from openmanager.api.status.v1 import status_pb2
 from openmanager.runtime.module import Runtime, Service, service_descriptor
 from openmanager.runtime.peer import Peer
+from openmanager.runtime.status import Storage
 from openmanager_gateway.config import GatewayConfig
 from openmanager_gateway.replica import Replica
 from openmanager_gateway.router import Route
@@ -44,9 +45,13 @@ class GatewayModule:
                 jitter=random.Random(),  # noqa: S311  (jitter)
                 head_interval=config.head_interval,
             )
-            row = _own_row(runtime)
+            copy = Storage(name="replica", role="hot state", engine="memory", check=replica.look, clock=runtime.clock)
+            started = runtime.clock.now_nanos()
             board = StatusBoard(
-                peers=list(peers.values()), own=lambda: row, clock=runtime.clock, wait=config.status_timeout
+                peers=list(peers.values()),
+                own=lambda: _own_row(runtime, copy, started),
+                clock=runtime.clock,
+                wait=config.status_timeout,
             )
             tasks = [asyncio.create_task(replica.run()), asyncio.create_task(replica.run_fallback())]
             routes = {
@@ -61,6 +66,7 @@ class GatewayModule:
                         OTLP: MetricsService(peers["timeseries"], runtime.clock),
                         **routes,
                     },
+                    storages=[copy],
                 )
             finally:
                 for task in tasks:
@@ -68,9 +74,15 @@ class GatewayModule:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _own_row(runtime: Runtime) -> status_pb2.ServiceStatus:
+def _own_row(runtime: Runtime, copy: Storage, started_nanos: int) -> status_pb2.ServiceStatus:
+    storage = copy.message()
     row = status_pb2.ServiceStatus(
-        service=runtime.name, address=runtime.address, state=status_pb2.STORAGE_STATE_OK, version=runtime.version
+        service=runtime.name,
+        address=runtime.address,
+        state=storage.state,
+        version=runtime.version,
+        storages=[storage],
+        reason=f"replica {storage.reason}" if storage.reason else "",
     )
-    row.start_time.FromNanoseconds(runtime.clock.now_nanos())
+    row.start_time.FromNanoseconds(started_nanos)
     return row

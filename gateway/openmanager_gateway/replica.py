@@ -16,12 +16,14 @@ import numpy as np
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.server.v1 import server_pb2
+from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.errors import OpenManagerError, OutOfRangeError
 from openmanager.frame import Frame, ServerInfo, decode_trusted
 from openmanager.hot import HotFleet, HotServer, make_server, take_apart
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer, backoff
+from openmanager.runtime.status import Finding
 
 WATCH = "/openmanager.api.cache.v1.CacheService/WatchServers"
 LATEST = "/openmanager.api.timeseries.v1.TimeseriesService/QueryLatest"
@@ -53,6 +55,15 @@ class Replica:
     def known(self) -> bool:
         """Say whether the copy was ever filled."""
         return self._as_of_nanos > 0
+
+    async def look(self) -> Finding:
+        """Return what a probe of the copy sees."""
+        count = len(self.fleet)
+        if not self.known():
+            return Finding(state=status_pb2.STORAGE_STATE_RECOVERING, reason="is being filled")
+        if not self._following:
+            return Finding(state=status_pb2.STORAGE_STATE_SLOW, reason="is stale: the cache is away", item_count=count)
+        return Finding(item_count=count)
 
     async def run(self) -> None:
         """Follow the cache for ever."""

@@ -275,3 +275,20 @@ async def test_blocks_are_plain_parquet(tmp_path: Path):
     assert [(row["server"], row["metric"]) for row in table] == [("a", "x"), ("a", "y")]
     assert table[0]["scaled"] / 10 ** table[0]["exponent"] == 12.34
     assert table[1]["value"] == 1 / 3
+
+
+async def test_the_service_s_own_positions_are_not_for_others_to_move(mesh):
+    from openmanager.api.timeseries.v1 import timeseries_pb2
+    from openmanager.runtime.peer import Peer
+
+    async with Peer("timeseries", mesh.address("timeseries")) as peer:
+        for name in ("head", "blocks", "registrar"):
+            request = timeseries_pb2.ConfirmPositionRequest(consumer=name, position=1)
+            with pytest.raises(InvalidArgumentError) as failure:
+                await peer.unary(
+                    "/openmanager.api.timeseries.v1.LogService/ConfirmPosition",
+                    request,
+                    timeseries_pb2.ConfirmPositionResponse,
+                    seconds=5,
+                )
+            assert failure.value.field == "consumer"

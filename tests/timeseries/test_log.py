@@ -929,7 +929,7 @@ MUTATIONS = 1000
 
 
 def mutate(files, rng):
-    """Damage one segment, in one or two ways, as disks and people do.
+    """Damage one segment: change, zero, cut off or take out some bytes, or bring others to a wrong place.
 
     Return its name and where each of its bytes was before, −1 for one that was changed or brought in.
     """

@@ -17,6 +17,7 @@ from openmanager_timeseries.record import Record
 
 BATCH_BYTES = 4 << 20
 TAKE_SECONDS = 5.0
+READ_RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,13 @@ class Runner:
             try:
                 self._log.check_kept(cursor.position)
             except OutOfRangeError:
-                self._skip_to(cursor)
-            records = await self._log.read(cursor, BATCH_BYTES)
+                await self._skip_to(cursor)
+            try:
+                records = await self._log.read(cursor, BATCH_BYTES)
+            except OSError as err:  # no descriptor is left, say: the log itself deals with damage
+                log.warning("%s cannot read the log and tries again: %s", self._consumer.name, type(err).__name__)
+                await asyncio.sleep(READ_RETRY_SECONDS)
+                continue
             if not records:
                 await self._log.wait_beyond(cursor.position - 1)
                 continue
@@ -50,11 +56,11 @@ class Runner:
             books.position, books.accepted = records[-1].position, records[-1].accepted
             books.confirmed_nanos = self._clock.now_nanos()
 
-    def _skip_to(self, cursor: Cursor) -> None:
+    async def _skip_to(self, cursor: Cursor) -> None:
         """Go on at the oldest frame that is kept: what went before is lost to this consumer, and counted."""
         books = self._ledger.open_books(self._consumer.name)
         first = min(self._log.first_position, self._log.state.head_position + 1)
-        accepted = self._log.accepted_at(first - 1)
+        accepted = await asyncio.to_thread(self._log.accepted_at, first - 1)
         books.resynced += max(0, accepted - books.accepted)
         books.position, books.accepted = first - 1, accepted
         cursor.position, cursor.accepted, cursor.segment = first, accepted, ""

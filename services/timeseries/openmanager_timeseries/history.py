@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,6 +40,7 @@ from openmanager_timeseries.record import Record
 
 CATALOG = "catalog.parquet"
 KEEP_SECONDS = 1.0
+SEAL_RETRY_SECONDS = 10.0
 SAVE_SECONDS = 2.0
 QUERY_THREADS = 4
 _NANOS = 1_000_000_000
@@ -78,6 +79,7 @@ class History:
         self.blocks = blocks
         self.head = Head(first=blocks.sealed_position + 1, now=clock.monotonic())
         self.warnings: list[str] = []
+        self._seal_after = 0.0  # after a failure not at once again
         self._admission = Admission(
             catalog=catalog, clock=clock, raw_retention=config.raw_retention, future_limit=config.future_limit
         )
@@ -184,30 +186,42 @@ class History:
         await self.ledger.save(self.log)
 
     async def keep(self) -> None:
-        """Seal, save positions, and delete what is no longer kept, for ever."""
-        failures = 0
-        while True:
-            await asyncio.sleep(KEEP_SECONDS * min(30, 1 << failures))
-            try:
-                await self._keep_once()
-                failures = 0
-                self.warnings = []
-            except (OSError, OpenManagerError) as err:
-                failures = min(failures + 1, 5)
-                self.warnings = ["sealing or deletion failed and is tried again"]
-                log.warning("housekeeping failed", exc_info=err)
+        """Delete what is no longer kept, seal, and save positions, for ever.
 
-    async def _keep_once(self) -> None:
+        Deletion comes first and no step waits for another: on a full disk it is what makes room for the rest.
+        """
+        steps = (self._delete_old, self._keep_within_cap, self._seal_when_due, self._save)
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            failed = [step.__name__.strip("_") for step in steps if not await self._done(step)]
+            self.warnings = [f"{name} failed and is tried again" for name in failed]
+
+    async def _done(self, step: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await step()
+        except (OSError, OpenManagerError) as err:
+            log.warning("%s failed and is tried again: %s", step.__name__.strip("_"), type(err).__name__)
+            return False
+        return True
+
+    async def _delete_old(self) -> None:
+        now = self._clock.now_nanos()
+        await asyncio.to_thread(self.blocks.delete_before, now - _nanos(self._config.raw_retention))
+        before = now - _nanos(self._config.log_retention)
+        await asyncio.to_thread(self.log.delete_through, self.ledger.slowest(), before)
+
+    async def _seal_when_due(self) -> None:
+        if self._clock.monotonic() < self._seal_after:
+            return
         age = self._clock.monotonic() - self.head.generations[-1].opened
         unsealed = sum(each.nbytes for each in self.head.generations if not each.sealed)
         if age >= self._config.seal_interval.total_seconds() or unsealed > self._config.head_size // 2:
+            self._seal_after = self._clock.monotonic() + SEAL_RETRY_SECONDS
             await self.seal()
-        now = self._clock.now_nanos()
-        await asyncio.to_thread(self.blocks.delete_before, now - _nanos(self._config.raw_retention))
+            self._seal_after = 0.0
+
+    async def _save(self) -> None:
         await self.ledger.save(self.log)
-        through = self.ledger.slowest()
-        await asyncio.to_thread(self.log.delete_through, through, now - _nanos(self._config.log_retention))
-        await self._keep_within_cap()
 
     async def _keep_within_cap(self) -> None:
         """Cut loose the consumers that would hold back more than the log may take; they copy the state instead."""

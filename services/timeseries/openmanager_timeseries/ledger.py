@@ -23,6 +23,8 @@ from openmanager_timeseries.log import Log
 
 POSITIONS = "positions.json"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+# Readers in this process: what they have dealt with is not for others to say.
+OWN_CONSUMERS = frozenset({"head", "blocks", "registrar"})
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Ledger:
         self._saving = asyncio.Lock()
         self.books: dict[str, Books] = {}
         self._durable: dict[str, int] = {}
+        self._stored = b""
         # What the log is told to continue above, should its newest segments be lost.
         self.floor = Books()
         self._load()
@@ -99,8 +102,10 @@ class Ledger:
             }
             positions = {name: books.position for name, books in self.books.items()}
             body = json.dumps(stored, indent=1).encode()
+            if body == self._stored:
+                return
             await asyncio.to_thread(self._disk.replace, POSITIONS, body + b"\n%08x" % zlib.crc32(body))
-            self._durable = positions
+            self._durable, self._stored = positions, body
 
     def open_books(self, name: str) -> Books:
         """Return the books of a consumer, new ones at position 0 if it has none."""

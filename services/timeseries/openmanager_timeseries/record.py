@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -112,49 +113,56 @@ def scan(data: bytes, offset: int, position: int, last: int = MAX_POSITION) -> I
     `position` is that of the record that ends at `offset`. What is not between it and `last` is none of this segment's,
     be it whole: bytes that were copied to a wrong place, or a batch that was given up.
     """
-    while offset < len(data):
-        found = decode_at(data, offset)
-        if found is None or not position + 1 == found[0].position <= last:
-            at = _find(data, offset, position, min(last, position + _FARTHEST))
-            if at > offset:
-                yield Damage(offset, at - offset), at
-            found = decode_at(data, at)
-            if found is None:
-                return
+    while (found := decode_at(data, offset)) and position + 1 == found[0].position <= last:
         record, offset = found
         position = record.position
         yield record, offset
+    for at in _rest(data, offset, position, min(last, position + _FARTHEST)):
+        if at > offset:
+            yield Damage(offset, at - offset), at
+        if (found := decode_at(data, at)) is not None:
+            offset = found[1]
+            yield found
+    if offset < len(data):
+        yield Damage(offset, len(data) - offset), len(data)
 
 
-def _find(data: bytes, offset: int, position: int, last: int) -> int:
-    """Return the offset of the next record of the segment, the end of the data when there is none."""
-    found = at = _nearest(data, offset, position, last)
-    while at < len(data) and (ahead := _position_at(data, at)) > position + 1 + (at - offset) // RECORD_OVERHEAD:
-        # Further ahead than the bytes in between account for: it is out of place if one follows that it would hide.
-        found, last = at, ahead - 1
-        at = _nearest(data, at + 1, position, last)
-    return at if at < len(data) else found
+def _rest(data: bytes, offset: int, position: int, last: int) -> list[int]:
+    """Return the offsets of the records beyond something that is none.
+
+    Some may stand in a wrong place, and would hide those that they precede: of all that are whole, take the most that
+    are in order (the longest increasing subsequence of positions).
+    """
+    offsets: list[int] = []
+    before: list[int] = []  # for each record, the index of the one before it in the longest row that ends with it
+    ends: list[int] = []  # for each length, the index of the record with the smallest position that ends a row
+    positions: list[int] = []  # the positions of `ends`
+    found = _nearest(data, offset, position, last)
+    while found is not None:
+        at, record, after = found
+        length = bisect_left(positions, record.position)
+        before.append(ends[length - 1] if length else -1)
+        ends[length : length + 1] = [len(offsets)]
+        positions[length : length + 1] = [record.position]
+        offsets.append(at)
+        found = _nearest(data, after, position, last)
+    row = []
+    index = ends[-1] if ends else -1
+    while index >= 0:
+        row.append(offsets[index])
+        index = before[index]
+    return row[::-1]
 
 
-def _nearest(data: bytes, offset: int, position: int, last: int) -> int:
-    """Return the offset of the nearest whole record after `position` and up to `last`; else the end of the data."""
-    for start, count in _windows(offset, len(data) - RECORD_OVERHEAD + 1):
+def _nearest(data: bytes, offset: int, position: int, last: int) -> tuple[int, Record, int] | None:
+    """Return the nearest whole record after `position` and up to `last`, with its offset and the one after it."""
+    size = 1
+    end = len(data) - RECORD_OVERHEAD + 1
+    while offset < end:
         # A position stands in the open: look for one in range at every byte, then believe only a checksum.
-        positions = np.ndarray(count, "<u8", data, start + _POSITION_AT, 1)
+        positions = np.ndarray(min(size, end - offset), "<u8", data, offset + _POSITION_AT, 1)
         for at in np.flatnonzero((positions > position) & (positions <= last)).tolist():
-            if decode_at(data, start + at) is not None:
-                return start + int(at)
-    return len(data)
-
-
-def _windows(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cut [start, end) in growing pieces: what is looked for is mostly at the very beginning."""
-    size = 1 << 12
-    while start < end:
-        size = min(size, end - start)
-        yield start, size
-        start, size = start + size, 1 << 18
-
-
-def _position_at(data: bytes, offset: int) -> int:
-    return int.from_bytes(data[offset + _POSITION_AT : offset + _POSITION_AT + 8], "little")
+            if (found := decode_at(data, offset + at)) is not None:
+                return offset + at, *found
+        offset, size = offset + size, min(size << 8, 1 << 18)  # mostly it is near
+    return None

@@ -18,7 +18,7 @@ from openmanager.runtime import validate
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import raw
 from openmanager_timeseries.history import Accepted, History
-from openmanager_timeseries.ledger import check_consumer
+from openmanager_timeseries.ledger import OWN_CONSUMERS, check_consumer
 from openmanager_timeseries.log import Cursor
 from openmanager_timeseries.query import BUDGET_SECONDS, Answer, RangeQuery
 from openmanager_timeseries.record import Record
@@ -109,6 +109,10 @@ class LogService:
     ) -> pb.ConfirmPositionResponse:
         """Store a consumer's position."""
         name = check_consumer(request.consumer)
+        if name in OWN_CONSUMERS:
+            raise invalid(
+                "consumer", f"must not be one of {', '.join(sorted(OWN_CONSUMERS))}: these are the service's own"
+            )
         if request.position < 0:
             raise invalid("position", "must not be negative")
         await self._history.ledger.confirm(self._history.log, name, request.position, resynced=request.resynced)
