@@ -223,8 +223,8 @@ class _Cluster:
         except asyncpg.InvalidCatalogNameError:
             await self._create_database()
             return False
-        except (OSError, TimeoutError, asyncpg.CannotConnectNowError):
-            return False
+        except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError):
+            return False  # it starts, ends, or lost a backend and is setting up its memory anew
         await connection.close(timeout=PROBE_SECONDS)
         return True
 

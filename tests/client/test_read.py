@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -149,7 +150,9 @@ async def test_the_summary_counts_the_fleet(client: Client):
 
 async def test_the_board_has_a_row_for_every_service_and_books_that_balance(client: Client):
     await client.write_frame(frame_of(2, 3))
-    board = await client.storage_status()
+    async with asyncio.timeout(10):
+        while (board := await client.storage_status()).services[0].state is StorageState.RECOVERING:
+            await asyncio.sleep(0.02)  # the gateway's copy is being filled
     assert [(service.service, service.state) for service in board.services] == [
         ("gateway", StorageState.OK),
         ("timeseries", StorageState.OK),

@@ -2,8 +2,9 @@
 
 A row is a sample, sorted by metric, server and time. Its value is `scaled / 10^exponent` where that is exactly the
 double that was written, and `value` otherwise: decimals as sensors give them become small integers whose differences
-pack into a few bits. Each file says in its metadata which log positions and times it holds, and which metrics stand in
-which row group, so that a query reads no more than it needs.
+pack into a few bits. A series whose integers do not fit 32 bits has them in `large` instead of `scaled`. Each file says
+in its metadata which log positions and times it holds, and which metrics stand in which row group, so that a query
+reads no more than it needs.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openmanager_timeseries.catalog import Catalog, Selection
-from openmanager_timeseries.head import Generation
+from openmanager_timeseries.head import Chunk, Generation
 from openmanager_timeseries.samples import Bools, Floats, Ints, Long
 
 SUFFIX = ".parquet"
-ROW_GROUP_ROWS = 64 << 10
+ROW_GROUP_ROWS = 128 << 10
 MAX_EXPONENT = 6
 _KEY = b"openmanager"
 _MAX_EXACT = 2.0**53
+_MAX_SCALED = 2**31 - 1
+# What decides that an exponent is too small for a series, mostly.
+_GLANCE = 8
 _NANOS_PER_MILLI = 1_000_000
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -36,7 +40,8 @@ SCHEMA = pa.schema(
         pa.field("metric", _DICTIONARY, nullable=False),
         pa.field("server", _DICTIONARY, nullable=False),
         pa.field("time", pa.timestamp("ms", tz="UTC"), nullable=False),
-        pa.field("scaled", pa.int64()),
+        pa.field("scaled", pa.int32()),
+        pa.field("large", pa.int64()),
         pa.field("exponent", pa.int8()),
         pa.field("value", pa.float64()),
     ]
@@ -69,29 +74,42 @@ def encode_values(values: Floats) -> tuple[Ints, Ints, Bools]:
     `values` is float64[N, T] with NaN for no sample. A series gets the smallest exponent e in 0…6 for which
     rint(v·10^e) / 10^e is v for all its samples, bit for bit; −0.0 and what is beyond 2^53 stay doubles.
     """
-    present = ~np.isnan(values)
     scaled = np.zeros(values.shape, np.int64)
     exponents = np.zeros(len(values), np.int64)
     exact = np.zeros(len(values), np.bool_)
-    possible = ~(np.signbit(values) & (values == 0)).any(axis=1)
+    open_rows = np.flatnonzero(~(np.signbit(values) & (values == 0)).any(axis=1))
     for exponent in range(MAX_EXPONENT + 1):
-        rows = np.flatnonzero(possible & ~exact)
-        if not len(rows):
-            break
-        power = 10.0**exponent
-        with np.errstate(over="ignore", invalid="ignore"):
-            integers = np.rint(values[rows] * power)
-            fits = ((integers / power == values[rows]) & (np.abs(integers) < _MAX_EXACT)) | ~present[rows]
+        likely = open_rows[_fits(values[open_rows, :_GLANCE], exponent)[1].all(axis=1)]
+        # Without a copy where all series are at the same exponent, as those of one metric mostly are.
+        integers, fits = _fits(values if len(likely) == len(values) else values[likely], exponent)
         good = fits.all(axis=1)
-        scaled[rows[good]] = np.where(present[rows[good]], integers[good], 0).astype(np.int64)
-        exponents[rows[good]] = exponent
-        exact[rows[good]] = True
+        rows = likely[good]
+        scaled[rows] = (integers if good.all() else integers[good]).astype(np.int64)
+        exponents[rows] = exponent
+        exact[rows] = True
+        open_rows = np.setdiff1d(open_rows, rows, assume_unique=True)
+        if not len(open_rows):
+            break
     return scaled, exponents, exact
 
 
-class _Rows(NamedTuple):
-    """The rows of one metric as columns: all [K]."""
+def _fits(values: Floats, exponent: int) -> tuple[Floats, Bools]:
+    """Return rint(v·10^e), 0 where v is NaN, and where that over 10^e is v or v is NaN."""
+    power = 10.0**exponent
+    with np.errstate(over="ignore", invalid="ignore"):
+        integers = np.rint(values * power)
+        fits = (integers / power == values) & (np.abs(integers) < _MAX_EXACT)
+        if not fits.all():
+            absent = np.isnan(values)
+            fits |= absent
+            integers[absent] = 0
+    return integers, fits
 
+
+class _Rows(NamedTuple):
+    """Rows of some metrics as columns, all [K]; `metrics` are indices into the keys of the row group."""
+
+    metrics: Ints
     servers: Ints
     times: Ints
     scaled: Ints
@@ -100,15 +118,27 @@ class _Rows(NamedTuple):
     values: Floats
 
 
-def _rows(servers: Ints, times: Ints, values: Floats) -> _Rows:
-    """Return the rows of one metric: `servers` int64[S], `times` int64[T] nanoseconds, `values` float64[S, T]."""
+class _Dense(NamedTuple):
+    """Samples of metrics: `servers` int64[S], ascending codes, `times` int64[T], `values` float64[M, S, T]."""
+
+    metrics: Sequence[str]
+    servers: Ints
+    times: Ints
+    values: Floats
+
+
+def _rows(dense: _Dense, first_metric: int) -> _Rows:
+    """Return the rows of some metrics, their indices beginning at `first_metric`."""
+    metrics, servers, ticks = dense.values.shape
+    values = dense.values.reshape(metrics * servers, ticks)
     scaled, exponents, exact = encode_values(values)
     present = ~np.isnan(values)
     counts = np.count_nonzero(present, axis=1)
-    whole = len(times) * len(servers) == int(counts.sum())
+    whole = values.size == int(counts.sum())
     return _Rows(
-        servers=np.repeat(servers, counts),
-        times=np.tile(times, len(servers)) if whole else np.broadcast_to(times, values.shape)[present],
+        metrics=np.repeat(np.repeat(np.arange(metrics) + first_metric, servers), counts),
+        servers=np.repeat(np.tile(dense.servers, metrics), counts),
+        times=np.tile(dense.times, len(values)) if whole else np.broadcast_to(dense.times, values.shape)[present],
         scaled=scaled.ravel() if whole else scaled[present],
         exponents=np.repeat(exponents, counts),
         exact=np.repeat(exact, counts),
@@ -116,40 +146,70 @@ def _rows(servers: Ints, times: Ints, values: Floats) -> _Rows:
     )
 
 
-def _table(metrics: Sequence[str], servers: Sequence[str], parts: Sequence[_Rows]) -> pa.Table:
-    """Return a row group: the rows of some metrics, server codes being indices into `servers`."""
-    rows = _Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    codes = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.times) for part in parts])
-    inexact = None if rows.exact.all() else ~rows.exact
-    values = pa.nulls(len(codes), pa.float64()) if inexact is None else pa.array(rows.values, mask=rows.exact)
+def _table(metrics: Sequence[str], servers: Sequence[str], rows: _Rows) -> pa.Table:
+    """Return a row group, metric and server codes being indices into the names."""
+    small = rows.exact & (np.abs(rows.scaled) <= _MAX_SCALED)
     columns: list[pa.Array] = [
-        pa.DictionaryArray.from_arrays(codes, pa.array(metrics, pa.string())),
+        pa.DictionaryArray.from_arrays(rows.metrics.astype(np.int32), pa.array(metrics, pa.string())),
         pa.DictionaryArray.from_arrays(rows.servers.astype(np.int32), pa.array(servers, pa.string())),
         pa.array(rows.times // _NANOS_PER_MILLI).cast(SCHEMA.field("time").type),
-        pa.array(rows.scaled, mask=inexact),
-        pa.array(rows.exponents.astype(np.int8), mask=inexact),
-        values,
+        _where(small, rows.scaled.astype(np.int32), pa.int32()),
+        _where(rows.exact & ~small, rows.scaled, pa.int64()),
+        _where(rows.exact, rows.exponents.astype(np.int8), pa.int8()),
+        _where(~rows.exact, rows.values, pa.float64()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def _metric_rows(generation: Generation, catalog: Catalog, servers: Sequence[str]) -> Iterator[tuple[str, _Rows]]:
-    """Yield the rows of each metric of a closed generation, in the order of keys, servers in the order of `servers`."""
+def _where(present: Bools, values: Any, kind: pa.DataType) -> pa.Array:
+    if present.all():
+        return pa.array(values, kind)
+    return pa.array(values, kind, mask=~present) if present.any() else pa.nulls(len(present), kind)
+
+
+def _dense(generation: Generation, catalog: Catalog, servers: Sequence[str]) -> Iterator[_Dense]:
+    """Yield the samples of a closed generation in the order of metric keys, servers in the order of `servers`."""
     code = np.full(len(catalog.servers), -1, np.int64)
     code[[catalog.server_index(server) for server in servers]] = np.arange(len(servers))
-    found: dict[int, list[tuple[Any, int]]] = {}
+    places: dict[int, list[tuple[Chunk, int]]] = {}
     for chunk in generation.chunks:
         for at, metric in enumerate(chunk.layout.metrics.tolist()):
-            found.setdefault(metric, []).append((chunk, at))
-    for metric in sorted(found, key=catalog.metrics.__getitem__):
-        codes, times, values = _gather(found[metric], code)
-        keep = ~np.all(np.isnan(values), axis=1)
-        if keep.any():
-            yield catalog.metrics[metric], _rows(codes[keep], times, values[keep])
+            places.setdefault(metric, []).append((chunk, at))
+    order = sorted(places, key=catalog.metrics.__getitem__)
+    if not _is_plain(generation.chunks):
+        for metric in order:
+            yield _Dense([catalog.metrics[metric]], *_laid(places[metric], code))
+        return
+    rows_of_one = len(servers) * sum(chunk.count for chunk in generation.chunks)
+    step = -(-ROW_GROUP_ROWS // rows_of_one)
+    for begin in range(0, len(order), step):
+        some = order[begin : begin + step]
+        yield _Dense([catalog.metrics[metric] for metric in some], *_joined([places[metric] for metric in some], code))
 
 
-def _gather(places: Sequence[tuple[Any, int]], code: Ints) -> tuple[Ints, Ints, Floats]:
-    """Return the samples of one metric over its servers: codes int64[S], ascending, times int64[T], values float64[S, T].
+def _is_plain(chunks: Sequence[Chunk]) -> bool:
+    """Say whether chunks of one layout follow each other in time and position."""
+    return all(
+        after.layout is before.layout
+        and after.times[0] > before.times[before.count - 1]
+        and after.positions[0] >= before.positions[before.count - 1]
+        for before, after in pairwise(chunks)
+    )
+
+
+def _joined(places: Sequence[Sequence[tuple[Chunk, int]]], code: Ints) -> tuple[Ints, Ints, Floats]:
+    """Return the samples of some metrics from plain chunks: codes int64[S], times int64[T], values float64[M, S, T]."""
+    chunks = [chunk for chunk, _ in places[0]]
+    metrics = np.array([at for (_, at), *_ in places])
+    codes = code[chunks[0].layout.servers]
+    order = np.argsort(codes)
+    values = [chunk.series(order, metrics, _ALL) for chunk in chunks]
+    times = np.concatenate([chunk.times[: chunk.count] for chunk in chunks])
+    return codes[order], times, np.concatenate(values, axis=2)
+
+
+def _laid(places: Sequence[tuple[Chunk, int]], code: Ints) -> tuple[Ints, Ints, Floats]:
+    """Return the samples of one metric from any chunks: codes int64[S], times int64[T], values float64[1, S, T].
 
     The last write by position wins: chunks are laid over each other in the order of their positions, row by row.
     """
@@ -163,23 +223,23 @@ def _gather(places: Sequence[tuple[Any, int]], code: Ints) -> tuple[Ints, Ints, 
             columns = np.searchsorted(times, chunk.times[: chunk.count])
             rows = row_of[code[chunk.layout.servers]]
             _lay(values, rows, columns, chunk.series(_all(chunk, 0), np.array([at]), _ALL)[0])
-        return codes, times, values
+        return codes, times, values[None]
     ticks = [(int(chunk.positions[tick]), tick, chunk, at) for chunk, at in places for tick in range(chunk.count)]
     for _, tick, chunk, at in sorted(ticks, key=lambda item: item[0]):
         column = np.searchsorted(times, chunk.times[tick : tick + 1])
         tick_values = chunk.series(_all(chunk, 0), np.array([at]), slice(tick, tick + 1))[0]
         _lay(values, row_of[code[chunk.layout.servers]], column, tick_values)
-    return codes, times, values
+    return codes, times, values[None]
 
 
 _ALL = slice(None)
 
 
-def _all(chunk: Any, axis: int) -> Ints:
+def _all(chunk: Chunk, axis: int) -> Ints:
     return np.arange(chunk.layout.ids.shape[axis])
 
 
-def _in_order(places: Sequence[tuple[Any, int]]) -> bool:
+def _in_order(places: Sequence[tuple[Chunk, int]]) -> bool:
     """Say whether no chunk begins before the one laid down earlier has ended, in positions."""
     ends = [(int(chunk.positions[0]), int(chunk.positions[chunk.count - 1])) for chunk, _ in places]
     return all(before[1] <= after[0] for before, after in pairwise(ends))
@@ -190,31 +250,60 @@ def _lay(values: Floats, rows: Ints, columns: Ints, new: Floats) -> None:
     values[at] = np.where(np.isnan(new), values[at], new)
 
 
+class _Writer:
+    """Gathers rows into row groups of one file."""
+
+    def __init__(self, writer: pq.ParquetWriter, servers: Sequence[str]) -> None:
+        self._writer = writer
+        self._servers = servers
+        self._parts: list[_Rows] = []
+        self._metrics: list[str] = []
+        self.groups: list[tuple[str, ...]] = []
+
+    def add(self, dense: _Dense) -> None:
+        """Take the samples of some metrics, keys ascending."""
+        rows = _rows(dense, len(self._metrics))
+        if len(rows.times):
+            self._parts.append(rows)
+            self._metrics.extend(dense.metrics)
+        if sum(len(part.times) for part in self._parts) >= ROW_GROUP_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered as a row group."""
+        if self._parts:
+            joined = (each[0] if len(each) == 1 else np.concatenate(each) for each in zip(*self._parts, strict=True))
+            table = _table(self._metrics, self._servers, _Rows(*joined))
+            self._writer.write_table(table, row_group_size=len(table))
+            self.groups.append(tuple(self._metrics))
+            self._parts, self._metrics = [], []
+
+
 def write(folder: Path, generation: Generation, catalog: Catalog) -> Block:
     """Seal a closed generation into a block: written aside, synced, renamed."""
     name = f"{generation.first:020d}-{generation.last:020d}{SUFFIX}"
     aside, path = folder / f"{name}.new", folder / name
-    groups: list[tuple[str, ...]] = []
     with pq.ParquetWriter(
         aside,
         SCHEMA,
-        compression="zstd",
+        # Packed differences leave nothing to compress.
+        compression={name: "none" if name == "scaled" else "zstd" for name in SCHEMA.names},
+        compression_level={"time": 9},
         use_dictionary=["metric", "server", "exponent"],
         column_encoding={
             "time": "DELTA_BINARY_PACKED",
             "scaled": "DELTA_BINARY_PACKED",
+            "large": "DELTA_BINARY_PACKED",
             "value": "BYTE_STREAM_SPLIT",
         },
         write_statistics=["time"],
+        max_rows_per_page=1 << 20,  # the limit is a page's bytes
     ) as writer:
         servers = _server_names(generation, catalog)
-        waiting: dict[str, _Rows] = {}
-        for metric, rows in _metric_rows(generation, catalog, servers):
-            waiting[metric] = rows
-            if sum(len(each.times) for each in waiting.values()) >= ROW_GROUP_ROWS:
-                groups.append(_flush(writer, servers, waiting))
-        if waiting:
-            groups.append(_flush(writer, servers, waiting))
+        groups = _Writer(writer, servers)
+        for dense in _dense(generation, catalog, servers):
+            groups.add(dense)
+        groups.flush()
         about = {
             "first_position": generation.first,
             "last_position": generation.last,
@@ -222,7 +311,7 @@ def write(folder: Path, generation: Generation, catalog: Catalog) -> Block:
             "min_time": generation.min_time,
             "max_time": generation.max_time,
             "sample_count": generation.sample_count,
-            "groups": groups,
+            "groups": groups.groups,
         }
         writer.add_key_value_metadata({_KEY: json.dumps(about, separators=(",", ":")).encode()})
     _sync(aside)
@@ -234,14 +323,6 @@ def write(folder: Path, generation: Generation, catalog: Catalog) -> Block:
 def _server_names(generation: Generation, catalog: Catalog) -> list[str]:
     indices = {index for chunk in generation.chunks for index in chunk.layout.servers.tolist()}
     return sorted(catalog.servers[index] for index in indices)
-
-
-def _flush(writer: pq.ParquetWriter, servers: Sequence[str], waiting: dict[str, _Rows]) -> tuple[str, ...]:
-    metrics = tuple(waiting)
-    table = _table(metrics, servers, list(waiting.values()))
-    writer.write_table(table, row_group_size=len(table))
-    waiting.clear()
-    return metrics
 
 
 def _sync(path: Path) -> None:
@@ -311,12 +392,14 @@ def _codes(table: pa.Table, name: str) -> tuple[list[str], Ints]:
 
 def values_of(table: pa.Table) -> Floats:
     """Return the values of a block's rows, exactly as they were written: float64[K]."""
-    scaled = table.column("scaled")
-    if scaled.null_count == len(scaled):
-        return np.asarray(table.column("value").to_numpy(), np.float64)
-    powers = 10.0 ** table.column("exponent").fill_null(0).to_numpy().astype(np.float64)
-    values: Floats = scaled.fill_null(0).to_numpy() / powers
-    if scaled.null_count:
-        raw = table.column("value").to_numpy(zero_copy_only=False)
-        values = np.where(scaled.is_valid().to_numpy(), values, raw)
+    values = np.asarray(table.column("value").to_numpy(zero_copy_only=False), np.float64)
+    for name in ("large", "scaled"):
+        column = table.column(name)
+        if column.null_count == len(column):
+            continue
+        powers = 10.0 ** table.column("exponent").fill_null(0).to_numpy().astype(np.float64)
+        found: Floats = column.fill_null(0).to_numpy() / powers
+        values = (
+            np.where(column.is_valid().to_numpy(zero_copy_only=False), found, values) if column.null_count else found
+        )
     return values
