@@ -26,8 +26,7 @@ from openmanager.errors import OpenManagerError
 from openmanager.frame import decode_trusted
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
-from openmanager_timeseries import snapshot
-from openmanager_timeseries.block_store import BlockStore
+from openmanager_timeseries import block, snapshot
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import Disk
@@ -37,6 +36,7 @@ from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log import Cursor, Log, LogOptions
 from openmanager_timeseries.query import Answer, Limits, Planner, RangeQuery, Stop
 from openmanager_timeseries.record import Record
+from openmanager_timeseries.sealed_store import SealedStore
 
 CATALOG = "catalog.parquet"
 KEEP_SECONDS = 1.0
@@ -68,7 +68,7 @@ class History:
         source: Log,
         ledger: Ledger,
         catalog: Catalog,
-        blocks: BlockStore,
+        blocks: SealedStore,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -77,7 +77,7 @@ class History:
         self.ledger = ledger
         self.catalog = catalog
         self.blocks = blocks
-        self.head = Head(first=blocks.sealed_position + 1, now=clock.monotonic())
+        self.head = Head(first=blocks.last + 1, now=clock.monotonic())
         self.warnings: list[str] = []
         self._seal_after = 0.0  # after a failure not at once again
         self._admission = Admission(
@@ -176,13 +176,13 @@ class History:
         self.head.drop(self._config.head_size // 2)
 
     async def _seal(self, generation: Generation) -> None:
-        block = await asyncio.to_thread(self.blocks.seal, generation)
-        self.blocks.add(block)
+        made = await asyncio.to_thread(block.write, self.blocks.folder, generation, self.catalog)
+        self.blocks.add(made)
         generation.sealed = True
         books = self.ledger.open_books("blocks")
-        books.position, books.accepted = block.last_position, block.accepted
+        books.position, books.accepted = made.about.last, made.about.accepted
         books.confirmed_nanos = self._clock.now_nanos()
-        await asyncio.to_thread(snapshot.save, self._config.data_dir / CATALOG, self.catalog, block.last_position)
+        await asyncio.to_thread(snapshot.save, self._config.data_dir / CATALOG, self.catalog, made.about.last)
         await self.ledger.save(self.log)
 
     async def keep(self) -> None:
@@ -257,16 +257,16 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
     """Open the history of a folder: the blocks, the catalogue, the log, and the head rebuilt from it."""
     folder: Path = config.data_dir
     catalog = Catalog(config.max_series)
-    blocks = BlockStore(folder / "blocks", catalog)
+    blocks = SealedStore(folder / "blocks", block.FORMAT, catalog, clock)
     await asyncio.to_thread(_open_blocks, folder, blocks, catalog)
     ledger = Ledger(disk, clock)
     books = ledger.open_books("blocks")
-    if blocks.blocks and blocks.sealed_position > books.position:
-        books.position, books.accepted = blocks.sealed_position, blocks.blocks[-1].accepted
+    if blocks.files and blocks.last > books.position:
+        books.position, books.accepted = blocks.last, blocks.files[-1].about.accepted
     options = LogOptions(
         segment_size=config.segment_size, ballast_size=config.ballast_size, reserve=config.disk_reserve
     )
-    floor = max(ledger.floor.position, blocks.sealed_position)
+    floor = max(ledger.floor.position, blocks.last)
     accepted = max(ledger.floor.accepted, books.accepted)
     source = await Log.open(disk, options, clock, floor=floor, accepted=accepted)
     history = History(
@@ -282,9 +282,9 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
         await history.close()
 
 
-def _open_blocks(folder: Path, blocks: BlockStore, catalog: Catalog) -> None:
+def _open_blocks(folder: Path, blocks: SealedStore, catalog: Catalog) -> None:
     blocks.open()
     position = snapshot.load(folder / CATALOG, catalog)
-    for block in blocks.blocks:
-        if block.last_position > position:
-            snapshot.restore_from_block(catalog, block.path)
+    for file in blocks.files:
+        if file.about.last > position:
+            snapshot.restore_from(catalog, file, block.FORMAT, "value")

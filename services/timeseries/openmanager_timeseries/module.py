@@ -74,9 +74,7 @@ def _storages(history: History, runtime: Runtime) -> list[Storage]:
 
     async def look_at_blocks() -> Finding:
         lost = [f"{len(history.blocks.quarantined)} blocks are damaged"] if history.blocks.quarantined else []
-        return Finding(
-            size_bytes=history.blocks.size_bytes, item_count=len(history.blocks.blocks), warnings=tuple(lost)
-        )
+        return Finding(size_bytes=history.blocks.size_bytes, item_count=len(history.blocks.files), warnings=tuple(lost))
 
     return [
         Storage(name="log", role="log", engine="files", check=look_at_log, clock=runtime.clock),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,17 +23,19 @@ from openmanager.errors import (
 from openmanager.frame import NANOS_PER_MILLI
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import aggregate as buckets
+from openmanager_timeseries import block
 from openmanager_timeseries import head as recent
-from openmanager_timeseries.block import Block
-from openmanager_timeseries.block_store import BlockStore
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.head import Generation, Head
 from openmanager_timeseries.samples import Floats, Ints, Long, Piece, Ragged, merge
+from openmanager_timeseries.sealed import Sealed
+from openmanager_timeseries.sealed_store import SealedStore
 
 BUDGET_SECONDS = 30.0
 # How far before the range a counter's sample before is looked for, at least.
 LOOKBACK_NANOS = 300 * 10**9
 EARLIEST_NANOS = -9_214_560_000 * 10**9  # 1678-01-01, inside int64 nanoseconds
+DAMAGED = "a block is damaged and was set aside"
 LATEST_NANOS = 9_214_646_400 * 10**9  # 2262-01-01
 
 
@@ -77,7 +79,7 @@ class _Plan:
     query: RangeQuery
     selection: Selection
     generations: tuple[Generation, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[Sealed, ...]
     partial_reason: str
 
 
@@ -104,7 +106,7 @@ class Stop:
 class Planner:
     """Checks a query and decides what to read for it."""
 
-    def __init__(self, *, catalog: Catalog, head: Head, blocks: BlockStore, clock: Clock, limits: Limits) -> None:
+    def __init__(self, *, catalog: Catalog, head: Head, blocks: SealedStore, clock: Clock, limits: Limits) -> None:
         self._catalog = catalog
         self._head = head
         self._blocks = blocks
@@ -125,13 +127,17 @@ class Planner:
         if query.start < oldest and len(selection.ids):
             reason = "raw samples are kept for a limited time, and the range begins before it"
         if self._blocks.quarantined:
-            reason = "a block is damaged and was set aside"
+            reason = DAMAGED
         begin = query.start - _lookback(query)
         return _Plan(
             query=query,
             selection=selection,
             generations=tuple(self._head.generations),
-            blocks=self._blocks.covering(begin, query.end, self._head.first_position),
+            blocks=tuple(
+                file
+                for file in self._blocks.files
+                if file.about.first < self._head.first_position and file.meets(begin, query.end)
+            ),
             partial_reason=reason,
         )
 
@@ -155,7 +161,10 @@ class Planner:
 
     def compute(self, plan: _Plan, stop: Stop) -> Answer:
         """Return the answer to a plan (in a thread)."""
+        damaged = len(self._blocks.quarantined)
         read = list(self._read(plan, stop))
+        if len(self._blocks.quarantined) > damaged:
+            plan = replace(plan, partial_reason=DAMAGED)
         samples = merge(len(plan.selection.ids), read)
         source = "+".join(
             name
@@ -169,8 +178,9 @@ class Planner:
 
     def _read(self, plan: _Plan, stop: Stop) -> Iterator[Piece | Long]:
         begin, end = plan.query.start - _lookback(plan.query), plan.query.end
-        for block in plan.blocks:
-            yield from self._blocks.read_block(block, plan.selection, begin, end, stop.check)
+        for file in plan.blocks:
+            for found in self._blocks.read(file, plan.selection, begin, end, block.FORMAT.names, stop.check):
+                yield block.samples(file, found)
         yield from recent.pieces(plan.generations, plan.selection, begin, end)
 
     def _answer(self, plan: _Plan, source: str, raw: Ragged) -> Answer:

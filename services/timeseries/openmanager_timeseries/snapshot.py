@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openmanager.frame import MetricInfo, ServerInfo
-from openmanager_timeseries.block import values_of
 from openmanager_timeseries.catalog import Catalog
+from openmanager_timeseries.sealed import Format, Reader, Sealed
 
 log = logging.getLogger(__name__)
 _KEY = b"openmanager"
@@ -75,24 +75,18 @@ def restore(catalog: Catalog, table: pa.Table) -> None:
     )
 
 
-def restore_from_block(catalog: Catalog, path: Path) -> None:
-    """Take the series of a block and their newest samples (blocking)."""
-    table = pq.read_table(path)
-    if not len(table):
-        return
-    frame = pa.table(
-        {
-            "metric": table.column("metric").cast(pa.string()),
-            "server": table.column("server").cast(pa.string()),
-            "time": table.column("time").cast(pa.int64()),
-            "row": np.arange(len(table)),
-        }
-    )
-    newest = frame.group_by(["metric", "server"]).aggregate([("row", "max")])
-    rows = newest.column("row_max")
-    catalog.restore(
-        newest.column("server").to_pylist(),
-        newest.column("metric").to_pylist(),
-        frame.column("time").take(rows).to_numpy() * 1_000_000,
-        values_of(table)[rows.to_numpy()],
-    )
+def restore_from(catalog: Catalog, sealed: Sealed, kind: Format, name: str) -> None:
+    """Take the series of a sealed file and their newest values, those of the column `name` (blocking)."""
+    with Reader(sealed, kind) as reader:
+        for index in range(len(sealed.groups)):
+            metrics, servers, rows = reader.group(index, (name,))
+            ends = np.append(
+                np.flatnonzero((rows.metrics[1:] != rows.metrics[:-1]) | (rows.servers[1:] != rows.servers[:-1])),
+                len(rows.times) - 1,
+            )
+            catalog.restore(
+                [servers[code] for code in rows.servers[ends].tolist()],
+                [metrics[code] for code in rows.metrics[ends].tolist()],
+                rows.times[ends],
+                rows.values[name][ends],
+            )

@@ -1,0 +1,383 @@
+"""Sealed files: immutable Parquet files that anybody can read, of samples or of rollups.
+
+Rows are sorted by metric, server and time. A file is named by the sequence numbers it covers (of samples: log
+positions) and by its revision; of two rows of one series and time the one in the file of higher numbers counts, so that
+a correction is a new file, and a merge of neighbours changes no answer. Its metadata says which times it holds and
+which metrics stand in which row group, so that a query reads no more than it needs. Every page has a checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openmanager_timeseries.catalog import Catalog, Selection
+from openmanager_timeseries.samples import Bools, Ints
+
+SUFFIX = ".parquet"
+_KEY = b"openmanager"
+_NANOS_PER_MILLI = 1_000_000
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+KEY_FIELDS = (
+    pa.field("metric", _NAMES, nullable=False),
+    pa.field("server", _NAMES, nullable=False),
+    pa.field("time", pa.timestamp("ms", tz="UTC"), nullable=False),
+)
+_KEY_NAMES = [field.name for field in KEY_FIELDS]
+
+Values = Mapping[str, Any]  # columns, each an array [K]
+
+
+class Format(Protocol):
+    """What differs between files of samples and files of rollups."""
+
+    schema: pa.Schema
+    # Options of the writer for the columns after the key.
+    options: Mapping[str, Mapping[str, Any]]
+    # The columns that a row has, and of those the ones that may be read alone.
+    names: tuple[str, ...]
+    group_rows: int
+
+    def encode(self, values: Values, starts: Ints) -> list[pa.Array]:
+        """Return the columns after the key; the rows of a series begin at each of `starts`."""
+        ...
+
+    def stored(self, names: Sequence[str]) -> list[str]:
+        """Return the columns of a file that hold some columns of a row."""
+        ...
+
+    def decode(self, table: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+        """Return columns of a row from those of a file."""
+        ...
+
+
+class Rows(NamedTuple):
+    """Rows: `metrics` and `servers` int64[K], indices into names kept elsewhere, `times` int64[K], and columns."""
+
+    metrics: Ints
+    servers: Ints
+    times: Ints
+    values: Values
+
+    def take(self, at: Ints | Bools) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.metrics[at], self.servers[at], self.times[at], {k: v[at] for k, v in self.values.items()})
+
+
+class Batch(NamedTuple):
+    """The rows of some metrics, sorted; all of a metric's rows of a file are in one batch, keys ascending over them."""
+
+    metrics: Sequence[str]
+    rows: Rows
+
+
+class Found(NamedTuple):
+    """What was read: `rows` int64[K], the rows of a selection, `times` int64[K], and columns."""
+
+    rows: Ints
+    times: Ints
+    values: Values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a file says of itself. Times are nanoseconds: `min_time` and `max_time` are those of its rows."""
+
+    first: int
+    last: int
+    revision: int = 0
+    # Of samples: how many the log had accepted up to `last`.
+    accepted: int = 0
+    min_time: int = 0
+    max_time: int = 0
+    row_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sealed:
+    """A file. `groups`: for every row group its metric keys."""
+
+    path: Path
+    about: About
+    size_bytes: int
+    groups: tuple[tuple[str, ...], ...]
+    metadata: pq.FileMetaData
+
+    def meets(self, start: int, end: int) -> bool:
+        """Say whether it has rows in [start, end), or between."""
+        return self.about.row_count > 0 and self.about.max_time >= start and self.about.min_time < end
+
+
+def file_name(about: About) -> str:
+    """Return the name of a file."""
+    return f"{about.first:020d}-{about.last:020d}-{about.revision}{SUFFIX}"
+
+
+def parse_name(name: str) -> tuple[int, int, int]:
+    """Return first, last and revision of a file's name; ValueError when it is none."""
+    first, last, revision = name.removesuffix(SUFFIX).split("-")
+    return int(first), int(last), int(revision)
+
+
+# ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Writer:
+    """Gathers batches into row groups of one file."""
+
+    def __init__(self, writer: pq.ParquetWriter, kind: Format, servers: Sequence[str]) -> None:
+        self._writer = writer
+        self._kind = kind
+        self._servers = pa.array(servers, pa.string())
+        self._waiting: list[Batch] = []
+        self.groups: list[list[str]] = []
+        self.row_count = 0
+        self.min_time = np.iinfo(np.int64).max
+        self.max_time = np.iinfo(np.int64).min
+
+    def add(self, batch: Batch) -> None:
+        if not len(batch.rows.times):
+            return
+        self._waiting.append(batch)
+        self.row_count += len(batch.rows.times)
+        self.min_time = min(self.min_time, int(batch.rows.times.min()))
+        self.max_time = max(self.max_time, int(batch.rows.times.max()))
+        if sum(len(each.rows.times) for each in self._waiting) >= self._kind.group_rows:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        metrics = [key for batch in self._waiting for key in batch.metrics]
+        rows = _concatenated(self._waiting)
+        starts = np.flatnonzero(
+            np.concatenate(([True], (rows.metrics[1:] != rows.metrics[:-1]) | (rows.servers[1:] != rows.servers[:-1])))
+        )
+        columns = [
+            pa.DictionaryArray.from_arrays(rows.metrics.astype(np.int32), pa.array(metrics, pa.string())),
+            pa.DictionaryArray.from_arrays(rows.servers.astype(np.int32), self._servers),
+            pa.array(rows.times // _NANOS_PER_MILLI).cast(KEY_FIELDS[2].type),
+            *self._kind.encode(rows.values, starts),
+        ]
+        table = pa.Table.from_arrays(columns, schema=self._kind.schema)
+        self._writer.write_table(table, row_group_size=len(table))
+        self.groups.append(metrics)
+        self._waiting = []
+
+
+def _concatenated(batches: Sequence[Batch]) -> Rows:
+    if len(batches) == 1:
+        return batches[0].rows
+    firsts = np.cumsum([0, *(len(batch.metrics) for batch in batches[:-1])])
+    return Rows(
+        np.concatenate([batch.rows.metrics + first for batch, first in zip(batches, firsts, strict=True)]),
+        np.concatenate([batch.rows.servers for batch in batches]),
+        np.concatenate([batch.rows.times for batch in batches]),
+        {name: np.concatenate([batch.rows.values[name] for batch in batches]) for name in batches[0].rows.values},
+    )
+
+
+def write(folder: Path, kind: Format, about: About, servers: Sequence[str], batches: Iterable[Batch]) -> Sealed:
+    """Write a file: aside, synced, renamed. `about` says what the rows do not: numbers and revision."""
+    name = file_name(about)
+    aside, path = folder / f"{name}.new", folder / name
+    with pq.ParquetWriter(
+        aside,
+        kind.schema,
+        compression={**dict.fromkeys(_KEY_NAMES, "zstd"), **kind.options["compression"]},
+        compression_level={"time": 9},
+        use_dictionary=["metric", "server", *kind.options["dictionary"]],
+        column_encoding={"time": "DELTA_BINARY_PACKED", **kind.options["encoding"]},
+        write_statistics=["time"],
+        write_page_checksum=True,
+        max_rows_per_page=1 << 20,  # the limit is a page's bytes
+    ) as writer:
+        groups = _Writer(writer, kind, servers)
+        for batch in batches:
+            groups.add(batch)
+        groups.flush()
+        whole = replace(
+            about,
+            row_count=groups.row_count,
+            min_time=int(groups.min_time) if groups.row_count else 0,
+            max_time=int(groups.max_time) if groups.row_count else 0,
+        )
+        text = {name: getattr(whole, name) for name in About.__slots__}
+        text["groups"] = groups.groups
+        writer.add_key_value_metadata({_KEY: json.dumps(text, separators=(",", ":")).encode()})
+    _sync(aside)
+    aside.replace(path)
+    _sync(folder)
+    return open_sealed(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_sealed(path: Path) -> Sealed:
+    """Return what a file says of itself; pa.ArrowException, KeyError, TypeError or ValueError when it is none of ours."""
+    metadata = pq.read_metadata(path)
+    text = json.loads(metadata.metadata[_KEY])
+    groups = tuple(tuple(keys) for keys in text.pop("groups"))
+    about = About(**text)
+    if metadata.num_row_groups != len(groups) or metadata.num_rows != about.row_count:
+        raise ValueError("the row groups are not those that the metadata names")
+    if (about.first, about.last, about.revision) != parse_name(path.name):
+        raise ValueError("the file has the name of another")
+    return Sealed(path=path, about=about, size_bytes=path.stat().st_size, groups=groups, metadata=metadata)
+
+
+class Reader:
+    """Reads one file, a row group at a time."""
+
+    def __init__(self, sealed: Sealed, kind: Format) -> None:
+        self.sealed = sealed
+        self._kind = kind
+        self._file = pq.ParquetFile(
+            sealed.path, metadata=sealed.metadata, pre_buffer=False, page_checksum_verification=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def group(self, index: int, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Rows]:
+        """Return a row group: the names of metrics and of servers that its codes stand for, and its rows."""
+        table = self._file.read_row_group(index, columns=[*_KEY_NAMES, *self._kind.stored(names)], use_threads=False)
+        (metrics, metric_codes), (servers, server_codes) = codes(table, "metric"), codes(table, "server")
+        times = table.column("time").cast(pa.int64()).to_numpy() * _NANOS_PER_MILLI
+        return metrics, servers, Rows(metric_codes, server_codes, times, self._kind.decode(table, names))
+
+    def servers(self) -> set[str]:
+        """Return the names of all servers in the file."""
+        found: set[str] = set()
+        for index in range(len(self.sealed.groups)):
+            table = self._file.read_row_group(index, columns=["server"], use_threads=False)
+            found.update(codes(table, "server")[0])
+        return found
+
+
+def codes(table: pa.Table, name: str) -> tuple[list[str], Ints]:
+    """Return the dictionary of a column and the index of every row in it."""
+    column = table.column(name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0)
+    if not isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_encode()
+    return column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int64)
+
+
+def read(  # noqa: PLR0917
+    sealed: Sealed,
+    kind: Format,
+    catalog: Catalog,
+    selection: Selection,
+    start: int,
+    end: int,
+    names: Sequence[str],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Found]:
+    """Yield the rows of a selection in [start, end); `check` is called between row groups and may raise."""
+    wanted = {key for key, chosen in zip(catalog.metrics, selection.metrics.tolist(), strict=False) if chosen}
+    with Reader(sealed, kind) as reader:
+        for index, keys in enumerate(sealed.groups):
+            if wanted.isdisjoint(keys):
+                continue
+            check()
+            metrics, servers, rows = reader.group(index, names)
+            ids = catalog.find((servers, rows.servers), (metrics, rows.metrics))
+            chosen = np.where((ids >= 0) & (ids < len(selection.rows)), selection.rows[np.clip(ids, 0, None)], -1)
+            keep = (chosen >= 0) & (rows.times >= start) & (rows.times < end)
+            if keep.any():
+                kept = rows.take(keep)
+                yield Found(chosen[keep], kept.times, kept.values)
+
+
+# ── merging ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Which rows stay: given the names of metrics and servers and the rows, a mask bool[K].
+Keep = Callable[[Sequence[str], Sequence[str], Rows], Bools]
+
+
+def merge(folder: Path, kind: Format, inputs: Sequence[Sealed], keep: Keep | None = None) -> Sealed:
+    """Write one file of the rows of neighbours, ascending in their numbers, without those that do not stay (blocking)."""
+    about = About(
+        first=inputs[0].about.first,
+        last=inputs[-1].about.last,
+        revision=inputs[0].about.revision + 1 if len(inputs) == 1 else 0,
+        accepted=inputs[-1].about.accepted,
+    )
+    names: set[str] = set()  # known before the first row group is written
+    for file in inputs:
+        with Reader(file, kind) as reader:
+            names |= reader.servers()
+    servers = sorted(names)
+    rank = {name: at for at, name in enumerate(servers)}
+    return write(folder, kind, about, servers, _merged(kind, inputs, rank, keep))
+
+
+def _merged(kind: Format, inputs: Sequence[Sealed], rank: Mapping[str, int], keep: Keep | None) -> Iterator[Batch]:
+    """Yield the rows of all inputs, a few metrics at a time."""
+    place: dict[str, list[tuple[int, int]]] = {}
+    for at, sealed in enumerate(inputs):
+        for index, keys in enumerate(sealed.groups):
+            for key in keys:
+                place.setdefault(key, []).append((at, index))
+    readers = [Reader(sealed, kind) for sealed in inputs]
+    held: dict[int, tuple[int, Sequence[str], Rows]] = {}  # for each input the row group that was read last
+
+    def rows_of(at: int, index: int) -> tuple[Sequence[str], Rows]:
+        if at not in held or held[at][0] != index:
+            metrics, servers, rows = readers[at].group(index, kind.names)
+            if keep is not None:
+                rows = rows.take(keep(metrics, servers, rows))
+            order = np.asarray([rank[name] for name in servers], np.int64)
+            held[at] = index, metrics, rows._replace(servers=order[rows.servers] if len(order) else rows.servers)
+        return held[at][1:]
+
+    try:
+        for key in sorted(place):
+            parts = []
+            for at, index in place[key]:
+                metrics, rows = rows_of(at, index)
+                parts.append(rows.take(rows.metrics == metrics.index(key)))
+            yield Batch([key], _newest(parts))
+    finally:
+        for reader in readers:
+            reader.__exit__()
+
+
+def _newest(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of one metric from several files: of those of one server and time the last file's."""
+    if len(parts) == 1:
+        return parts[0]._replace(metrics=np.zeros(len(parts[0].times), np.int64))
+    servers = np.concatenate([part.servers for part in parts])
+    times = np.concatenate([part.times for part in parts])
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+    order = np.lexsort((times, servers))  # stable: later files stay behind earlier ones
+    servers, times = servers[order], times[order]
+    last = np.ones(len(order), np.bool_)
+    last[:-1] = (servers[1:] != servers[:-1]) | (times[1:] != times[:-1])
+    kept = order[last]
+    return Rows(
+        np.zeros(len(kept), np.int64), servers[last], times[last], {name: v[kept] for name, v in values.items()}
+    )

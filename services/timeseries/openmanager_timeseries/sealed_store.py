@@ -1,0 +1,139 @@
+"""A folder of sealed files: what is in it, what is damaged, what is too old, what has been replaced by a merge."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from openmanager.runtime.clock import Clock
+from openmanager_timeseries import sealed
+from openmanager_timeseries.catalog import Catalog, Selection
+from openmanager_timeseries.sealed import Format, Found, Keep, Sealed
+
+log = logging.getLogger(__name__)
+
+DAMAGED = ".damaged"
+# A query that was planned before a file was replaced may still read it: longer than any query takes.
+LINGER_SECONDS = 60.0
+
+
+class SealedStore:
+    """The sealed files of one kind of one shard, ascending in their numbers."""
+
+    def __init__(self, folder: Path, kind: Format, catalog: Catalog, clock: Clock) -> None:
+        self.folder = folder
+        self.kind = kind
+        self.files: tuple[Sealed, ...] = ()
+        # The names of files that were set aside.
+        self.quarantined: list[str] = []
+        self._catalog = catalog
+        self._clock = clock
+        self._replaced: list[tuple[float, Path]] = []
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+
+    def open(self) -> None:
+        """Look at the folder (blocking). A file that is none of ours is set aside under another name, never deleted."""
+        found: list[Sealed] = []
+        for path in sorted(self.folder.iterdir()):
+            if path.name.endswith(".new"):
+                path.unlink()  # a crash came before its rename: what it was made of is still there
+            elif path.suffix == sealed.SUFFIX:
+                try:
+                    found.append(sealed.open_sealed(path))
+                except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+                    self._set_aside(path)
+            elif path.name.endswith(DAMAGED):
+                self.quarantined.append(path.name.removesuffix(DAMAGED))
+        for old in [each for each in found if any(_replaces(other, each) for other in found)]:
+            found.remove(old)
+            old.path.unlink()  # a crash came between a merge and the end of what it replaced
+        self.files = tuple(found)
+
+    def _set_aside(self, path: Path) -> None:
+        log.error("the file %s of history is damaged and was set aside", path.name)
+        self.quarantined.append(path.name)
+        path.rename(path.with_name(path.name + DAMAGED))
+
+    @property
+    def last(self) -> int:
+        """The last number that is in a file, also in one that was set aside; 0 when there is none."""
+        numbers = [each.about.last for each in self.files]
+        for name in self.quarantined:
+            try:
+                numbers.append(sealed.parse_name(name)[1])
+            except ValueError:  # somebody else's file
+                continue
+        return max(numbers, default=0)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all files."""
+        return sum(each.size_bytes for each in self.files)
+
+    @property
+    def row_count(self) -> int:
+        """The rows of all files."""
+        return sum(each.about.row_count for each in self.files)
+
+    def add(self, made: Sealed) -> None:
+        """Make a new file readable."""
+        self.files = (*self.files, made)
+
+    def merge(self, inputs: Sequence[Sealed], keep: Keep | None = None) -> Sealed:
+        """Write one file of neighbours (blocking); `replace` makes it readable in their stead."""
+        return sealed.merge(self.folder, self.kind, inputs, keep)
+
+    def replace(self, inputs: Sequence[Sealed], made: Sealed | None) -> None:
+        """Let a file stand for others, or nothing for them; they are deleted when no query can be reading them."""
+        gone = {id(each) for each in inputs}
+        kept = [each for each in self.files if id(each) not in gone]
+        if made is not None:
+            kept.append(made)
+        self.files = tuple(sorted(kept, key=lambda each: each.about.first))
+        now = self._clock.monotonic()
+        self._replaced += [(now, each.path) for each in inputs]
+
+    def delete_replaced(self) -> None:
+        """Delete the files that were replaced a while ago (blocking)."""
+        until = self._clock.monotonic() - LINGER_SECONDS
+        due = [path for since, path in self._replaced if since <= until]
+        self._replaced = [each for each in self._replaced if each[0] > until]
+        for path in due:
+            path.unlink(missing_ok=True)
+
+    def delete_before(self, time: int) -> list[Sealed]:
+        """Delete the files whose rows are all older than `time` (blocking); return them."""
+        old = [each for each in self.files if each.about.max_time < time]
+        self.files = tuple(each for each in self.files if each.about.max_time >= time)
+        for each in old:
+            each.path.unlink(missing_ok=True)
+        return old
+
+    def read(  # noqa: PLR0917
+        self,
+        file: Sealed,
+        selection: Selection,
+        start: int,
+        end: int,
+        names: Sequence[str],
+        check: Callable[[], None] = lambda: None,
+    ) -> Iterator[Found]:
+        """Yield a file's rows in [start, end); a damaged file is set aside and yields what was read before (blocking)."""
+        try:
+            yield from sealed.read(file, self.kind, self._catalog, selection, start, end, names, check=check)
+        except FileNotFoundError:
+            return  # retention deleted it in between
+        except (pa.ArrowException, OSError):
+            self.files = tuple(each for each in self.files if each is not file)
+            self._set_aside(file.path)
+
+
+def _replaces(new: Sealed, old: Sealed) -> bool:
+    """Say whether a file holds all that another does: a merge of it with its neighbours, or a later revision."""
+    if new is old or not (new.about.first <= old.about.first and old.about.last <= new.about.last):
+        return False
+    same = (new.about.first, new.about.last) == (old.about.first, old.about.last)
+    return not same or new.about.revision > old.about.revision
