@@ -37,6 +37,7 @@ from openmanager_timeseries.log import Cursor, Log, LogOptions
 from openmanager_timeseries.query import Answer, Limits, Planner, RangeQuery, Stop
 from openmanager_timeseries.record import Record
 from openmanager_timeseries.sealed_store import SealedStore
+from openmanager_timeseries.upkeep import BLOCK_WINDOWS, next_merge
 
 CATALOG = "catalog.parquet"
 KEEP_SECONDS = 1.0
@@ -190,7 +191,7 @@ class History:
 
         Deletion comes first and no step waits for another: on a full disk it is what makes room for the rest.
         """
-        steps = (self._delete_old, self._keep_within_cap, self._seal_when_due, self._save)
+        steps = (self._delete_old, self._keep_within_cap, self._seal_when_due, self._save, self.merge_files)
         while True:
             await asyncio.sleep(KEEP_SECONDS)
             failed = [step.__name__.strip("_") for step in steps if not await self._done(step)]
@@ -219,6 +220,13 @@ class History:
             self._seal_after = self._clock.monotonic() + SEAL_RETRY_SECONDS
             await self.seal()
             self._seal_after = 0.0
+
+    async def merge_files(self) -> None:
+        """Merge small blocks, at most one run of neighbours, and delete what was merged a while ago."""
+        inputs = next_merge(self.blocks.files, BLOCK_WINDOWS, self._clock.now_nanos())
+        if inputs:
+            self.blocks.replace(inputs, await asyncio.to_thread(self.blocks.merge, inputs))
+        await asyncio.to_thread(self.blocks.delete_replaced)
 
     async def _save(self) -> None:
         await self.ledger.save(self.log)

@@ -3,18 +3,21 @@
 Rows are sorted by metric, server and time. A file is named by the sequence numbers it covers (of samples: log
 positions) and by its revision; of two rows of one series and time the one in the file of higher numbers counts, so that
 a correction is a new file, and a merge of neighbours changes no answer. Its metadata says which times it holds and
-which metrics stand in which row group, so that a query reads no more than it needs. Every page has a checksum.
+which metrics stand in which row group, so that a query reads no more than it needs. Every page has a checksum, and the
+name ends in that of the metadata.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +26,9 @@ from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.samples import Bools, Ints
 
 SUFFIX = ".parquet"
+NEW = ".new"
 _KEY = b"openmanager"
+_TAIL = struct.Struct("<I4s")
 _NANOS_PER_MILLI = 1_000_000
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 KEY_FIELDS = (
@@ -96,6 +101,8 @@ class About:
     revision: int = 0
     # Of samples: how many the log had accepted up to `last`.
     accepted: int = 0
+    # Of rollups: the number up to which the files of the finer tier were known when these were made.
+    source: int = 0
     min_time: int = 0
     max_time: int = 0
     row_count: int = 0
@@ -116,15 +123,34 @@ class Sealed:
         return self.about.row_count > 0 and self.about.max_time >= start and self.about.min_time < end
 
 
-def file_name(about: About) -> str:
-    """Return the name of a file."""
-    return f"{about.first:020d}-{about.last:020d}-{about.revision}{SUFFIX}"
+class Name(NamedTuple):
+    """What a file's name says: its numbers, its revision, and the CRC-32C of its metadata."""
+
+    first: int
+    last: int
+    revision: int
+    checksum: int
+
+    def __str__(self) -> str:
+        return f"{self.first:020d}-{self.last:020d}-{self.revision}-{self.checksum:08x}{SUFFIX}"
+
+    @classmethod
+    def parse(cls, text: str) -> Name:
+        """Return the parts of a name; ValueError when it is none."""
+        first, last, revision, checksum = text.removesuffix(SUFFIX).split("-")
+        return cls(int(first), int(last), int(revision), int(checksum, 16))
 
 
-def parse_name(name: str) -> tuple[int, int, int]:
-    """Return first, last and revision of a file's name; ValueError when it is none."""
-    first, last, revision = name.removesuffix(SUFFIX).split("-")
-    return int(first), int(last), int(revision)
+def _footer_checksum(path: Path) -> int:
+    """Return the CRC-32C of a file's metadata, with its length, from its end; ValueError when it has none."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL.size))
+        length, magic = _TAIL.unpack(file.read(_TAIL.size).rjust(_TAIL.size))
+        if magic != b"PAR1" or length + _TAIL.size > size:
+            raise ValueError("the file is cut short")
+        file.seek(size - _TAIL.size - length)
+        return int(google_crc32c.value(file.read()))
 
 
 # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -187,8 +213,7 @@ def _concatenated(batches: Sequence[Batch]) -> Rows:
 
 def write(folder: Path, kind: Format, about: About, servers: Sequence[str], batches: Iterable[Batch]) -> Sealed:
     """Write a file: aside, synced, renamed. `about` says what the rows do not: numbers and revision."""
-    name = file_name(about)
-    aside, path = folder / f"{name}.new", folder / name
+    aside = folder / f"{about.first:020d}-{about.last:020d}-{about.revision}{NEW}"
     with pq.ParquetWriter(
         aside,
         kind.schema,
@@ -214,6 +239,7 @@ def write(folder: Path, kind: Format, about: About, servers: Sequence[str], batc
         text["groups"] = groups.groups
         writer.add_key_value_metadata({_KEY: json.dumps(text, separators=(",", ":")).encode()})
     _sync(aside)
+    path = folder / str(Name(about.first, about.last, about.revision, _footer_checksum(aside)))
     aside.replace(path)
     _sync(folder)
     return open_sealed(path)
@@ -232,13 +258,16 @@ def _sync(path: Path) -> None:
 
 def open_sealed(path: Path) -> Sealed:
     """Return what a file says of itself; pa.ArrowException, KeyError, TypeError or ValueError when it is none of ours."""
+    name = Name.parse(path.name)
+    if _footer_checksum(path) != name.checksum:
+        raise ValueError("the metadata is not what was written")
     metadata = pq.read_metadata(path)
     text = json.loads(metadata.metadata[_KEY])
     groups = tuple(tuple(keys) for keys in text.pop("groups"))
     about = About(**text)
     if metadata.num_row_groups != len(groups) or metadata.num_rows != about.row_count:
         raise ValueError("the row groups are not those that the metadata names")
-    if (about.first, about.last, about.revision) != parse_name(path.name):
+    if (about.first, about.last, about.revision) != name[:3]:
         raise ValueError("the file has the name of another")
     return Sealed(path=path, about=about, size_bytes=path.stat().st_size, groups=groups, metadata=metadata)
 
@@ -263,6 +292,8 @@ class Reader:
         """Return a row group: the names of metrics and of servers that its codes stand for, and its rows."""
         table = self._file.read_row_group(index, columns=[*_KEY_NAMES, *self._kind.stored(names)], use_threads=False)
         (metrics, metric_codes), (servers, server_codes) = codes(table, "metric"), codes(table, "server")
+        if len(table) != self.sealed.metadata.row_group(index).num_rows:
+            raise pa.ArrowInvalid("a row group is not as long as the metadata says")
         times = table.column("time").cast(pa.int64()).to_numpy() * _NANOS_PER_MILLI
         return metrics, servers, Rows(metric_codes, server_codes, times, self._kind.decode(table, names))
 
@@ -276,12 +307,13 @@ class Reader:
 
 
 def codes(table: pa.Table, name: str) -> tuple[list[str], Ints]:
-    """Return the dictionary of a column and the index of every row in it."""
+    """Return the dictionary of a column and the index of every row in it; pa.ArrowInvalid when there is none such."""
     column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
     if not isinstance(column, pa.DictionaryArray):
         column = column.dictionary_encode()
+    column.validate(full=True)
     return column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int64)
 
 
@@ -325,6 +357,7 @@ def merge(folder: Path, kind: Format, inputs: Sequence[Sealed], keep: Keep | Non
         last=inputs[-1].about.last,
         revision=inputs[0].about.revision + 1 if len(inputs) == 1 else 0,
         accepted=inputs[-1].about.accepted,
+        source=max(file.about.source for file in inputs),
     )
     names: set[str] = set()  # known before the first row group is written
     for file in inputs:

@@ -38,7 +38,7 @@ class SealedStore:
         """Look at the folder (blocking). A file that is none of ours is set aside under another name, never deleted."""
         found: list[Sealed] = []
         for path in sorted(self.folder.iterdir()):
-            if path.name.endswith(".new"):
+            if path.name.endswith(sealed.NEW):
                 path.unlink()  # a crash came before its rename: what it was made of is still there
             elif path.suffix == sealed.SUFFIX:
                 try:
@@ -63,7 +63,7 @@ class SealedStore:
         numbers = [each.about.last for each in self.files]
         for name in self.quarantined:
             try:
-                numbers.append(sealed.parse_name(name)[1])
+                numbers.append(sealed.Name.parse(name).last)
             except ValueError:  # somebody else's file
                 continue
         return max(numbers, default=0)
