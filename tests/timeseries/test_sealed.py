@@ -172,6 +172,17 @@ def test_a_flipped_bit_anywhere_is_found_or_harmless(tmp_path: Path):
     assert wrong == 0
 
 
+def test_a_damaged_file_does_not_hold_up_a_merge(tmp_path: Path):
+    target = store(tmp_path)
+    inputs = [put(target, {("s0", "m0", START + at * SECOND): 0.5}) for at in range(3)]
+    content_of = bytearray(inputs[1].path.read_bytes())
+    content_of[4:60] = bytes(56)
+    inputs[1].path.write_bytes(content_of)
+    assert target.merge(inputs) is None
+    assert (list(target.files), target.quarantined) == ([inputs[0], inputs[2]], [inputs[1].path.name])
+    assert len(content(target)) == 2
+
+
 @pytest.mark.parametrize("size", [0, 3, 12, 400])
 def test_a_file_cut_short_is_set_aside(tmp_path: Path, size: int):
     target = store(tmp_path)

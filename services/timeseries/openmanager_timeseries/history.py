@@ -203,6 +203,9 @@ class History:
         except (OSError, OpenManagerError) as err:
             log.warning("%s failed and is tried again: %s", step.__name__.strip("_"), type(err).__name__)
             return False
+        except Exception:  # a defect in one step must not end the others: they keep the disk from filling
+            log.exception("%s failed and is tried again", step.__name__.strip("_"))
+            return False
         return True
 
     async def _delete_old(self) -> None:
@@ -224,8 +227,9 @@ class History:
     async def merge_files(self) -> None:
         """Merge small blocks, at most one run of neighbours, and delete what was merged a while ago."""
         inputs = next_merge(self.blocks.files, BLOCK_WINDOWS, self._clock.now_nanos())
-        if inputs:
-            self.blocks.replace(inputs, await asyncio.to_thread(self.blocks.merge, inputs))
+        made = await asyncio.to_thread(self.blocks.merge, inputs) if inputs else None
+        if made is not None:
+            self.blocks.replace(inputs, made)
         await asyncio.to_thread(self.blocks.delete_replaced)
 
     async def _save(self) -> None:

@@ -82,9 +82,34 @@ class SealedStore:
         """Make a new file readable."""
         self.files = (*self.files, made)
 
-    def merge(self, inputs: Sequence[Sealed], keep: Keep | None = None) -> Sealed:
-        """Write one file of neighbours (blocking); `replace` makes it readable in their stead."""
-        return sealed.merge(self.folder, self.kind, inputs, keep)
+    def merge(self, inputs: Sequence[Sealed], keep: Keep | None = None) -> Sealed | None:
+        """Write one file of neighbours (blocking); `replace` makes it readable in their stead.
+
+        None when one of them is damaged: it is set aside then.
+        """
+        try:
+            return sealed.merge(self.folder, self.kind, inputs, keep)
+        except (pa.ArrowException, OSError):
+            damaged = [file for file in inputs if not self._is_sound(file)]
+            if not damaged:
+                raise  # the disk is full, say
+            for file in damaged:
+                self.drop_damaged(file)
+            return None
+
+    def _is_sound(self, file: Sealed) -> bool:
+        try:
+            with sealed.Reader(file, self.kind) as reader:
+                for index in range(len(file.groups)):
+                    reader.group(index, self.kind.names)
+        except (pa.ArrowException, OSError):
+            return False
+        return True
+
+    def drop_damaged(self, file: Sealed) -> None:
+        """Set a file aside, and answer without it."""
+        self.files = tuple(each for each in self.files if each is not file)
+        self._set_aside(file.path)
 
     def replace(self, inputs: Sequence[Sealed], made: Sealed | None) -> None:
         """Let a file stand for others, or nothing for them; they are deleted when no query can be reading them."""
@@ -127,8 +152,7 @@ class SealedStore:
         except FileNotFoundError:
             return  # retention deleted it in between
         except (pa.ArrowException, OSError):
-            self.files = tuple(each for each in self.files if each is not file)
-            self._set_aside(file.path)
+            self.drop_damaged(file)
 
 
 def _replaces(new: Sealed, old: Sealed) -> bool:
