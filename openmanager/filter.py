@@ -10,7 +10,9 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 from openmanager.errors import InvalidArgumentError, invalid
 
@@ -64,6 +66,8 @@ def parse(text: str, name: str = "filter") -> Node | None:
         return None
     if len(text) > MAX_LENGTH:
         raise invalid(name, f"is longer than {MAX_LENGTH} characters")
+    if "\0" in text:
+        raise invalid(name, "has a control character")
     return _Parser(text, name).parse()
 
 
@@ -150,7 +154,8 @@ class _Parser:
 def check_fields(node: Node | None, fields: Mapping[str, frozenset[str]], name: str = "filter") -> None:
     """Raise InvalidArgumentError unless every comparison uses a known field with an operator it allows.
 
-    `fields` maps a field to its operators; `labels.*` stands for any label.
+    `fields` maps a field to its operators; `labels.*` stands for any label. A field whose name ends in `_time` is
+    compared with RFC 3339 times.
     """
     match node:
         case Comparison(field=field, operator=sign):
@@ -159,6 +164,8 @@ def check_fields(node: Node | None, fields: Mapping[str, frozenset[str]], name: 
                 raise invalid(name, f"has the unknown field {field[:40]!r}; known are {', '.join(sorted(fields))}")
             if sign not in allowed:
                 raise invalid(name, f"cannot compare {field[:40]!r} by {sign!r}")
+            if field.endswith("_time"):
+                parse_time(node.value, name)
         case And(parts=parts) | Or(parts=parts):
             for part in parts:
                 check_fields(part, fields, name)
@@ -169,7 +176,7 @@ def check_fields(node: Node | None, fields: Mapping[str, frozenset[str]], name: 
 TEXT = frozenset({"=", "!=", ":"})
 NUMBER = frozenset({"=", "!=", "<", "<=", ">", ">="})
 
-_ORDER: dict[str, Callable[[float, float], bool]] = {
+_ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -179,7 +186,16 @@ _ORDER: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def matches(node: Node | None, lookup: Callable[[str], str | float | None]) -> bool:
+def parse_time(text: str, name: str = "filter") -> datetime:
+    """Return the aware UTC time of an RFC 3339 text (UTC when it names no offset)."""
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as err:
+        raise invalid(name, "has a time that is not RFC 3339") from err
+
+
+def matches(node: Node | None, lookup: Callable[[str], str | float | datetime | None]) -> bool:
     """Say whether a filter holds, `lookup` giving the value of a field; None compares as an empty text."""
     match node:
         case None:
@@ -194,19 +210,15 @@ def matches(node: Node | None, lookup: Callable[[str], str | float | None]) -> b
             return _compare(lookup(field), sign, wanted)
 
 
-def _compare(have: str | float | None, sign: str, wanted: str) -> bool:
+def _compare(have: str | float | datetime | None, sign: str, wanted: str) -> bool:
+    if isinstance(have, datetime):
+        return _ORDER[sign](have, parse_time(wanted))
     if isinstance(have, float):
         try:
             return _ORDER[sign](have, float(wanted))
         except ValueError:
             return sign == "!="
     text = have or ""
-    match sign:
-        case "=":
-            return text == wanted
-        case "!=":
-            return text != wanted
-        case ":":
-            return wanted in text
-        case _:
-            return False
+    if sign == ":":
+        return wanted in text
+    return (text == wanted) is (sign == "=")

@@ -186,7 +186,7 @@ class HotFleet:
         """Return a ListServersResponse without its provenance."""
         size = page.page_size(query.page_size)
         key = (query.filter, query.order_by, query.full)
-        after = page.decode_token(key, query.page_token)
+        after = page.decode_token(key, query.page_token, parts=2)
         chosen = self._ordered(query.order_by, self._matching(query.filter))
         first = bisect.bisect_right([_position(rank, server) for rank, server in chosen], tuple(after)) if after else 0
         parts: list[bytes] = []

@@ -28,8 +28,8 @@ def encode_token(query: tuple[object, ...], after: list[str]) -> str:
     return base64.urlsafe_b64encode(_digest(query, body) + body).decode().rstrip("=")
 
 
-def decode_token(query: tuple[object, ...], token: str) -> list[str] | None:
-    """Return the key that a token continues after, None for an empty token.
+def decode_token(query: tuple[object, ...], token: str, parts: int = 1) -> list[str] | None:
+    """Return the key of `parts` texts that a token continues after, None for an empty token.
 
     Raises InvalidArgumentError, always with the same text, for a token that is damaged or of another query.
     """
@@ -46,7 +46,9 @@ def decode_token(query: tuple[object, ...], token: str) -> list[str] | None:
         after = json.loads(body)
     except ValueError as err:
         raise _invalid_token() from err
-    if not isinstance(after, list) or not all(isinstance(part, str) for part in after):
+    if not isinstance(after, list) or len(after) != parts:
+        raise _invalid_token()
+    if not all(isinstance(part, str) and "\0" not in part for part in after):
         raise _invalid_token()
     return after
 

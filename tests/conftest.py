@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -103,6 +104,23 @@ def start_mesh(data: Path, base: int, *options: str, environment: dict[str, str]
     else:
         pytest.fail(f"the mesh did not start:\n{''.join(lines)}")
     return Mesh(process, data, base, "".join(lines))
+
+
+def child(mesh: Mesh, word: str) -> int:
+    """Return the id of the child whose command line has a word."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == mesh.process.pid and word.encode() in (entry / "cmdline").read_bytes():
+                    return int(entry.name)
+    pytest.fail(f"no child has {word}")
+
+
+def environment(pid: int) -> dict[str, str]:
+    """Return the environment of a process."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 @pytest.fixture(scope="session")

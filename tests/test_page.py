@@ -8,13 +8,19 @@ from openmanager import page
 from openmanager.errors import InvalidArgumentError
 
 
-@given(st.lists(st.text(max_size=20), max_size=3))
+@given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20), max_size=3))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_a_token_gives_its_key_back_for_its_own_query_only(after: list[str]):
     token = page.encode_token(("a", 1), after)
-    assert page.decode_token(("a", 1), token) == after
+    assert page.decode_token(("a", 1), token, len(after)) == after
     with pytest.raises(InvalidArgumentError, match=r"^invalid page token$"):
-        page.decode_token(("a", 2), token)
+        page.decode_token(("a", 2), token, len(after))
+
+
+@pytest.mark.parametrize("after", [["a"], ["a", "b", "c"], ["a", "b\0"]])
+def test_a_token_with_another_key_than_the_methods_is_refused(after: list[str]):
+    with pytest.raises(InvalidArgumentError, match=r"^invalid page token$"):
+        page.decode_token((), page.encode_token((), after), parts=2)
 
 
 @pytest.mark.parametrize("token", ["x", "%%%", "A" * 40, "é", "QUFBQUFBQUFbXQ"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,6 +18,8 @@ PROBE_INTERVAL_SECONDS = 1.0
 PROBE_TIMEOUT_SECONDS = 0.5
 SLOW_SECONDS = 0.25
 _SETTLE = 2  # so many equal findings make a state, unless the connection itself is gone
+
+log = logging.getLogger(__name__)
 
 # From harmless to grave: the state of the whole is the gravest of its parts.
 _GRAVITY = [
@@ -93,6 +96,10 @@ class Storage:
             state, reason = status_pb2.STORAGE_STATE_HUNG, "does not answer"
         except OSError:
             state, reason = status_pb2.STORAGE_STATE_DOWN, "cannot be reached"
+        except Exception:
+            # A probe that ended would leave the last good news standing for ever.
+            state, reason = status_pb2.STORAGE_STATE_DOWN, "cannot be asked"
+            log.exception("the probe of %s failed", self.name)
         return _with_state(self.finding, state, reason)
 
     def message(self) -> status_pb2.StorageStatus:

@@ -19,7 +19,7 @@ from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.module import module as timeseries
 
 from openmanager import suite
-from openmanager.client import Client, Frame, ServerInfo
+from openmanager.client import Client, Frame, ServerInfo, StorageState
 from openmanager.config import load
 from openmanager.errors import UnavailableError
 from openmanager.runtime.clock import SystemClock
@@ -119,6 +119,13 @@ async def servers_known(client: Client, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
+async def replica_filled(client: Client) -> None:
+    """Return when the gateway answers hot reads from its own replica."""
+    async with asyncio.timeout(10):
+        while (await client.storage_status()).services[0].state is StorageState.RECOVERING:
+            await asyncio.sleep(0.02)
+
+
 @contextlib.asynccontextmanager
 async def local_mesh(data: Path) -> AsyncIterator[LocalMesh]:
     mesh = LocalMesh(data)
@@ -137,6 +144,7 @@ async def _run() -> None:
             async with Client(mesh.gateway) as client:
                 await client.write_frame(frame_of(10, 360))
                 await servers_known(client, 10)
+                await replica_filled(client)
             print(mesh.gateway, flush=True)  # noqa: T201  (what whoever started it waits for)
             await asyncio.to_thread(sys.stdin.read)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
-from client.mesh import METRICS, NOBODY, STEP, frame_of, servers_known
+from client.mesh import METRICS, NOBODY, STEP, frame_of, replica_filled, servers_known
 from openmanager.client import Aggregation, Client, GroupBy, SeriesName, ServerState, StorageState
 from openmanager.errors import (
     DeadlineExceededError,
@@ -150,9 +149,8 @@ async def test_the_summary_counts_the_fleet(client: Client):
 
 async def test_the_board_has_a_row_for_every_service_and_books_that_balance(client: Client):
     await client.write_frame(frame_of(2, 3))
-    async with asyncio.timeout(10):
-        while (board := await client.storage_status()).services[0].state is StorageState.RECOVERING:
-            await asyncio.sleep(0.02)  # the gateway's copy is being filled
+    await replica_filled(client)
+    board = await client.storage_status()
     assert [(service.service, service.state) for service in board.services] == [
         ("gateway", StorageState.OK),
         ("timeseries", StorageState.OK),

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Mesh, free_ports, start_mesh, wait_until
+from conftest import Mesh, child, environment, free_ports, start_mesh, wait_until
 from redis.asyncio import Redis
 
 from openmanager.api.cache.v1 import cache_pb2
@@ -44,17 +44,6 @@ async def peer(fragile: Mesh) -> AsyncIterator[Peer]:
         yield made
 
 
-def process(mesh: Mesh, word: str) -> int:
-    """Return the id of the child whose command line has a word."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == mesh.process.pid and word.encode() in (entry / "cmdline").read_bytes():
-                    return int(entry.name)
-    pytest.fail(f"no child has {word}")
-
-
 @contextlib.contextmanager
 def stopped(*pids: int) -> Iterator[None]:
     """Stop processes, and let them go on."""
@@ -71,12 +60,6 @@ def family(pid: int) -> list[int]:
     """Return a process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
-
-
-def environment(pid: int) -> dict[str, str]:
-    """Return the environment of a process."""
-    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 async def read(peer: Peer) -> gateway_pb2.GetServerResponse:
@@ -114,12 +97,12 @@ async def test_a_redis_that_hangs_or_dies_costs_a_mark_and_nothing_else(fragile:
         provenance = (await read(peer)).provenance
         return provenance.degraded and "Redis" in provenance.reason
 
-    with stopped(process(fragile, "valkey-server")):
+    with stopped(child(fragile, "valkey-server")):
         await wait_until(is_hung, 10)
         await wait_until(is_marked, 10)
         assert (await read(peer)).server.sample_time.ToNanoseconds() > before
     await wait_until(lambda: is_whole(peer), 20)
-    os.kill(process(fragile, "valkey-server"), signal.SIGKILL)
+    os.kill(child(fragile, "valkey-server"), signal.SIGKILL)
     await read(peer)
     await wait_until(lambda: is_whole(peer), 20)
 
@@ -129,7 +112,7 @@ async def test_redis_holds_the_keys_that_are_promised(fragile: Mesh, peer: Peer)
         return (await storage(peer, "redis")).state == status_pb2.STORAGE_STATE_OK
 
     await wait_until(answers, 20)
-    async with Redis.from_url(environment(process(fragile, "cache"))["REDIS_URL"]) as redis:
+    async with Redis.from_url(environment(child(fragile, "cache"))["REDIS_URL"]) as redis:
 
         async def is_filled() -> bool:
             return bool(await redis.exists("om:servers:all", "om:epoch") == 2)
@@ -169,7 +152,7 @@ async def test_an_inventory_without_postgresql_is_read_from_its_copy_and_not_wri
             return False
 
     await wait_until(lambda: source_is("postgresql"), 20)
-    with stopped(*family(process(fragile, "bin/postgres"))):
+    with stopped(*family(child(fragile, "bin/postgres"))):
         await wait_until(lambda: source_is("snapshot"), 20)
         answer = await inventory()
         assert (answer.server.id, answer.provenance.degraded) == (SERVER, True)
@@ -179,7 +162,7 @@ async def test_an_inventory_without_postgresql_is_read_from_its_copy_and_not_wri
         assert failure.value.retry_after is not None
         assert not (await read(peer)).provenance.degraded
     await wait_until(lambda: source_is("postgresql"), 20)
-    os.kill(process(fragile, "bin/postgres"), signal.SIGKILL)
+    os.kill(child(fragile, "bin/postgres"), signal.SIGKILL)
     assert (await inventory()).server.id == SERVER
     await wait_until(lambda: source_is("postgresql"), 30)
 
@@ -192,13 +175,13 @@ async def test_without_the_cache_the_gateway_answers_from_the_head(fragile: Mesh
         provenance = (await read(peer)).provenance
         return provenance.degraded and provenance.source == "head"
 
-    cache = process(fragile, "cache")
+    cache = child(fragile, "cache")
     os.kill(cache, signal.SIGKILL)
     with contextlib.ExitStack() as stack:
         # Its successor is stopped as soon as it is there, so that the cache stays away.
         async def is_back() -> bool:
             with contextlib.suppress(BaseException):
-                successor = process(fragile, "cache")
+                successor = child(fragile, "cache")
                 if successor != cache:
                     stack.enter_context(stopped(successor))
                     return True
@@ -225,7 +208,7 @@ async def waits(peer: Peer) -> bool:
 
 @pytest.mark.timeout(90)
 async def test_the_simulator_buffers_while_the_mesh_is_away_and_leaves_no_gap(fragile: Mesh, peer: Peer):
-    with stopped(process(fragile, "timeseries")):
+    with stopped(child(fragile, "timeseries")):
         await wait_until(lambda: waits(peer), 20)
     await wait_until(lambda: is_whole(peer), 30)
     request = timeseries_pb2.QueryRangeRequest()

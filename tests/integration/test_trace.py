@@ -120,6 +120,6 @@ async def test_a_write_is_one_trace_from_client_to_log_redis_and_postgresql(tmp_
         assert seconds < 12
 
 
-@pytest.mark.parametrize("header", ["garbage", "00-" + "f" * 10_000, "00-0-0-00", "ff-" + TRACE_PARENT[3:]])
+@pytest.mark.parametrize("header", ["garbage", "00-" + "f" * 4_000, "00-0-0-00", "ff-" + TRACE_PARENT[3:]])
 async def test_a_malformed_trace_header_is_ignored(gateway: Peer, header: str):
-    await gateway.unary_bytes(WRITE, frame("traced-2"), seconds=5, metadata=(("traceparent", header[:8000]),))
+    await gateway.unary_bytes(WRITE, frame("traced-2"), seconds=5, metadata=(("traceparent", header),))

@@ -172,17 +172,23 @@ BAD = [
         pb.CreateServerRequest(server=pb.Server(id="x", thresholds=pb.Thresholds(disk_warning=9, disk_critical=8))),
         "server.thresholds.disk_warning",
     ),
+    ("CreateServer", pb.CreateServerRequest(server=pb.Server(id="x"), request_id="a\0"), "request_id"),
     ("GetServer", pb.GetServerRequest(), "id"),
     ("UpdateServer", update(pb.Server(id="x")), "update_mask"),
     ("UpdateServer", update(pb.Server(id="x"), "*"), "update_mask"),
     ("UpdateServer", update(pb.Server(id="x"), "id"), "update_mask"),
     ("UpdateServer", update(pb.Server(id="x"), "create_time"), "update_mask"),
     ("UpdateServer", update(pb.Server(id="x"), *["role"] * 10_000), "update_mask"),
+    ("UpdateServer", update(pb.Server(id="x", etag="a\0"), "role"), "server.etag"),
     ("DeleteServer", pb.DeleteServerRequest(), "id"),
+    ("DeleteServer", pb.DeleteServerRequest(id="x", etag="a\0"), "etag"),
     ("BatchGetServers", pb.BatchGetServersRequest(), "ids"),
     ("BatchGetServers", pb.BatchGetServersRequest(ids=["x"] * 1001), "ids"),
     ("ListServers", pb.ListServersRequest(filter="colour = red"), "filter"),
     ("ListServers", pb.ListServersRequest(filter='update_time > "yesterday"'), "filter"),
+    ("ListServers", pb.ListServersRequest(filter='role = "a\0"'), "filter"),
+    ("ListServers", pb.ListServersRequest(filter='labels.a\0 = "a"'), "filter"),
+    ("ListServers", pb.ListServersRequest(filter='update_time > "0001-01-01T00:00:00+14:00"'), "filter"),
     ("ListServers", pb.ListServersRequest(order_by="id; DROP TABLE servers"), "order_by"),
     ("RegisterServers", pb.RegisterServersRequest(), "server_infos"),
     ("RegisterServers", pb.RegisterServersRequest(server_infos=[frame_pb2.ServerInfo(id="x")]), "seen_time"),
@@ -214,17 +220,32 @@ def policy(kind: str, policy_id: str, document: dict, etag: str = "") -> pb.Upda
     return request
 
 
+def fault(**changes) -> dict:
+    return {
+        "id": "f",
+        "pattern": "cpu_spike",
+        "servers": ["a"],
+        "start_nanos": "1",
+        "end_nanos": "2",
+        "severity": 0.5,
+        "seed": "3",
+        **changes,
+    }
+
+
 async def test_a_policy_is_written_read_listed_and_deleted(gateway: Peer, name: str):
-    made = (await call(gateway, "UpdatePolicy", policy("fault", name, {"a": [1, {"b": None}]}), POLICIES)).policy
+    made = (await call(gateway, "UpdatePolicy", policy("fault", name, fault(more=[1, {"b": None}])), POLICIES)).policy
     found = (await call(gateway, "GetPolicy", pb.GetPolicyRequest(kind="fault", id=name), POLICIES)).policy
     assert found == made
-    changed = (await call(gateway, "UpdatePolicy", policy("fault", name, {"a": 2}, made.etag), POLICIES)).policy
+    changed = (
+        await call(gateway, "UpdatePolicy", policy("fault", name, fault(severity=1), made.etag), POLICIES)
+    ).policy
     with pytest.raises(AbortedError):
-        await call(gateway, "UpdatePolicy", policy("fault", name, {"a": 3}, made.etag), POLICIES)
+        await call(gateway, "UpdatePolicy", policy("fault", name, fault(), made.etag), POLICIES)
     with pytest.raises(AbortedError):
         await call(gateway, "DeletePolicy", pb.DeletePolicyRequest(kind="fault", id=name, etag=made.etag), POLICIES)
     deletion = pb.DeletePolicyRequest(kind="fault", id=name, etag=changed.etag)
-    assert (await call(gateway, "DeletePolicy", deletion, POLICIES)).policy.document["a"] == 2
+    assert (await call(gateway, "DeletePolicy", deletion, POLICIES)).policy.document["severity"] == 1
     with pytest.raises(NotFoundError):
         await call(gateway, "GetPolicy", pb.GetPolicyRequest(kind="fault", id=name), POLICIES)
 
@@ -237,8 +258,15 @@ async def test_a_policy_is_written_read_listed_and_deleted(gateway: Peer, name: 
         (policy("thresholds", "x", {"cpu_warning": "high"}), InvalidArgumentError),
         (policy("thresholds", "x", {"colour": 1}), InvalidArgumentError),
         (policy("thresholds", "x", {"cpu_warning": 101}), InvalidArgumentError),
-        (policy("fault", "x", {"a": "b" * 70_000}), ResourceExhaustedError),
-        (policy("fault", "x", {"a": float("nan")}), InvalidArgumentError),
+        (policy("fault", "x", fault(more="b" * 70_000)), ResourceExhaustedError),
+        (policy("fault", "x", fault(more=float("nan"))), InvalidArgumentError),
+        (policy("fault", "x", fault(more="a\0")), InvalidArgumentError),
+        (policy("fault", "x", fault(servers=[])), InvalidArgumentError),
+        (policy("fault", "x", fault(pattern=1)), InvalidArgumentError),
+        (policy("fault", "x", fault(end_nanos="1")), InvalidArgumentError),
+        (policy("fault", "x", fault(start_nanos="-1")), InvalidArgumentError),
+        (policy("fault", "x", fault(severity=0)), InvalidArgumentError),
+        (policy("fault", "x", fault(seed="x")), InvalidArgumentError),
     ],
 )
 async def test_a_policy_that_cannot_be_is_refused(gateway: Peer, request_, error: type[OpenManagerError]):

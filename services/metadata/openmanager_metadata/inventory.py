@@ -11,14 +11,16 @@ from typing import Any
 
 from openmanager import filter as server_filter
 from openmanager import page
-from openmanager.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason, UnavailableError, invalid
-from openmanager.frame import ServerInfo, check_labels, check_server_id, check_text
-from openmanager_metadata.backends import Database, Row
+from openmanager.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason, invalid, store_unavailable
+from openmanager.frame import MAX_LABELS, ServerInfo, check_labels, check_server_id, check_text
+from openmanager_metadata.backends import Database, Row, Statements
 
 TEXTS = {"hostname": 255, "environment": 50, "role": 50, "location": 100}
 UPDATABLE = (*TEXTS, "labels", "thresholds")
 THRESHOLDS = ("cpu", "memory", "disk")
 MAX_BATCH = 1000
+# What the servers of one page may take, below the 4 MiB of a message.
+PAGE_BYTES = 3_500_000
 ORDERS = ("id", "hostname", "environment", "role", "location", "create_time", "update_time")
 FILTERS = {
     **dict.fromkeys(("id", *TEXTS, "labels.*"), server_filter.TEXT),
@@ -111,6 +113,25 @@ def _not_found(server_id: str) -> NotFoundError:
     return NotFoundError("there is no such server", resource=f"server/{server_id}")
 
 
+def _digest(server: Server) -> bytes:
+    """Return a hash that two requests share only when they ask for the same server."""
+    asked = {**{name: getattr(server, name) for name in ("id", *TEXTS)}, "labels": dict(server.labels)}
+    asked["thresholds"] = dict(server.thresholds)
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+
+
+async def _repeated(database: Statements, server: Server, request_id: str) -> Row:
+    """Return what an earlier request of the same id made; AlreadyExistsError when it asked for something else."""
+    rows = await database.fetch(
+        "SELECT r.body_hash, s.* FROM requests r CROSS JOIN LATERAL jsonb_populate_record(NULL::servers, r.reply) s"
+        " WHERE request_id = $1",
+        request_id,
+    )
+    if not rows or bytes(rows[0]["body_hash"]) != _digest(server):
+        raise AlreadyExistsError("request_id was used with another body", reason=Reason.REQUEST_ID_REUSED)
+    return rows[0]
+
+
 class Inventory:
     """Servers in a database."""
 
@@ -120,45 +141,53 @@ class Inventory:
     async def create(self, server: Server, request_id: str) -> Server:
         """Create a server; what the same request created before is returned."""
         check_server(server)
-        if len(request_id) > 64:
-            raise invalid("request_id", "is longer than 64 characters")
-        digest = hashlib.sha256(repr(server).encode()).digest()
-        if request_id:
-            found = await self._database.fetch(
-                "SELECT body_hash, server_id FROM requests WHERE request_id = $1", request_id
-            )
-            if found:
-                if bytes(found[0]["body_hash"]) != digest:
-                    raise AlreadyExistsError("request_id was used with another body", reason=Reason.REQUEST_ID_REUSED)
-                return await self.get(found[0]["server_id"])
-        set_by_people = [name for name in UPDATABLE if getattr(server, name)]
-        # A deleted server is made anew; one that is there is left alone, and nothing is returned.
-        created = await self._database.fetch(
-            f"INSERT INTO servers AS s (id, hostname, environment, role, location, labels, thresholds, set_by_people)"
-            f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET hostname = excluded.hostname,"
-            f" environment = excluded.environment, role = excluded.role, location = excluded.location,"
-            f" labels = excluded.labels, thresholds = excluded.thresholds, set_by_people = excluded.set_by_people,"
-            f" version = s.version + 1, created_at = now(), updated_at = now(), deleted_at = NULL"
-            f" WHERE s.deleted_at IS NOT NULL RETURNING {_COLUMNS}",
-            server.id,
-            server.hostname or server.id,
-            server.environment,
-            server.role,
-            server.location,
-            json.dumps(dict(server.labels)),
-            json.dumps(dict(server.thresholds)),
-            set_by_people,
-        )
-        if not created:
-            raise AlreadyExistsError("there is such a server already", resource=f"server/{server.id}")
-        if request_id:
-            await self._database.fetch(
-                "INSERT INTO requests (request_id, body_hash, server_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-                request_id,
-                digest,
+        check_text("request_id", request_id, 64)
+
+        async def work(database: Statements) -> Row:
+            if request_id:
+                # The row is there for others only together with the server; a second of the same waits for the first.
+                first = await database.fetch(
+                    "INSERT INTO requests (request_id, body_hash) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1",
+                    request_id,
+                    _digest(server),
+                )
+                if not first:
+                    return await _repeated(database, server, request_id)
+            set_by_people = [name for name in UPDATABLE if getattr(server, name)]
+            # A deleted server is made anew; one that is there is left alone, and nothing is returned.
+            created = await database.fetch(
+                f"INSERT INTO servers AS s (id, hostname, environment, role, location, labels, thresholds,"
+                f" set_by_people) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET"
+                f" hostname = excluded.hostname,"
+                f" environment = excluded.environment, role = excluded.role, location = excluded.location,"
+                f" labels = excluded.labels, thresholds = excluded.thresholds, set_by_people = excluded.set_by_people,"
+                f" version = s.version + 1, created_at = now(), updated_at = now(), deleted_at = NULL"
+                f" WHERE s.deleted_at IS NOT NULL RETURNING {_COLUMNS}",
                 server.id,
+                server.hostname or server.id,
+                server.environment,
+                server.role,
+                server.location,
+                json.dumps(dict(server.labels)),
+                json.dumps(dict(server.thresholds)),
+                set_by_people,
             )
-        return _server(created[0])
+            if not created:
+                raise AlreadyExistsError("there is such a server already", resource=f"server/{server.id}")
+            if request_id:
+                await database.fetch(
+                    "UPDATE requests SET reply = (SELECT to_jsonb(s) FROM servers s WHERE s.id = $2)"
+                    " WHERE request_id = $1",
+                    request_id,
+                    server.id,
+                )
+            return created[0]
+
+        return _server(await self._database.transaction(work))
+
+    async def forget_requests(self) -> None:
+        """Forget the requests of more than a day ago: whoever repeats one now means another."""
+        await self._database.fetch("DELETE FROM requests WHERE created_at < now() - interval '24 hours'")
 
     async def get(self, server_id: str) -> Server:
         """Return one server."""
@@ -190,7 +219,7 @@ class Inventory:
         """Return a page of servers."""
         size = page.page_size(query.page_size)
         key = (query.filter, query.order_by, query.show_deleted)
-        after = page.decode_token(key, query.page_token)
+        after = page.decode_token(key, query.page_token, parts=2)
         column, descending = parse_order(query.order_by)
         arguments: list[Any] = []
         where = _Where(arguments).sql(checked_filter(query.filter))
@@ -210,17 +239,23 @@ class Inventory:
             f"SELECT {_COLUMNS}, {rank} AS rank FROM servers WHERE {where} ORDER BY {order} LIMIT ${len(arguments)}",
             tuple(arguments),
         )
-        totals, rows = await self._database.fetch_all(total, rows_sql)
+
+        async def work(database: Statements) -> tuple[int, list[Row]]:
+            totals = await database.fetch(total[0], *total[1])
+            return totals[0]["total"], await database.fetch(rows_sql[0], *rows_sql[1])
+
+        count, rows = await self._database.transaction(work)
+        some = _fitting([_server(row) for row in rows[:size]])
         token = ""
-        if len(rows) > size:
-            token = page.encode_token(key, [rows[size - 1]["rank"], rows[size - 1]["id"]])
-        return Page(
-            servers=[_server(row) for row in rows[:size]], next_page_token=token, total_count=totals[0]["total"]
-        )
+        if len(rows) > len(some):
+            last = rows[len(some) - 1]
+            token = page.encode_token(key, [last["rank"], last["id"]])
+        return Page(servers=some, next_page_token=token, total_count=count)
 
     async def update(self, server: Server, fields: Sequence[str]) -> Server:
         """Change some fields; AbortedError when `server.etag` is given and is not the stored one."""
         check_server(server, fields)
+        check_text("server.etag", server.etag, 64)
         values: list[Any] = [server.id, list(fields)]
         parts = []
         for name in fields:
@@ -237,26 +272,31 @@ class Inventory:
         )
         if not rows:
             await self.get(server.id)
-            raise AbortedError("the server was changed in between: read it again")
+            raise _changed()
         return _server(rows[0])
 
     async def delete(self, server_id: str, etag: str, *, purge: bool) -> Server:
         """Hide a server, or remove its row."""
+        check_text("etag", etag, 64)
+        chosen = "WHERE id = $1 AND ($2 = '' OR 'v' || version = $2)"
+        if purge:
+            gone = await self._database.fetch(f"DELETE FROM servers {chosen} RETURNING {_COLUMNS}", server_id, etag)
+        else:
+            gone = await self._database.fetch(
+                f"UPDATE servers SET deleted_at = now(), updated_at = now(), version = version + 1"
+                f" {chosen} AND deleted_at IS NULL RETURNING {_COLUMNS}",
+                server_id,
+                etag,
+            )
+        if gone:
+            return _server(gone[0])
         rows = await self._database.fetch(f"SELECT {_COLUMNS} FROM servers WHERE id = $1", server_id)
         if not rows:
             raise _not_found(server_id)
         found = _server(rows[0])
-        if etag and etag != found.etag:
-            raise AbortedError("the server was changed in between: read it again")
-        if purge:
-            await self._database.fetch("DELETE FROM servers WHERE id = $1", server_id)
-            return found
-        hidden = await self._database.fetch(
-            f"UPDATE servers SET deleted_at = now(), updated_at = now(), version = version + 1"
-            f" WHERE id = $1 AND deleted_at IS NULL RETURNING {_COLUMNS}",
-            server_id,
-        )
-        return _server(hidden[0]) if hidden else found
+        if found.delete_time is None or (etag and etag != found.etag):
+            raise _changed()
+        return found  # it was hidden before
 
     async def register(self, infos: Sequence[ServerInfo], seen: datetime) -> tuple[int, int]:
         """Register servers that sent frames; return how many are new and how many are shown again."""
@@ -273,7 +313,7 @@ class Inventory:
                 for info in infos
             ]
         )
-        rows = await self._database.fetch(_REGISTER, document, seen.replace(tzinfo=None))
+        rows = await self._database.fetch(_REGISTER, document, seen.replace(tzinfo=None), MAX_LABELS)
         return sum(row["created"] for row in rows), sum(row["restored"] for row in rows)
 
 
@@ -295,7 +335,9 @@ WITH told AS (
         role = CASE WHEN 'role' = ANY(s.set_by_people) OR excluded.role = '' THEN s.role ELSE excluded.role END,
         location = CASE WHEN 'location' = ANY(s.set_by_people) OR excluded.location = ''
             THEN s.location ELSE excluded.location END,
-        labels = CASE WHEN 'labels' = ANY(s.set_by_people) THEN s.labels ELSE s.labels || excluded.labels END,
+        labels = CASE WHEN 'labels' = ANY(s.set_by_people) THEN s.labels
+            WHEN (SELECT count(*) FROM jsonb_object_keys(s.labels || excluded.labels)) > $3 THEN excluded.labels
+            ELSE s.labels || excluded.labels END,
         deleted_at = CASE WHEN s.deleted_at < $2 THEN NULL ELSE s.deleted_at END,
         version = s.version + 1,
         updated_at = now()
@@ -315,6 +357,18 @@ FROM written LEFT JOIN before USING (id)
 """
 
 
+def _fitting(servers: list[Server]) -> list[Server]:
+    """Return as many servers, at least one, as go into one message."""
+    room = PAGE_BYTES
+    for at, server in enumerate(servers):
+        texts = (server.id, server.hostname, server.environment, server.role, server.location)
+        # 4: the most bytes of a character; 256: times, etag, thresholds, and what surrounds the fields.
+        room -= 256 + 4 * sum(map(len, texts)) + sum(4 * (len(k) + len(v)) + 8 for k, v in server.labels.items())
+        if room < 0 and at:
+            return servers[:at]
+    return servers
+
+
 def arrange(found: Mapping[str, Server], ids: Sequence[str]) -> tuple[list[Server], list[str]]:
     """Return the found servers in the order of `ids`, and the ids that were not found."""
     return [found[each] for each in ids if each in found], [each for each in ids if each not in found]
@@ -332,28 +386,11 @@ def checked_filter(text: str) -> server_filter.Node | None:
     """Return the tree of a filter on the inventory."""
     node = server_filter.parse(text)
     server_filter.check_fields(node, FILTERS)
-    _check_times(node)
     return node
 
 
-def _check_times(node: server_filter.Node | None) -> None:
-    match node:
-        case server_filter.Comparison(field="update_time", value=value):
-            parse_time(value)
-        case server_filter.And(parts=parts) | server_filter.Or(parts=parts):
-            for part in parts:
-                _check_times(part)
-        case server_filter.Not(part=part):
-            _check_times(part)
-
-
-def parse_time(text: str) -> datetime:
-    """Return the UTC time of an RFC 3339 text, naive, as the tables have it."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError as err:
-        raise invalid("filter", "has a time that is not RFC 3339") from err
-    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+def _changed() -> AbortedError:
+    return AbortedError("the server was changed in between: read it again")
 
 
 class _Where:
@@ -382,7 +419,8 @@ class _Where:
     def _comparison(self, node: server_filter.Comparison) -> str:
         if node.field == "update_time":
             sign = "<>" if node.operator == "!=" else node.operator
-            return f"updated_at {sign} {self._parameter(parse_time(node.value))}"
+            moment = server_filter.parse_time(node.value).replace(tzinfo=None)
+            return f"updated_at {sign} {self._parameter(moment)}"
         column = node.field
         if node.field.startswith("labels."):
             column = f"labels->>{self._parameter(node.field.removeprefix('labels.'))}"
@@ -407,17 +445,27 @@ class Snapshot:
         """Replace the copy."""
         self.servers, self.taken_nanos = {server.id: server for server in servers}, now
 
+    def put(self, server: Server) -> None:
+        """Take over what is newer than the copy."""
+        if self.servers is not None:
+            self.servers[server.id] = server
+
+    def drop(self, server_id: str) -> None:
+        """Take a deleted server out of the copy."""
+        if self.servers is not None:
+            self.servers.pop(server_id, None)
+
     def known(self) -> dict[str, Server]:
         """Return the copy; UnavailableError when there is none yet."""
         if self.servers is None:
-            raise UnavailableError("PostgreSQL does not answer", reason=Reason.STORE_UNAVAILABLE)
+            raise store_unavailable("PostgreSQL")
         return self.servers
 
     def get(self, server_id: str) -> Server:
-        """Return one server of the copy."""
+        """Return one server of the copy; UnavailableError for others, which may be newer than the copy."""
         found = self.known().get(server_id)
         if found is None:
-            raise _not_found(server_id)
+            raise store_unavailable("PostgreSQL")
         return found
 
     def list(self, query: ListQuery) -> Page:
@@ -426,18 +474,22 @@ class Snapshot:
         column, descending = parse_order(query.order_by)
         size = page.page_size(query.page_size)
         key = (query.filter, query.order_by, query.show_deleted)
-        after = page.decode_token(key, query.page_token)
+        after = page.decode_token(key, query.page_token, parts=2)
         chosen = [each for each in self.known().values() if server_filter.matches(node, _lookup(each))]
         ranked = sorted(chosen, key=lambda each: each.id)
         ranked.sort(key=lambda each: _rank(each, column), reverse=descending)
-        first = 0
-        if after:
-            ids = [server.id for server in ranked]
-            first = ids.index(after[1]) + 1 if after[1] in ids else 0
-        some = ranked[first : first + size]
-        more = first + size < len(ranked)
+        rest = [each for each in ranked if after is None or _is_after(each, column, after, descending=descending)]
+        some = _fitting(rest[:size])
+        more = len(some) < len(rest)
         token = page.encode_token(key, [_rank(some[-1], column), some[-1].id]) if more else ""
         return Page(servers=some, next_page_token=token, total_count=len(ranked))
+
+
+def _is_after(server: Server, column: str, after: Sequence[str], *, descending: bool) -> bool:
+    rank, (last_rank, last_id) = _rank(server, column), after
+    if rank == last_rank:
+        return server.id > last_id
+    return (rank < last_rank) is descending
 
 
 def _rank(server: Server, column: str) -> str:
@@ -446,11 +498,11 @@ def _rank(server: Server, column: str) -> str:
 
 
 def _lookup(server: Server) -> Any:
-    def value(name: str) -> str | float | None:
+    def value(name: str) -> str | datetime | None:
         if name.startswith("labels."):
             return server.labels.get(name.removeprefix("labels."))
         if name == "update_time":
-            return server.update_time.timestamp() if server.update_time else 0.0
+            return server.update_time
         return str(getattr(server, name))
 
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 from openmanager.errors import OpenManagerError
@@ -17,6 +18,9 @@ from openmanager_metadata.policy import Policies
 from openmanager_metadata.service import PolicyService, ServerService
 
 PACKAGE = "openmanager.api.metadata.v1"
+TIDY_SECONDS = 3600.0
+
+log = logging.getLogger(__name__)
 
 
 class MetadataModule:
@@ -55,9 +59,17 @@ class MetadataModule:
 
 
 async def _keep_snapshot(inventory: Inventory, snapshot: Snapshot, config: MetadataConfig, clock: Clock) -> None:
+    tidied = -TIDY_SECONDS
     while True:
-        with contextlib.suppress(OpenManagerError):
+        try:
             snapshot.take(await inventory.all(config.snapshot_servers), clock.now_nanos())
+            if clock.monotonic() - tidied >= TIDY_SECONDS:
+                await inventory.forget_requests()
+                tidied = clock.monotonic()
+        except OpenManagerError:
+            pass  # the status of the store says it
+        except Exception:
+            log.exception("the copy of the inventory could not be renewed")
         await asyncio.sleep(config.snapshot_interval.total_seconds() if snapshot.servers is not None else 0.2)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from openmanager import page
 from openmanager.errors import AbortedError, NotFoundError, Reason, ResourceExhaustedError, invalid
-from openmanager.frame import check_server_id
+from openmanager.frame import check_server_id, check_text
 from openmanager_metadata.backends import Database, Row
 from openmanager_metadata.inventory import THRESHOLDS, check_thresholds
 
@@ -44,12 +44,50 @@ def check_document(kind: str, document: Mapping[str, Any]) -> str:
             if name not in known or isinstance(value, bool) or not isinstance(value, int | float):
                 raise invalid(f"policy.document.{name[:40]}", f"must be a number; known are {', '.join(sorted(known))}")
         check_thresholds("policy.document", document)
+    if kind == "fault":
+        _check_fault(document)
+    _check_printable(document)
     text = json.dumps(document, allow_nan=False)
     if len(text.encode()) > MAX_DOCUMENT_BYTES:
         raise ResourceExhaustedError(
             "policy.document is larger than 64 KiB", reason=Reason.MESSAGE_TOO_LARGE, field="policy.document"
         )
     return text
+
+
+def _check_fault(document: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError, naming the field, for what no simulation could replay."""
+    servers = document.get("servers")
+    if not isinstance(servers, list) or not servers or not all(isinstance(each, str) and each for each in servers):
+        raise invalid("policy.document.servers", "must be a list of server ids")
+    for name in ("id", "pattern"):
+        if not isinstance(document.get(name), str) or not document[name]:
+            raise invalid(f"policy.document.{name}", "must be a text")
+    numbers = {}
+    for name in ("start_nanos", "end_nanos", "seed"):
+        text = document.get(name)
+        if not isinstance(text, str) or not text.isascii() or not text.isdigit() or len(text) > 19:
+            raise invalid(f"policy.document.{name}", "must be a whole number from 0 on, as a text")
+        numbers[name] = int(text)
+    if numbers["end_nanos"] <= numbers["start_nanos"]:
+        raise invalid("policy.document.end_nanos", "must be after start_nanos")
+    severity = document.get("severity")
+    if isinstance(severity, bool) or not isinstance(severity, int | float) or not 0 < severity <= 1:
+        raise invalid("policy.document.severity", "must be more than 0 and at most 1")
+
+
+def _check_printable(value: Any) -> None:
+    match value:
+        case str():
+            if "\0" in value:
+                raise invalid("policy.document", "has a control character")
+        case Mapping():
+            for name, part in value.items():
+                _check_printable(name)
+                _check_printable(part)
+        case list():
+            for part in value:
+                _check_printable(part)
 
 
 def _policy(row: Row) -> Policy:
@@ -93,6 +131,7 @@ class Policies:
     async def update(self, kind: str, policy_id: str, document: Mapping[str, Any], etag: str) -> Policy:
         """Create or replace a policy; AbortedError when an etag is given and is not the stored one."""
         text = check_document(check_kind(kind, "policy.kind"), document)
+        check_text("policy.etag", etag, 64)
         rows = await self._database.fetch(
             "INSERT INTO policies AS p (kind, id, document) SELECT $1::text, $2::text, $3::jsonb"
             " WHERE $4::text = '' OR EXISTS (SELECT FROM policies WHERE kind = $1::text AND id = $2::text)"
@@ -109,6 +148,7 @@ class Policies:
 
     async def delete(self, kind: str, policy_id: str, etag: str) -> Policy:
         """Delete a policy."""
+        check_text("etag", etag, 64)
         rows = await self._database.fetch(
             "DELETE FROM policies WHERE kind = $1 AND id = $2 AND ($3 = '' OR 'v' || version = $3) RETURNING *",
             check_kind(kind),

@@ -32,9 +32,9 @@ class ServerService:
         """Create a server."""
         if not request.server.id:
             raise missing("server.id")
-        return pb.CreateServerResponse(
-            server=_message(await self._inventory.create(_server(request.server), request.request_id))
-        )
+        made = await self._inventory.create(_server(request.server), request.request_id)
+        self._snapshot.put(made)
+        return pb.CreateServerResponse(server=_message(made))
 
     async def GetServer(self, request: pb.GetServerRequest, context: Any) -> pb.GetServerResponse:  # noqa: ARG002, N802
         """Return one server."""
@@ -43,6 +43,7 @@ class ServerService:
         server_id = check_server_id(request.id, "id")
         try:
             found, stale = await self._inventory.get(server_id), False
+            self._snapshot.put(found)
         except UnavailableError:
             found, stale = self._snapshot.get(server_id), True
         return pb.GetServerResponse(server=_message(found), provenance=self._provenance(stale=stale))
@@ -67,16 +68,18 @@ class ServerService:
         if not request.server.id:
             raise missing("server.id")
         fields = _mask(request.update_mask.paths)
-        return pb.UpdateServerResponse(server=_message(await self._inventory.update(_server(request.server), fields)))
+        changed = await self._inventory.update(_server(request.server), fields)
+        self._snapshot.put(changed)
+        return pb.UpdateServerResponse(server=_message(changed))
 
     async def DeleteServer(self, request: pb.DeleteServerRequest, context: Any) -> pb.DeleteServerResponse:  # noqa: ARG002, N802
         """Hide a server or remove its row."""
         if not request.id:
             raise missing("id")
         server_id = check_server_id(request.id, "id")
-        return pb.DeleteServerResponse(
-            server=_message(await self._inventory.delete(server_id, request.etag, purge=request.purge))
-        )
+        gone = await self._inventory.delete(server_id, request.etag, purge=request.purge)
+        self._snapshot.drop(server_id)
+        return pb.DeleteServerResponse(server=_message(gone))
 
     async def BatchGetServers(self, request: pb.BatchGetServersRequest, context: Any) -> pb.BatchGetServersResponse:  # noqa: ARG002, N802
         """Return several servers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ class TimeseriesService:
         """List the series."""
         size = page.page_size(request.page_size)
         query = (*_selector(request.selector),)
-        after = page.decode_token(query, request.page_token)
+        after = page.decode_token(query, request.page_token, parts=2)
         return _series_page(self._history, query, size, after, self._clock.now_nanos())
 
 
@@ -322,10 +323,6 @@ def _series_page(history: History, query: Any, size: int, after: list[str] | Non
     ]
     first = 0
     if after is not None:
-        if len(after) != 2:
-            raise invalid("page_token", "is not one of this method") from None
-        import bisect
-
         first = bisect.bisect_right(names, (after[0], after[1]))
     response = pb.ListSeriesResponse(total_count=len(ids), provenance=_provenance("head", "", as_of=now, now=now))
     times, _ = catalog.last(ids[first : first + size])

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 from openmanager.runtime.status import Finding
 
 Row = Any
+T = TypeVar("T")
 
 
-class Database(Protocol):
-    """A relational store. Every call has its own deadline; UnavailableError while it is away."""
+class Statements(Protocol):
+    """Runs statements."""
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Row]:
         """Run one statement and return its rows."""
         ...
 
-    async def fetch_all(self, *statements: tuple[str, tuple[Any, ...]]) -> list[list[Row]]:
-        """Run statements in one transaction and return the rows of each."""
+
+class Database(Statements, Protocol):
+    """A relational store. Every call has its own deadline.
+
+    UnavailableError while it is away, InvalidArgumentError for a value that it cannot hold; nothing else of its own.
+    """
+
+    async def transaction(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+        """Run what `work` asks for in one transaction, undone when it raises."""
         ...
 
     async def look(self) -> Finding:

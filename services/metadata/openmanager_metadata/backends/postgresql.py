@@ -7,45 +7,54 @@ import contextlib
 import hashlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib import resources
 from typing import Any, TypeVar
 
 import asyncpg
 
 from openmanager.api.status.v1 import status_pb2
-from openmanager.errors import ConfigurationError, OpenManagerError, store_unavailable
+from openmanager.api.status.v1.status_pb2 import StorageState
+from openmanager.errors import ConfigurationError, InvalidArgumentError, OpenManagerError, store_unavailable
 from openmanager.runtime import telemetry
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
+from openmanager_metadata.backends import Statements
 from openmanager_metadata.config import MetadataConfig
 
 LOCK = 7_265_001  # any number, the same in every version
 MIGRATION_SECONDS = 30.0
+# After a call that found the database away or hung, calls are refused at once for so long; probes go on.
+OPEN_SECONDS = 2.0
 STORE = "PostgreSQL"
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# What a pooled connection must not outlive: a fail-over to a replica, a shutdown, a broken link.
-_EXPIRING = (
-    asyncpg.ReadOnlySQLTransactionError,
+# It is away, hung, or on its way down: nobody asks it for a moment, and what hangs on a connection is over.
+_AWAY = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.PostgresConnectionError,
-)
-_AWAY = (
-    *_EXPIRING,
     asyncpg.CannotConnectNowError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.QueryCanceledError,
-    asyncpg.LockNotAvailableError,
     asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
     OSError,
     TimeoutError,
+)
+_REFUSALS = {
+    asyncpg.InvalidAuthorizationSpecificationError: "refuses the credentials",
+    asyncpg.InvalidCatalogNameError: "has no such database",
+    asyncpg.InsufficientPrivilegeError: "does not let our user make its tables",
+}
+# The database came back without what we made in it: it is migrated again.
+_LOST = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidSchemaNameError,
 )
 
 
@@ -59,13 +68,16 @@ class PostgresqlDatabase:
     def __init__(self, config: MetadataConfig) -> None:
         self._config = config
         self._pool: asyncpg.Pool | None = None
+        self._state: StorageState.ValueType = status_pb2.STORAGE_STATE_DOWN
         self._reason = "is not connected yet"
-        self._readonly = False
+        self._lost = asyncio.Event()
+        self._refused_until = 0.0
+        self._stale = False
 
     @contextlib.asynccontextmanager
     async def connecting(self) -> AsyncIterator[None]:
         """Connect in the background, as often as it takes."""
-        task = asyncio.create_task(self._connect_until_done())
+        task = asyncio.create_task(self._keep_connected())
         try:
             yield
         finally:
@@ -74,24 +86,26 @@ class PostgresqlDatabase:
             if self._pool is not None:
                 self._pool.terminate()  # close() may wait for a server that is frozen
 
-    async def _connect_until_done(self) -> None:
+    async def _keep_connected(self) -> None:
         attempt = 0
         while True:
             try:
-                pool = await self._open_pool()
-            except SchemaError as err:
-                self._reason, self._readonly = str(err), True
-                log.warning("the schema cannot be used: it %s", err)
-            except _AWAY as err:
-                self._reason = "refuses the credentials" if _is_refusal(err) else "cannot be reached"
-                if attempt == 0:
-                    log.warning("PostgreSQL %s", self._reason)
-            else:
-                self._pool, self._readonly = pool, False
-                return
-            seconds = 5.0 if self._readonly else backoff(attempt, random.random(), cap=2.0).total_seconds()  # noqa: S311
-            attempt += 1
-            await asyncio.sleep(seconds)
+                self._pool = await self._open_pool()
+            except Exception as err:  # noqa: BLE001  (whatever it is, the next attempt may fare better)
+                state, reason = _why(err)
+                if reason != self._reason:
+                    log.warning("PostgreSQL %s (%s)", reason, type(err).__name__)
+                self._state, self._reason = state, reason
+                away = state == status_pb2.STORAGE_STATE_DOWN
+                wait = backoff(attempt, random.random(), cap=2.0).total_seconds() if away else 5.0  # noqa: S311
+                attempt += 1
+                await asyncio.sleep(wait)
+                continue
+            attempt, self._refused_until = 0, 0.0
+            self._lost.clear()
+            await self._lost.wait()
+            pool, self._pool = self._pool, None
+            pool.terminate()
 
     async def _open_pool(self) -> asyncpg.Pool:
         config = self._config
@@ -126,50 +140,89 @@ class PostgresqlDatabase:
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
         """Run one statement."""
-        with telemetry.store_span("postgresql", sql.split(None, 1)[0]):
-            return await self._with_connection(lambda connection: connection.fetch(sql, *arguments))
+        return await self._fetch(sql, *arguments)
 
-    async def fetch_all(self, *statements: tuple[str, tuple[Any, ...]]) -> list[list[Any]]:
-        """Run statements in one transaction."""
+    async def transaction(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+        """Run what `work` asks for in one transaction."""
 
-        async def run(connection: Any) -> list[list[Any]]:
+        async def run(connection: Any) -> T:
             async with connection.transaction():
-                return [await connection.fetch(sql, *arguments) for sql, arguments in statements]
+                return await work(connection)
 
-        with telemetry.store_span("postgresql", "TRANSACTION", batch_size=len(statements)):
+        with telemetry.store_span("postgresql", "TRANSACTION"):
             return await self._with_connection(run)
 
-    async def _with_connection(self, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def _fetch(self, sql: str, *arguments: Any, probing: bool = False) -> list[Any]:
+        with telemetry.store_span("postgresql", sql.split(None, 1)[0]):
+            return await self._with_connection(lambda connection: connection.fetch(sql, *arguments), probing=probing)
+
+    async def _with_connection(self, work: Callable[[Any], Awaitable[T]], *, probing: bool = False) -> T:
+        """Do work on a connection, in the time the configuration gives it; only probes try while it is known away."""
         pool = self._pool
-        if pool is None:
+        if pool is None or (not probing and time.monotonic() < self._refused_until):
             raise store_unavailable(STORE)
+        config = self._config
+        with self._translated():
+            if self._stale:
+                # What was connected before a fail-over, a shutdown or a hang is not used again.
+                self._stale = False
+                await pool.expire_connections()
+            connection = await self._acquire(pool)
+            try:
+                async with asyncio.timeout(config.statement_timeout.total_seconds()):
+                    found = await work(connection)
+            except TimeoutError:
+                connection.terminate()  # its answer may still come: nobody else must read it
+                raise
+            finally:
+                await _release(pool, connection)
+        self._refused_until = 0.0
+        return found
+
+    async def _acquire(self, pool: asyncpg.Pool) -> Any:
         config = self._config
         try:
             async with asyncio.timeout(config.acquire_timeout.total_seconds() + config.connect_timeout.total_seconds()):
-                connection = await pool.acquire()
-            try:
-                async with asyncio.timeout(config.statement_timeout.total_seconds() * 2):
-                    return await work(connection)
-            finally:
-                await _release(pool, connection)
-        except _EXPIRING as err:
-            with contextlib.suppress(*_AWAY):
-                await pool.expire_connections()
+                return await pool.acquire()
+        except TimeoutError as err:
+            if pool.get_size() >= config.connections and not pool.get_idle_size():
+                raise store_unavailable(STORE) from err  # all are busy, which is no reason to let go of them
+            raise
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn whatever asyncpg raises into errors of ours."""
+        try:
+            yield
+        except (asyncpg.DataError, asyncpg.UntranslatableCharacterError) as err:
+            raise InvalidArgumentError("the request holds a value that PostgreSQL cannot store") from err
+        except _LOST as err:
+            log.warning("PostgreSQL has lost what was made in it (%s): it is migrated again", type(err).__name__)
+            self._state, self._reason = status_pb2.STORAGE_STATE_EMPTY, "has lost its tables"
+            self._lost.set()
             raise store_unavailable(STORE) from err
         except _AWAY as err:
+            if isinstance(err, ValueError):  # asyncpg could not encode an argument
+                raise InvalidArgumentError("the request holds a value that PostgreSQL cannot store") from err
+            self._refused_until = time.monotonic() + OPEN_SECONDS
+            self._stale = True
+            raise store_unavailable(STORE) from err
+        except asyncpg.PostgresError as err:
+            # Busy (a lock, its own statement timeout, no slot) or in a state we do not know: the next call may fare better.
+            self._stale = isinstance(err, asyncpg.ReadOnlySQLTransactionError)
+            log.warning("PostgreSQL refused a statement: %s %s", type(err).__name__, getattr(err, "sqlstate", ""))
             raise store_unavailable(STORE) from err
 
     async def look(self) -> Finding:
         """Ask for the version, the size, and whether writes are taken."""
         if self._pool is None:
-            if self._readonly:
-                return Finding(state=status_pb2.STORAGE_STATE_READONLY, reason=self._reason)
-            raise ConnectionError(self._reason)
+            return Finding(state=self._state, reason=self._reason)
         try:
-            rows = await self.fetch(
+            rows = await self._fetch(
                 "SELECT current_setting('server_version') AS version, pg_database_size(current_database()) AS size,"
                 " current_setting('transaction_read_only') = 'on' AS readonly,"
-                " (SELECT count(*) FROM servers WHERE deleted_at IS NULL) AS servers"
+                " (SELECT count(*) FROM servers WHERE deleted_at IS NULL) AS servers",
+                probing=True,
             )
         except OpenManagerError as err:
             if isinstance(err.__cause__, TimeoutError):
@@ -194,8 +247,16 @@ async def _release(pool: asyncpg.Pool, connection: Any) -> None:
             connection.terminate()
 
 
-def _is_refusal(err: BaseException) -> bool:
-    return isinstance(err, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidPasswordError)
+def _why(err: Exception) -> tuple[StorageState.ValueType, str]:
+    """Return the state that a failed connect or migration means, and why in words."""
+    if isinstance(err, SchemaError):
+        return status_pb2.STORAGE_STATE_READONLY, str(err)
+    for kind, reason in _REFUSALS.items():
+        if isinstance(err, kind):
+            return status_pb2.STORAGE_STATE_DOWN, reason
+    if isinstance(err, _AWAY):
+        return status_pb2.STORAGE_STATE_DOWN, "cannot be reached"
+    return status_pb2.STORAGE_STATE_DOWN, f"cannot be prepared: {type(err).__name__}"
 
 
 def migrations() -> list[tuple[int, str, str]]:
