@@ -6,22 +6,26 @@ While the mesh is away exports wait, a bounded number of them, and are sent in o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import platform
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.instrumentation.system_metrics import SystemMetricsInstrumentor
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import MeterProvider, MetricsTimeoutError
 from opentelemetry.sdk.metrics.export import (
     MetricExporter,
     MetricExportResult,
@@ -33,6 +37,12 @@ from opentelemetry.sdk.resources import Resource
 EXPORT_SECONDS = 2.0
 STOP_SECONDS = 2.0
 BUFFER_EXPORTS = 360
+# The first report comes so long after the start: processor shares need two readings.
+FIRST_SECONDS = 1.0
+# What would be refused again however often it was sent.
+REFUSALS = frozenset(
+    {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.FAILED_PRECONDITION}
+)
 _MACHINE_ID = Path("/etc/machine-id")
 
 # What tells of the host; the interpreter's own figures would be those of the agent.
@@ -56,17 +66,41 @@ _CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEvent:
-    """What the agent did: `exported`, `buffered`, `dropped`, how many exports, and how many wait now."""
+    """What the agent did: `exported`, `buffered`, `dropped`, `refused`, how many exports, and how many wait now."""
 
     kind: str
     count: int
     waiting: int
+    reason: str = ""
+
+
+class HostExporter(OTLPMetricExporter):
+    """The SDK's exporter; it remembers the error of its last call, which it tells nobody but its log, and not each."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.error: grpc.RpcError | None = None
+        super().__init__(endpoint=endpoint, insecure=True, timeout=EXPORT_SECONDS)
+
+    def _initialize_channel_and_stub(self) -> None:
+        super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]
+        client: Any = self._client
+        call = client.Export
+
+        def export(**arguments: Any) -> Any:
+            self.error = None
+            try:
+                return call(**arguments)
+            except grpc.RpcError as err:
+                self.error = err
+                raise
+
+        client.Export = export
 
 
 class BufferingExporter(MetricExporter):
     """Exports through another exporter; what it cannot deliver waits, the oldest going first when there is too much."""
 
-    def __init__(self, inner: MetricExporter, limit: int, on_event: Callable[[AgentEvent], None]) -> None:
+    def __init__(self, inner: HostExporter, limit: int, on_event: Callable[[AgentEvent], None]) -> None:
         super().__init__(
             preferred_temporality=inner._preferred_temporality,  # noqa: SLF001  (the SDK reads it there)
             preferred_aggregation=inner._preferred_aggregation,  # noqa: SLF001
@@ -88,18 +122,22 @@ class BufferingExporter(MetricExporter):
         sent = 0
         while self._waiting and not self._stopping.is_set():
             result = self._inner.export(self._waiting[0], timeout_millis=timeout_millis, **kwargs)
-            if result is not MetricExportResult.SUCCESS:
+            error = self._inner.error if result is not MetricExportResult.SUCCESS else None
+            if result is not MetricExportResult.SUCCESS and (error is None or error.code() not in REFUSALS):
                 break
             self._waiting.popleft()
-            sent += 1
+            if error is None:
+                sent += 1
+            else:
+                self._tell("refused", 1, error.details() or "")
         if sent:
             self._tell("exported", sent)
         if self._waiting:
             self._tell("buffered", 1)
         return MetricExportResult.FAILURE if self._waiting else MetricExportResult.SUCCESS
 
-    def _tell(self, kind: str, count: int) -> None:
-        self._on_event(AgentEvent(kind=kind, count=count, waiting=len(self._waiting)))
+    def _tell(self, kind: str, count: int, reason: str = "") -> None:
+        self._on_event(AgentEvent(kind=kind, count=count, waiting=len(self._waiting), reason=reason))
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Nothing is held back for later but what cannot be delivered."""
@@ -165,27 +203,42 @@ async def run_agent(
 ) -> None:
     """Report this machine to the gateway at `endpoint` (host:port) every `interval` until `stop`.
 
-    `on_event` is called from the reader's thread. Ends within about STOP_SECONDS, whether the mesh answers or not.
+    `on_event` is called from another thread. Ends within about STOP_SECONDS, whether the mesh answers or not.
     """
     # A mesh that is away is told by events, not by the exporter's own lines.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    inner = OTLPMetricExporter(endpoint=endpoint, insecure=True, timeout=EXPORT_SECONDS)
-    exporter = BufferingExporter(inner, buffer_exports, on_event)
-    reader = PeriodicExportingMetricReader(
-        exporter,
-        export_interval_millis=interval.total_seconds() * 1000,
-        export_timeout_millis=EXPORT_SECONDS * 1000,
-    )
+    exporter = BufferingExporter(HostExporter(endpoint), buffer_exports, on_event)
+    # All readings are taken in one thread: psutil keeps the last processor times of each, to tell shares from.
+    reader = PeriodicExportingMetricReader(exporter, math.inf, EXPORT_SECONDS * 1000)
     provider = MeterProvider([reader], host_resource(server_id, attributes), shutdown_on_exit=False)
     instrumentor = SystemMetricsInstrumentor(config=_CONFIG)
-    psutil.cpu_percent()  # the first reading has nothing to compare with
     instrumentor.instrument(meter_provider=provider)
     _observe_filesystems(provider.get_meter("openmanager.agent"))
-    await asyncio.to_thread(reader.force_flush, EXPORT_SECONDS * 1000)
+    thread = ThreadPoolExecutor(1, "agent")
+    loop = asyncio.get_running_loop()
+
+    async def report() -> None:
+        with contextlib.suppress(MetricsTimeoutError):
+            await loop.run_in_executor(thread, reader.collect, EXPORT_SECONDS * 1000)
+
     try:
-        await stop.wait()
+        await loop.run_in_executor(thread, lambda: psutil.cpu_times_percent(percpu=True))
+        due = loop.time() + min(FIRST_SECONDS, interval.total_seconds())
+        while not await _is_set(stop, due - loop.time()):
+            await report()
+            due = max(due + interval.total_seconds(), loop.time())
     finally:
+        # Without a last report: it would tell the processor's shares of next to no time.
+        thread.shutdown(wait=False, cancel_futures=True)
         ending = threading.Thread(target=provider.shutdown, args=(STOP_SECONDS * 1000,), daemon=True)
         ending.start()
         await asyncio.to_thread(ending.join, STOP_SECONDS)
         instrumentor.uninstrument()
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most so long, and say whether it is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, seconds)):
+            await event.wait()
+    return event.is_set()

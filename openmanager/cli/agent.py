@@ -6,11 +6,15 @@ import asyncio
 import signal
 import sys
 import threading
+from datetime import timedelta
 
 import click
 
 from openmanager.config import parse_duration
-from openmanager.errors import ConfigurationError
+from openmanager.errors import ConfigurationError, InvalidArgumentError
+from openmanager.frame import check_server_id
+
+MIN_INTERVAL, MAX_INTERVAL = timedelta(milliseconds=100), timedelta(hours=1)
 
 
 @click.command(epilog="Example: openmanager agent --environment production --role web")
@@ -29,6 +33,8 @@ def agent(gateway: str, /, interval: str, server_id: str | None, **about: str | 
         every = parse_duration(interval)
     except ValueError as err:
         raise click.BadParameter(str(err), param_hint="--interval") from err
+    if not MIN_INTERVAL <= every <= MAX_INTERVAL:
+        raise click.BadParameter("must be 100 ms–1 h", param_hint="--interval")
     try:
         from openmanager.agent import host_resource, run_agent
     except ImportError as err:
@@ -37,6 +43,10 @@ def agent(gateway: str, /, interval: str, server_id: str | None, **about: str | 
     attributes = {names[name]: value for name, value in about.items() if value}
     reporter = _Reporter()
     name = host_resource(server_id, attributes).attributes["host.id"]
+    try:
+        check_server_id(str(name), "the id")
+    except InvalidArgumentError as err:
+        raise click.BadParameter(err.message, param_hint="--id") from err
     click.echo(f"reporting {name!s} to {gateway} every {interval}; Ctrl-C ends it", err=True)
 
     async def run() -> None:
@@ -78,5 +88,7 @@ class _Reporter:
             elif event.kind == "buffered" and not self._away:
                 self._away = True
                 click.echo("\nthe gateway is away; reports wait", err=True)
+            elif event.kind == "refused":
+                click.echo(f"\nthe gateway refuses a report, which is dropped: {event.reason}", err=True)
             if sys.stderr.isatty():
                 click.echo(f"\r{self.exported} reports sent, {event.waiting} waiting ", err=True, nl=False)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent import futures
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
+import psutil
 import pytest
 from conftest import Mesh, free_ports, start_mesh, wait_until
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 
 from openmanager.agent import AgentEvent, run_agent
 from openmanager.api.gateway.v1 import gateway_pb2
@@ -53,6 +57,54 @@ async def test_the_agent_reports_this_machine(mesh: Mesh):
     assert 0 < found.memory_usage < 100
     assert 0 < found.disk_usage <= 100
     assert any(key.startswith("system.cpu.time{") for key in found.metrics)
+    # The shares of a core's time are those of a real interval: they make up the whole.
+    shares = [v for k, v in zip(found.metrics, found.values, strict=True) if k.startswith("system.cpu.utilization{")]
+    assert sum(shares) == pytest.approx(psutil.cpu_count(), rel=0.1)
+
+
+class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
+    """A receiver that refuses the first report, however often it is sent."""
+
+    def __init__(self) -> None:
+        self.refused = b""
+        self.taken = 0
+
+    def Export(self, request, context):
+        whole = request.SerializeToString(deterministic=True)
+        self.refused = self.refused or whole
+        if whole == self.refused:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such metric")
+        self.taken += 1
+        return metrics_service_pb2.ExportMetricsServiceResponse()
+
+
+async def test_a_report_that_is_refused_is_dropped_with_the_reason_and_holds_up_no_other():
+    server, collector = grpc.server(futures.ThreadPoolExecutor(2)), Collector()
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    stop = asyncio.Event()
+    events: list[AgentEvent] = []
+    agent = asyncio.create_task(
+        run_agent(
+            f"127.0.0.1:{port}",
+            interval=timedelta(milliseconds=200),
+            server_id="x",
+            attributes={},
+            on_event=events.append,
+            stop=stop,
+        )
+    )
+
+    async def has_delivered() -> bool:
+        return collector.taken >= 2
+
+    await wait_until(has_delivered, 20)
+    stop.set()
+    await agent
+    server.stop(0)
+    assert [event.kind for event in events[:3]] == ["refused", "exported", "exported"]
+    assert events[0].reason == "no such metric"
 
 
 @pytest.mark.timeout(90)
