@@ -5,15 +5,12 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, replace
 
-from openmanager.errors import invalid
+from openmanager.errors import FailedPreconditionError, NotFoundError, Reason, invalid
 from openmanager.runtime.clock import Clock
-from openmanager_simulator.fault import Fault, FaultPattern, plan_fault, scheduled_faults
+from openmanager_simulator.fault import Fault, FaultPattern, plan_fault
 from openmanager_simulator.record_book import RecordBook
+from openmanager_simulator.schedule import Schedule
 from openmanager_simulator.ticker import Ticker
-
-_DAY = 86_400 * 10**9
-# No pattern lasts longer, so that this many days before a range hold all faults that reach into it.
-_DAYS_BEFORE = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +31,7 @@ class FaultDesk:
         self._ticker = ticker
         self._book = book
         self._clock = clock
-        self._schedule = schedule
+        self._scheduled = schedule
 
     def inject(self, wanted: FaultRequest, request_id: str, body: bytes) -> Fault:
         """Inject a fault, or return what the same request injected before."""
@@ -59,22 +56,40 @@ class FaultDesk:
         self._book.put(fault, request_id, body)
         return fault
 
-    def between(self, start: int, end: int) -> list[Fault]:
-        """Return the faults that reach into [start, end) nanoseconds, newest start first."""
-        scheduled: list[Fault] = []
-        if self._schedule:
-            for day in range(start // _DAY - _DAYS_BEFORE, end // _DAY + 1):
-                scheduled += scheduled_faults(self._ticker.settings.seed, self._ticker.fleet, day)
-        cleared = {fault.id for fault in self._book.all()}
-        faults = [*self._book.all(), *(fault for fault in scheduled if fault.id not in cleared)]
-        found = [fault for fault in faults if fault.start_nanos < end and fault.end_nanos > start]
-        return sorted(found, key=lambda fault: (-fault.start_nanos, fault.id))
+    def page(self, start: int, end: int, first: int, count: int) -> tuple[list[Fault], int]:
+        """Return faults `first` … of those that reach into [start, end) nanoseconds, newest start first, and how many.
+
+        Takes a while for a long range of a large fleet (in a thread).
+        """
+        told = [fault for fault in self._book.all() if fault.start_nanos < end and fault.end_nanos > start]
+        found = [(-fault.start_nanos, fault.id, fault) for fault in told]
+        total = len(found)
+        schedule = self._schedule()
+        if schedule is not None:
+            drawn = schedule.between(start, end)
+            total += len(drawn)
+            newest = (schedule.fault(row) for row in drawn[: first + count])
+            found += [(-fault.start_nanos, fault.id, fault) for fault in newest]
+        found.sort(key=lambda each: each[:2])
+        return [fault for _, _, fault in found[first : first + count]], total
 
     def clear(self, fault_id: str) -> Fault:
-        """End an injected fault now."""
+        """End a fault now, whoever made it: what it did so far stays as it was."""
         fault = self._book.get(fault_id)
+        schedule = self._schedule()
+        if fault is None and schedule is not None:
+            fault = schedule.find(fault_id)
+        if fault is None:
+            raise NotFoundError("there is no such fault", resource=f"fault/{fault_id}")
         now = self._clock.now_nanos()
-        self._book.check_going_on(fault, now)
+        if fault.end_nanos <= now:
+            raise FailedPreconditionError("the fault is over", reason=Reason.FAULT_ENDED)
         ended = replace(fault, end_nanos=max(now, fault.start_nanos + 1))
         self._book.put(ended)
         return ended
+
+    def _schedule(self) -> Schedule | None:
+        if not self._scheduled:
+            return None
+        cleared = frozenset(fault.id for fault in self._book.all() if fault.origin == "scheduled")
+        return Schedule(self._ticker.settings.seed, 0, len(self._ticker.fleet), cleared)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
 MAX_SERVERS = 100_000
+# The servers that the data file tells; larger fleets are so many groups of them.
+GROUP = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +56,40 @@ def make_fleet(count: int) -> tuple[Server, ...]:
     """Return the first `count` servers, 1–100,000: the default twenty, and the same again with higher numbers."""
     if not 1 <= count <= MAX_SERVERS:
         raise ValueError(f"a fleet has 1–{MAX_SERVERS} servers")
-    pattern = _document()["servers"]
-    seen: Counter[tuple[str, str]] = Counter()
-    fleet = []
-    for index in range(count):
-        kind = pattern[index % len(pattern)]
-        seen[kind["role"], kind["environment"]] += 1
-        name = f"{kind['role']}-{kind['environment']}-{seen[kind['role'], kind['environment']]:02d}"
-        fleet.append(Server(id=name, hostname=f"{name}.example.internal", **kind))
-    return tuple(fleet)
+    return tuple(make_server(index) for index in range(count))
+
+
+def make_server(index: int) -> Server:
+    """Return server `index`, from 0."""
+    group, place = divmod(index, GROUP)
+    kind = _document()["servers"][place]
+    alike = _alike()[kind["role"], kind["environment"]]
+    name = f"{kind['role']}-{kind['environment']}-{group * len(alike) + alike.index(place) + 1:02d}"
+    return Server(id=name, hostname=f"{name}.example.internal", **kind)
+
+
+@lru_cache(maxsize=1024)
+def make_group(number: int) -> tuple[Server, ...]:
+    """Return the twenty servers of a group, from 0; faults come by group, so that they are the same in any fleet."""
+    return tuple(make_server(index) for index in range(number * GROUP, (number + 1) * GROUP))
+
+
+def index_of(server_id: str) -> int | None:
+    """Return the index of a server, None for an id that no server of ours has."""
+    kind, _, number = server_id.rpartition("-")
+    role, _, environment = kind.partition("-")
+    alike = _alike().get((role, environment))
+    if alike is None or not (number.isascii() and number.isdigit()) or not 1 <= int(number) <= MAX_SERVERS:
+        return None
+    group, rank = divmod(int(number) - 1, len(alike))
+    index = group * GROUP + alike[rank]
+    return index if make_server(index).id == server_id else None
+
+
+@cache
+def _alike() -> dict[tuple[str, str], list[int]]:
+    """Return the places in a group of each role and environment."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for place, kind in enumerate(_document()["servers"]):
+        found.setdefault((kind["role"], kind["environment"]), []).append(place)
+    return found

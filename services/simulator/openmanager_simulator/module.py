@@ -13,7 +13,8 @@ from openmanager.errors import ConfigurationError
 from openmanager.runtime.module import Runtime, Service
 from openmanager_simulator.catalogue import load_catalogue
 from openmanager_simulator.config import SimulatorConfig
-from openmanager_simulator.fault import Fault, from_document, load_scenario, to_document
+from openmanager_simulator.fault import Fault
+from openmanager_simulator.fault_record import load_scenario
 from openmanager_simulator.faults import FaultDesk
 from openmanager_simulator.fleet import Server
 from openmanager_simulator.gateway import GatewayWriter
@@ -46,7 +47,7 @@ class SimulatorModule:
                 catalogue=catalogue,
                 seed=settings.seed,
                 interval_nanos=settings.interval_millis * 1_000_000,
-                faults=(*scenario, *faults),
+                faults=faults,
                 schedule=config.faults,
                 noise=config.noise,
             )
@@ -61,16 +62,12 @@ class SimulatorModule:
                 buffer_frames=config.buffer_frames,
                 make=make,
             )
-            book = RecordBook(
-                peer=gateway,
-                to_document=to_document,
-                from_document=from_document,
-                on_change=lambda faults: ticker.set_faults((*scenario, *faults)),
-            )
+            ticker.set_faults(scenario)
+            book = RecordBook(peer=gateway, replayed=scenario, on_change=ticker.set_faults)
             desk = FaultDesk(ticker=ticker, book=book, clock=runtime.clock, schedule=config.faults)
             tasks = [asyncio.create_task(ticker.deliver()), asyncio.create_task(book.keep())]
             if config.autostart:
-                ticker.start(settings)
+                await ticker.start(settings)
             try:
                 yield Service(
                     servicers={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
@@ -33,19 +34,17 @@ class Blocks:
         self._make = make
         self._keep = keep
         self._made: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, block: int) -> NDArray[Any]:
-        """Return a block, made if need be."""
-        found = self._made.get(block)
-        if found is None:
-            found = self._made[block] = self._make(block)
-            while len(self._made) > self._keep:
-                self._made.popitem(last=False)
-        return found
-
-    def clear(self) -> None:
-        """Forget them."""
-        self._made.clear()
+        """Return a block, made if need be; what several threads ask for is made once."""
+        with self._lock:
+            found = self._made.get(block)
+            if found is None:
+                found = self._made[block] = self._make(block)
+                while len(self._made) > self._keep:
+                    self._made.popitem(last=False)
+            return found
 
 
 def normals(seed: int, first: int, servers: int, columns: int, block: int) -> NDArray[np.float32]:
@@ -62,7 +61,7 @@ def table_normals(seed: int, first: int, servers: int, columns: int, block: int)
     size = BLOCK * columns
     out = np.empty((servers, BLOCK, columns), np.float32)
     address = (np.arange(first, first + servers, dtype=np.uint64) << np.uint64(32)) + np.uint64(block & 0xFFFFFFFF)
-    places = _mixed(address + np.uint64(seed)) % np.uint64(_TABLE - size)
+    places = _mixed(address ^ _mixed(np.asarray([seed], np.uint64))) % np.uint64(_TABLE - size)
     for server, place in enumerate(places.tolist()):
         out[server] = table[place : place + size].reshape(BLOCK, columns)
     return out

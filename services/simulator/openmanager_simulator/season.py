@@ -19,8 +19,8 @@ _HOURS = ((0, 0.4), (5, 0.4), (9, 1.8), (11, 1.8), (12.5, 1.2), (14, 1.8), (16, 
 _WEEKDAYS = (1.2, 1.0, 1.0, 1.0, 0.9, 0.6, 0.6)
 # The day's curve is integrated on a grid of this many seconds.
 _GRID = 60
-_FIRST_DAY = 10_957  # 2000-01-01
-_LAST_DAY = 47_482  # 2100-01-01
+# The years 2000–2099, and as much before and after as the longest block of ticks may reach out.
+_FIRST_DAY, _LAST_DAY = 10_957 - 60, 47_482 + 60
 
 
 def _hour_factor(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -47,7 +47,7 @@ def _day_factor(day: int) -> float:
 
 @cache
 def _tables() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the factor of each day since 2000, the sum of them before each day, and the day's curve integrated."""
+    """Return the factor of each day of the tables, the sum of them before each day, and the day's curve integrated."""
     days = np.asarray([_day_factor(day) for day in range(_FIRST_DAY, _LAST_DAY)])
     before = np.concatenate(([0.0], np.cumsum(days)))
     edges = np.arange(0, _DAY + _GRID, _GRID, dtype=np.float64)
@@ -64,7 +64,7 @@ def factor(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def integral(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the integral of `factor` since 2000 in seconds: float64[T]; strictly increasing."""
+    """Return the integral of `factor` from the tables' first day on, in seconds: float64[T]; strictly increasing."""
     days, before, curve = _tables()
     day = np.floor(seconds / _DAY)
     index = day.astype(np.int64) - _FIRST_DAY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from openmanager import page
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.simulator.v1 import simulator_pb2 as pb
 from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, invalid, missing
-from openmanager.frame import check_server_id, encode, length_delimited
+from openmanager.frame import check_server_id, check_text, encode, length_delimited
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import unbounded
 from openmanager_simulator.catalogue import Metric
@@ -20,6 +21,7 @@ from openmanager_simulator.ticker import Settings, Ticker
 MAX_SERVERS = 100_000
 MAX_TICKS = 100_000
 MAX_FAULT_SERVERS = 1000
+MAX_RANGE_DAYS = 400
 _MILLI = 1_000_000
 _HOUR_MILLIS = 3_600_000
 _DAY = 86_400 * 10**9
@@ -38,7 +40,7 @@ class SimulatorService:
 
     async def StartSimulation(self, request: pb.StartSimulationRequest, context: Any) -> pb.StartSimulationResponse:  # noqa: ARG002, N802
         """Begin to tick."""
-        self._ticker.start(_settings(request, self._ticker.settings))
+        await self._ticker.start(_settings(request, self._ticker.settings))
         return pb.StartSimulationResponse(simulation=_simulation(self._ticker))
 
     async def StopSimulation(self, request: pb.StopSimulationRequest, context: Any) -> pb.StopSimulationResponse:  # noqa: ARG002, N802
@@ -84,8 +86,7 @@ class FaultService:
 
     async def InjectFault(self, request: pb.InjectFaultRequest, context: Any) -> pb.InjectFaultResponse:  # noqa: ARG002, N802
         """Inject a fault."""
-        if len(request.request_id) > 64:
-            raise invalid("request_id", "is longer than 64 characters")
+        check_text("request_id", request.request_id, 64)
         wanted = _fault_request(request, self._clock.now_nanos())
         fault = self._desk.inject(wanted, request.request_id, request.fault.SerializeToString(deterministic=True))
         return pb.InjectFaultResponse(fault=_fault(fault))
@@ -94,12 +95,20 @@ class FaultService:
         """List faults."""
         now = self._clock.now_nanos()
         start, end = _time(request, "start_time", now - _DAY), _time(request, "end_time", now)
-        faults = self._desk.between(now, now + 1) if request.active_only else self._desk.between(start, end)
+        if request.active_only:
+            start, end = now, now + 1
+        if end - start > MAX_RANGE_DAYS * _DAY:
+            raise invalid("start_time", f"must be at most {MAX_RANGE_DAYS} days before end_time")
         # Times that were not given move with the clock; the token is bound to what was.
         key = (request.start_time.SerializeToString(), request.end_time.SerializeToString(), request.active_only)
-        first, last, token = _page(len(faults), request.page_size, request.page_token, key)
+        first = _first(request.page_token, key)
+        size = page.page_size(request.page_size)
+        faults, total = await asyncio.to_thread(self._desk.page, start, max(start, end), first, size)
+        more = first + len(faults) < total and faults
         return pb.ListFaultsResponse(
-            faults=[_fault(fault) for fault in faults[first:last]], next_page_token=token, total_count=len(faults)
+            faults=map(_fault, faults),
+            next_page_token=page.encode_token(key, [str(first + len(faults))]) if more else "",
+            total_count=total,
         )
 
     async def ClearFault(self, request: pb.ClearFaultRequest, context: Any) -> pb.ClearFaultResponse:  # noqa: ARG002, N802
@@ -145,10 +154,16 @@ def _time(request: Any, name: str, default: int | None) -> int:
 
 def _page(count: int, size: int, token: str, key: tuple[Any, ...]) -> tuple[int, int, str]:
     """Return the first index, the end and the next token of a page of a list that does not change its order."""
-    after = page.decode_token(key, token)
-    first = int(after[0]) if after else 0
+    first = _first(token, key)
     end = min(count, first + page.page_size(size))
     return first, end, page.encode_token(key, [str(end)]) if end < count else ""
+
+
+def _first(token: str, key: tuple[Any, ...]) -> int:
+    after = page.decode_token(key, token)
+    if after and not (after[0].isascii() and after[0].isdigit() and len(after[0]) < 10):
+        raise invalid("page_token", "is not one of this method")
+    return int(after[0]) if after else 0
 
 
 def _fault_request(request: pb.InjectFaultRequest, now: int) -> FaultRequest:

@@ -8,7 +8,7 @@ seasons, its role, slow correlated noise, bursts and faults; metrics follow the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ from openmanager_simulator import season
 from openmanager_simulator.catalogue import COUNTER_DRIVERS, DRIVERS, Catalogue
 from openmanager_simulator.fault import (
     CPU_CAP,
+    DISK_CAP,
+    MEMORY_CAP,
     RESPONSE_CAP,
     SECOND,
     Fault,
@@ -27,19 +29,20 @@ from openmanager_simulator.fault import (
     effect,
     hits,
     retransmits,
-    scheduled_faults,
 )
 from openmanager_simulator.fleet import Server, roles
 from openmanager_simulator.noise import BLOCK, LATENT_BLOCK
+from openmanager_simulator.schedule import Past, Schedule
 
 Floats = NDArray[np.float64]
-_DAY = 86_400 * SECOND
 _SLOT_SECONDS = 900
 _GIB = float(1 << 30)
 # Servers that are computed together.
 _CHUNK = 8
 # What a metric's values are multiplied with, by the column of `_Servers.sizes`.
 DRIVERS_SIZE = {"one": 0, "memory": 1, "disk": 2}
+# The mean of a burst's square over its quarter of an hour: its mean width of 0.35 times ∫ (16 (x (1 − x))²)² dx.
+_BUMP_SQUARE = 0.35 * 256.0 / 630.0
 # A counter's own wiggle stays below the slowest season's growth in one tick, or it would fall.
 _WIGGLE = 0.1
 
@@ -72,17 +75,23 @@ class Simulation:
         count, columns = len(self._fleet), self._metrics.columns
         self._noise = streams.Blocks(lambda block: draw(seed, first_server, count, columns, block), 2)
         self._latents = streams.Blocks(lambda block: streams.latents(seed, first_server, count, block), 2)
-        self._values = streams.Blocks(self._make, 2)
-        self._days: dict[int, list[Hit]] = {}
-        self.set_faults(faults)
+        self._told = self._tell(faults)
 
     def set_faults(self, faults: Sequence[Fault]) -> None:
-        """Replace the faults that are not scheduled."""
-        scheduled = {fault.id for fault in faults if fault.origin == "scheduled"}
-        self._hits = [hit for fault in faults for hit in hits(fault, self._fleet) if hit.server in self._index]
-        self._replaced = scheduled
-        self._days.clear()
-        self._values.clear()
+        """Replace the faults that are not scheduled, and those that were and have been cleared."""
+        # One assignment: whoever computes a block meanwhile finishes it with the faults it began with, and keeps it
+        # where nobody looks any more.
+        self._told = self._tell(faults)
+
+    def _tell(self, faults: Sequence[Fault]) -> _Told:
+        schedule = None
+        if self._schedule:
+            cleared = frozenset(fault.id for fault in faults if fault.origin == "scheduled")
+            schedule = Schedule(self._seed, self._first, len(self._fleet), cleared)
+        found = tuple(hit for fault in faults for hit in hits(fault) if hit.server in self._index)
+        told = _Told(found, schedule)
+        told.values = streams.Blocks(lambda block: self._make(block, told), 2)
+        return told
 
     def times(self, tick: int, count: int) -> NDArray[np.int64]:
         """Return the times of ticks in nanoseconds: int64[T]."""
@@ -90,76 +99,76 @@ class Simulation:
 
     def values(self, tick: int, count: int) -> Floats:
         """Return the values of ticks: float64[T, S, M]."""
+        told = self._told
         blocks = range(tick // BLOCK, (tick + count - 1) // BLOCK + 1)
         parts: list[Floats] = []
         for block in blocks:
             first = max(tick - block * BLOCK, 0)
             last = min(tick + count - block * BLOCK, BLOCK)
-            parts.append(self._values.get(block)[first:last])
+            parts.append(told.values.get(block)[first:last])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _make(self, block: int) -> Floats:
+    def _make(self, block: int, told: _Told) -> Floats:
         times = self.times(block * BLOCK, BLOCK)
-        active = self._active(int(times[0]), int(times[-1]))
-        levels = self._levels(block, times, active)
+        felt = self._felt(told, int(times[0]), int(times[-1]))
+        levels = self._levels(block, times, felt)
         return self._metrics.values(
             levels=levels.transpose(1, 0, 2),
             noise=self._noise.get(block),
             servers=self._server,
-            counters=self._counters(times, active),
+            counters=self._counters(times, felt),
             interval=self._interval / SECOND,
         )
 
-    # ── faults ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _active(self, start: int, end: int) -> list[Hit]:
-        """Return the hits that matter at some time: what is going on, and what restarted a process in the last days."""
-        found = list(self._hits)
-        if self._schedule:
-            for day in range(start // _DAY - 7, end // _DAY + 1):
-                found += self._day(day)
-        return [hit for hit in found if hit.start_nanos <= end]
-
-    def _day(self, day: int) -> list[Hit]:
-        if day not in self._days:
-            if len(self._days) > 32:
-                self._days.clear()
-            faults = scheduled_faults(self._seed, self._fleet, day)
-            self._days[day] = [
-                hit for fault in faults if fault.id not in self._replaced for hit in hits(fault, self._fleet)
+    def _felt(self, told: _Told, start: int, end: int) -> _Felt:
+        """Return what servers feel at some time in [start, end], and what is left of what was over before."""
+        nothing = Past(np.zeros(len(self._fleet)), np.zeros(len(self._fleet), np.int64))
+        now = [hit for hit in told.hits if hit.start_nanos <= end and hit.end_nanos > start]
+        past = nothing if told.schedule is None else told.schedule.past(start)
+        if told.schedule is not None:
+            now += [
+                hit for hit in told.schedule.hits(start, end) if hit.server in self._index and hit.end_nanos > start
             ]
-        return self._days[day]
+        trouble, restart = past.trouble.copy(), past.restart.copy()
+        for hit in told.hits:
+            if hit.end_nanos <= start:
+                at = self._index[hit.server]
+                trouble[at] += retransmits(hit, np.asarray([start]))[0]
+                if hit.pattern is FaultPattern.MEMORY_LEAK:
+                    restart[at] = max(restart[at], hit.end_nanos)
+        return _Felt(now, Past(trouble, restart))
 
     # ── levels ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _levels(self, block: int, times: NDArray[np.int64], active: Sequence[Hit]) -> Floats:
+    def _levels(self, block: int, times: NDArray[np.int64], felt: _Felt) -> Floats:
         """Return the levels of the servers: float64[T, S, 6] in the order of DRIVERS."""
         server = self._server
         seconds = times / float(SECOND)
         load = season.factor(seconds)[:, None]
         slow = self._slow(block)
-        z_cpu, own = slow[:, :, 0], slow
+        own, bursts = slow, self._bursts(times)
+        # How far the processor is from what the season asks of it, in standard deviations: what others correlate with.
+        z_cpu = (0.2 * server.volatility * own[:, :, 0] + bursts - 1.0) / server.cpu_deviation
         z_memory = server.cpu_memory * z_cpu + server.cpu_memory_rest * own[:, :, 1]
         z_disk = server.memory_disk * z_memory + server.memory_disk_rest * own[:, :, 2]
         z_response = server.cpu_response * z_cpu + server.cpu_response_rest * own[:, :, 5]
-        cpu = server.cpu * load * (1.0 + 0.2 * server.volatility * z_cpu) * self._bursts(times)
+        cpu = server.cpu * load * (1.0 + 0.2 * server.volatility * own[:, :, 0]) * bursts
         memory = server.memory * (1.0 + 0.1 * (load - 1.0)) + 4.0 * server.volatility * z_memory
         disk = server.disk_at(seconds) + 0.15 * z_disk
         network = np.maximum(0.05, load * (1.0 + 0.15 * own[:, :, 3]))
         requests = np.maximum(0.05, load * (1.0 + 0.15 * own[:, :, 4]))
         factor = np.ones_like(cpu)
-        fault_cpu = np.zeros_like(cpu)
-        for hit in active:
-            if hit.end_nanos < times[0] or hit.server not in self._index:
-                continue
-            at, felt = self._index[hit.server], effect(hit, times)
-            fault_cpu[:, at] = np.minimum(CPU_CAP, fault_cpu[:, at] + felt.cpu)
-            memory[:, at] += felt.memory
-            disk[:, at] += felt.disk
-            factor[:, at] = np.minimum(RESPONSE_CAP, factor[:, at] * felt.response)
-            network[:, at] = np.maximum(0.05, network[:, at] + felt.network)
-            requests[:, at] = np.maximum(0.05, requests[:, at] + felt.network)
-        cpu = saturated(np.maximum(1.0, cpu) + fault_cpu)
+        fault = np.zeros((3, *cpu.shape))
+        for hit in felt.now:
+            at, does = self._index[hit.server], effect(hit, times)
+            fault[:, :, at] += (does.cpu, does.memory, does.disk)
+            factor[:, at] = np.minimum(RESPONSE_CAP, factor[:, at] * does.response)
+            network[:, at] = np.maximum(0.05, network[:, at] + does.network)
+            requests[:, at] = np.maximum(0.05, requests[:, at] + does.network)
+        np.minimum(fault, np.asarray((CPU_CAP, MEMORY_CAP, DISK_CAP))[:, None, None], out=fault)
+        cpu = saturated(np.maximum(1.0, cpu) + fault[0])
+        memory += fault[1]
+        disk += fault[2]
         busy = np.maximum(0.0, cpu - 30.0) / 35.0
         response = server.response * (1.0 + busy * busy) * np.maximum(0.3, 1.0 + 0.1 * z_response) * factor
         return np.stack(
@@ -182,24 +191,22 @@ class Simulation:
             at = np.flatnonzero(slots == slot)
             x = (share[at][:, None] - draws[1] * 0.5) / (0.2 + 0.3 * draws[2])
             bump = np.where((x > 0.0) & (x < 1.0), 16.0 * (x * (1.0 - x)) ** 2, 0.0)
-            burst = np.where(draws[0] < self._server.burst_probability, 0.5 * (self._server.burst - 1.0), 0.0)
+            burst = np.where(draws[0] < self._server.burst_probability, self._server.burst - 1.0, 0.0)
             out[at] = 1.0 + burst * bump
         return out
 
     # ── counters ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _counters(self, times: NDArray[np.int64], active: Sequence[Hit]) -> Counters:
+    def _counters(self, times: NDArray[np.int64], felt: _Felt) -> Counters:
         """Return what counters follow at times."""
         seconds = times / float(SECOND)
         whole = np.stack((season.integral(seconds), seconds), axis=1)
         boot = self._server.boot_seconds
-        start = np.stack((season.integral(boot), boot), axis=1)
-        host = whole[:, None, :] - start[None, :, :]
-        process = host.copy()
-        trouble = np.zeros((len(times), len(self._fleet)))
-        for hit in active:
-            if hit.server not in self._index:
-                continue
+        started = np.maximum(boot, felt.past.restart / float(SECOND))
+        host = whole[:, None, :] - np.stack((season.integral(boot), boot), axis=1)[None, :, :]
+        process = whole[:, None, :] - np.stack((season.integral(started), started), axis=1)[None, :, :]
+        trouble = np.tile(felt.past.trouble, (len(times), 1))
+        for hit in felt.now:
             at = self._index[hit.server]
             trouble[:, at] += retransmits(hit, times)
             if hit.pattern is FaultPattern.MEMORY_LEAK:
@@ -208,6 +215,23 @@ class Simulation:
                 after = times >= hit.end_nanos
                 process[after, at] = np.minimum(process[after, at], whole[after] - since)
         return Counters(np.concatenate((host, process), axis=2).transpose(1, 0, 2), trouble.T)
+
+
+@dataclass(slots=True, eq=False)
+class _Told:
+    """The faults that a simulation was told of, and the blocks of values that were made with them."""
+
+    hits: tuple[Hit, ...]
+    schedule: Schedule | None
+    values: streams.Blocks = field(init=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Felt:
+    """The hits of a block of ticks, and what is left of earlier ones."""
+
+    now: list[Hit]
+    past: Past
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,6 +271,8 @@ class _Servers:
         self.volatility = np.asarray([role.volatility for role in found])
         self.burst = np.asarray([role.burst for role in found])
         self.burst_probability = np.asarray([role.burst_probability for role in found])
+        steady, bursts = 0.2 * self.volatility, (self.burst - 1.0) ** 2 * self.burst_probability
+        self.cpu_deviation = np.sqrt(steady * steady + _BUMP_SQUARE * bursts)
         self.response = 20.0 + 60.0 * draws[:, 2]
         for name in ("cpu_memory", "cpu_response", "memory_disk"):
             share = np.asarray([getattr(role, name) for role in found])
@@ -323,6 +349,9 @@ class _Metrics:
         self._shared = _shared_noise(catalogue)
         self._derived = {m.derived: at for at, m in enumerate(metrics) if m.derived}
         self._idle = _indices(catalogue, "system.cpu.utilization", "idle")
+        self._busy_share = _busy(catalogue, "system.cpu.utilization")
+        self._idle_time = _indices(catalogue, "system.cpu.time", "idle")
+        self._busy_time = _busy(catalogue, "system.cpu.time")
         self._memory_states = catalogue.where(name="system.memory.usage")
         self._memory_used = _indices(catalogue, "system.memory.usage", "used")
         self._filesystems = catalogue.where(name="system.filesystem.utilization")
@@ -341,7 +370,7 @@ class _Metrics:
             sizes = servers.sizes[some][:, self._size]
             self._gauge(out[some], own[:, :, : self._gauges], levels[some], sizes)
             self._count(out[some], own[:, :, self._gauges :], counters.part(some), interval)
-            self._derive(out[some])
+            self._derive(out[some], counters.part(some).since[:, :, 1])
         return whole
 
     def _gauge(self, out: Floats, noise: NDArray[np.float32], levels: Floats, sizes: Floats) -> None:
@@ -373,9 +402,20 @@ class _Metrics:
         np.rint(value, out=value)
         np.divide(value, self._units[self._gauges :], out=out[:, :, self._gauges :])
 
-    def _derive(self, out: Floats) -> None:
-        """Make the headline percentages what the detailed metrics add up to."""
+    def _derive(self, out: Floats, uptime: Floats) -> None:
+        """Make the headline percentages what the detailed metrics add up to, and each core's states its whole time."""
+        shares = out[:, :, self._busy_share]
+        busy = shares.sum(axis=2)
+        if (over := busy > 1.0).any():
+            shares = np.where(
+                over[:, :, None, :], np.floor(shares / np.maximum(busy, 1.0)[:, :, None] * 1e4) / 1e4, shares
+            )
+            out[:, :, self._busy_share] = shares
+            busy = shares.sum(axis=2)
+        out[:, :, self._idle] = np.rint((1.0 - busy) * 1e4) / 1e4
         idle = out[:, :, self._idle].mean(axis=2)
+        worked = out[:, :, self._busy_time].sum(axis=2)
+        out[:, :, self._idle_time] = np.rint(np.maximum(0.0, uptime[:, :, None] - worked) * 1e2) / 1e2
         memory = out[:, :, self._memory_used].sum(axis=2) / out[:, :, self._memory_states].sum(axis=2)
         disk = out[:, :, self._filesystems].max(axis=2)
         for name, share in (("cpu", 1.0 - idle), ("memory", memory), ("disk", disk)):
@@ -400,3 +440,10 @@ def _indices(catalogue: Catalogue, name: str, state: str) -> NDArray[np.int64]:
     return np.asarray(
         [at for at, m in enumerate(catalogue.metrics) if m.name == name and m.attributes.get("state") == state]
     )
+
+
+def _busy(catalogue: Catalogue, name: str) -> NDArray[np.int64]:
+    """Return the indices of a metric of the cores in the states that are not idle: int64[states, cores]."""
+    metrics = [m for m in catalogue.metrics if m.name == name]
+    states = dict.fromkeys(m.attributes["state"] for m in metrics)
+    return np.stack([_indices(catalogue, name, state) for state in states if state != "idle"])

@@ -28,6 +28,11 @@ INFO_TICKS = 60
 BATCH_BYTES = 1 << 20
 _NANOS_PER_MILLI = 1_000_000
 
+# INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED: the frame would be refused again.
+_FINAL = {3, 9, 11, 12}
+# A tick that is so many intervals late is not made any more.
+CATCH_UP_TICKS = 32
+
 log = logging.getLogger(__name__)
 
 
@@ -91,6 +96,9 @@ class Ticker:
         self._ready = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
         self._info_in = 0
+        # Starting, stopping and advancing exclude each other.
+        self._changing = asyncio.Lock()
+        self._advancing = False
         self._rebuild()
 
     def _rebuild(self) -> None:
@@ -112,40 +120,59 @@ class Ticker:
 
     # ── running ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, settings: Settings) -> None:
-        """Begin to tick; FailedPreconditionError when it ticks with other settings."""
-        if self.progress.running:
+    async def start(self, settings: Settings) -> None:
+        """Begin to tick; FailedPreconditionError when it ticks with other settings, or is advanced."""
+        self._check_not_advancing()
+        async with self._changing:
+            if self.progress.running:
+                if settings != self.settings:
+                    raise FailedPreconditionError("stop the simulation first", reason=Reason.SIMULATION_RUNNING)
+                return
             if settings != self.settings:
-                raise FailedPreconditionError("stop the simulation first", reason=Reason.SIMULATION_RUNNING)
-            return
-        if settings != self.settings:
-            self.settings = settings
-            self._rebuild()
-        self.progress.running = True
-        self._ticking = asyncio.create_task(self._tick_forever())
+                self.settings = settings
+                await asyncio.to_thread(self._rebuild)
+            self.progress.running = True
+            self._ticking = asyncio.create_task(self._tick_forever())
 
     async def stop(self) -> None:
         """Stop ticking; what waits is still delivered."""
-        self.progress.running = False
-        if self._ticking is not None:
-            self._ticking.cancel()
-            await asyncio.gather(self._ticking, return_exceptions=True)
-            self._ticking = None
+        if self._advancing:
+            return  # nothing ticks
+        async with self._changing:
+            if self._ticking is not None:
+                self._ticking.cancel()
+                await asyncio.gather(self._ticking, return_exceptions=True)
+                self._ticking = None
+            self.progress.running = False
+
+    def _check_not_advancing(self) -> None:
+        if self._advancing:
+            raise FailedPreconditionError("the simulation is being advanced", reason=Reason.SIMULATION_RUNNING)
 
     async def _tick_forever(self) -> None:
+        last = 0
         while True:
             now = self._clock.now_nanos()
-            due = now // self.interval_nanos + 1
-            await asyncio.sleep((due * self.interval_nanos - now) / 1e9)
-            for frame in await asyncio.to_thread(self._frames, due, 1):
-                self._buffer(frame)
-            self.progress.tick_count += 1
-            self.progress.last_tick_nanos = due * self.interval_nanos
+            here = now // self.interval_nanos
+            # A machine that was too slow for a moment catches up; one that slept, or whose clock was set, goes on.
+            due = last + 1 if here - CATCH_UP_TICKS <= last <= here else here + 1
+            await asyncio.sleep(max(0, due * self.interval_nanos - now) / 1e9)
+            try:
+                infos = self._info_in <= 0
+                frames = await asyncio.to_thread(self._frames, due, 1, infos=infos)
+            except Exception as err:
+                self.progress.last_error = f"a tick could not be made: {type(err).__name__}"
+                log.exception("tick %d could not be made", due)
+            else:
+                self._info_in = INFO_TICKS if infos else self._info_in - 1
+                for frame in frames:
+                    self._buffer(frame)
+                self.progress.tick_count += 1
+                self.progress.last_tick_nanos = due * self.interval_nanos
+            last = due
 
-    def _frames(self, tick: int, count: int) -> list[Frame]:
-        """Return the frames of some ticks (in a thread)."""
-        infos = self._info_in <= 0
-        self._info_in = INFO_TICKS if infos else self._info_in - count
+    def _frames(self, tick: int, count: int, *, infos: bool) -> list[Frame]:
+        """Return the frames of some ticks, with what is known of servers and metrics or without it (in a thread)."""
         whole = Frame(
             times=self.simulation.times(tick, count),
             servers=self._servers,
@@ -188,7 +215,7 @@ class Ticker:
             log.warning("frames wait: %s", err)
         self.progress.last_error = err.message
         self._info_in = 0
-        if err.retry_after is None and err.code not in {1, 4, 8, 14}:  # it would be refused again
+        if err.code in _FINAL:
             self.progress.dropped_frame_count += 1
             self._done(frame)
 
@@ -200,13 +227,22 @@ class Ticker:
     # ── on demand ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def advance(self, count: int) -> None:
-        """Make ticks at once, following on from the last one, and write them."""
+        """Make ticks at once, following on from the last one, and write them; nobody else's meanwhile."""
+        self._check_not_advancing()
         if self.progress.running:
             raise FailedPreconditionError("stop the simulation first", reason=Reason.SIMULATION_RUNNING)
+        self._advancing = True
+        try:
+            async with self._changing:
+                await self._advance(count)
+        finally:
+            self._advancing = False
+
+    async def _advance(self, count: int) -> None:
         last = self.progress.last_tick_nanos or self._clock.now_nanos()
         first = last // self.interval_nanos + (1 if self.progress.last_tick_nanos else 0)
         for tick, some in self._batches(first, count):
-            frames = await asyncio.to_thread(self._frames, tick, some)
+            frames = await asyncio.to_thread(self._frames, tick, some, infos=tick == first)
             self.progress.acknowledged_sample_count += await self._writer.import_frames(iter(frames))
             self.progress.tick_count += some
             self.progress.last_tick_nanos = (tick + some - 1) * self.interval_nanos
@@ -221,7 +257,7 @@ class Ticker:
         first = -(-start // self.interval_nanos)
         last = -(-end // self.interval_nanos)
         for tick, some in self._batches(first, max(0, last - first)):
-            for frame in await asyncio.to_thread(self._frames, tick, some):
+            for frame in await asyncio.to_thread(self._frames, tick, some, infos=tick == first):
                 yield frame
 
 
