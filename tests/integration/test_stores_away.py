@@ -26,6 +26,8 @@ from openmanager.runtime.peer import Peer
 
 GATEWAY = "/openmanager.api.gateway.v1.GatewayService"
 INVENTORY = "/openmanager.api.metadata.v1.ServerService"
+FAULTS = "/openmanager.api.simulator.v1.FaultService"
+POLICIES = "/openmanager.api.metadata.v1.PolicyService"
 SERVER = "web-onpremise-01"
 
 
@@ -208,14 +210,13 @@ async def waits(peer: Peer) -> bool:
 
 @pytest.mark.timeout(90)
 async def test_the_simulator_buffers_while_the_mesh_is_away_and_leaves_no_gap(fragile: Mesh, peer: Peer):
-    with stopped(child(fragile, "timeseries")):
-        await wait_until(lambda: waits(peer), 20)
-    await wait_until(lambda: is_whole(peer), 30)
     request = timeseries_pb2.QueryRangeRequest()
     request.selector.servers.append(SERVER)
     request.selector.metrics.append("cpu_usage")
     request.start_time.GetCurrentTime()
-    request.start_time.seconds -= 15
+    with stopped(child(fragile, "timeseries")):
+        await wait_until(lambda: waits(peer), 20)
+    await wait_until(lambda: is_whole(peer), 30)
 
     async def has_no_gap() -> bool:
         times: list[int] = []
@@ -225,3 +226,36 @@ async def test_the_simulator_buffers_while_the_mesh_is_away_and_leaves_no_gap(fr
         return len(times) > 10 and all(b - a == 500_000_000 for a, b in itertools.pairwise(times))
 
     await wait_until(has_no_gap, 20)
+
+
+@pytest.mark.timeout(90)
+async def test_an_injection_that_is_repeated_after_a_restart_is_the_same(fragile: Mesh, peer: Peer):
+    request = simulator_pb2.InjectFaultRequest(request_id="once")
+    request.fault.pattern = simulator_pb2.FAULT_PATTERN_CPU_SPIKE
+    request.fault.servers.append(SERVER)
+
+    async def inject() -> simulator_pb2.Fault:
+        reply = simulator_pb2.InjectFaultResponse
+        return (await peer.unary(f"{FAULTS}/InjectFault", request, reply, seconds=5)).fault
+
+    made = await inject()
+
+    async def is_recorded() -> bool:
+        asked = metadata_pb2.GetPolicyRequest(kind="fault", id=made.id)
+        with contextlib.suppress(OpenManagerError):
+            await peer.unary(f"{POLICIES}/GetPolicy", asked, metadata_pb2.GetPolicyResponse, seconds=5)
+            return True
+        return False
+
+    await wait_until(is_recorded, 20)
+    os.kill(child(fragile, "simulator"), signal.SIGKILL)
+
+    async def is_known() -> bool:
+        with contextlib.suppress(OpenManagerError):
+            listing = simulator_pb2.ListFaultsRequest(active_only=True, page_size=1000)
+            reply = await peer.unary(f"{FAULTS}/ListFaults", listing, simulator_pb2.ListFaultsResponse, seconds=5)
+            return made.id in {fault.id for fault in reply.faults}
+        return False
+
+    await wait_until(is_known, 30)
+    assert await inject() == made

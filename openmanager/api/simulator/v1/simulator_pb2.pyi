@@ -616,7 +616,7 @@ class ListFaultsRequest(_message.Message):
     """Only faults that are going on now."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Only faults that end after this. Unset: 24 h ago."""
+        """Only faults that end after this; at most 400 days before `end_time`. Unset: 24 h ago."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:

@@ -363,14 +363,14 @@ class FaultServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListFaults(self, request, context):
-        """Lists faults, injected and scheduled, page by page, newest start first. Idempotent.
+        """Lists faults, injected, scheduled and of the scenario, page by page, newest start first. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClearFault(self, request, context):
-        """Ends a fault now; its record stays with the shortened end. NOT_FOUND when it does not exist;
+        """Ends a fault now, whoever made it; its record stays with the shortened end. NOT_FOUND when it does not exist;
         FAILED_PRECONDITION, reason `FAULT_ENDED`, when it is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
