@@ -348,13 +348,12 @@ class _Metrics:
         )
         self._shared = _shared_noise(catalogue)
         self._derived = {m.derived: at for at, m in enumerate(metrics) if m.derived}
-        self._idle = _indices(catalogue, "system.cpu.utilization", "idle")
-        self._busy_share = _busy(catalogue, "system.cpu.utilization")
-        self._idle_time = _indices(catalogue, "system.cpu.time", "idle")
-        self._busy_time = _busy(catalogue, "system.cpu.time")
-        self._memory_states = catalogue.where(name="system.memory.usage")
-        self._memory_used = _indices(catalogue, "system.memory.usage", "used")
-        self._filesystems = catalogue.where(name="system.filesystem.utilization")
+        self._shares = _states(catalogue, "system.cpu.utilization")
+        self._times = _states(catalogue, "system.cpu.time")
+        self._memory = _states(catalogue, "system.memory.usage")[0]
+        used = [m for m in metrics if m.name == "system.memory.usage"]
+        self._memory_used = [m.attributes["state"] for m in used].index("used")
+        self._filesystems = _columns(catalogue.where(name="system.filesystem.utilization"))
 
     def values(
         self, *, levels: Floats, noise: NDArray[np.float32], servers: _Servers, counters: Counters, interval: float
@@ -404,19 +403,19 @@ class _Metrics:
 
     def _derive(self, out: Floats, uptime: Floats) -> None:
         """Make the headline percentages what the detailed metrics add up to, and each core's states its whole time."""
-        shares = out[:, :, self._busy_share]
-        busy = shares.sum(axis=2)
+        shares = _by_state(out, *self._shares)
+        busy = shares[:, :, :-1].sum(axis=2)
         if (over := busy > 1.0).any():
-            shares = np.where(
-                over[:, :, None, :], np.floor(shares / np.maximum(busy, 1.0)[:, :, None] * 1e4) / 1e4, shares
-            )
-            out[:, :, self._busy_share] = shares
-            busy = shares.sum(axis=2)
-        out[:, :, self._idle] = np.rint((1.0 - busy) * 1e4) / 1e4
-        idle = out[:, :, self._idle].mean(axis=2)
-        worked = out[:, :, self._busy_time].sum(axis=2)
-        out[:, :, self._idle_time] = np.rint(np.maximum(0.0, uptime[:, :, None] - worked) * 1e2) / 1e2
-        memory = out[:, :, self._memory_used].sum(axis=2) / out[:, :, self._memory_states].sum(axis=2)
+            within = np.floor(shares[:, :, :-1] / np.maximum(busy, 1.0)[:, :, None] * 1e4) / 1e4
+            shares[:, :, :-1] = np.where(over[:, :, None, :], within, shares[:, :, :-1])
+            busy = shares[:, :, :-1].sum(axis=2)
+        shares[:, :, -1] = np.rint((1.0 - busy) * 1e4) / 1e4
+        idle = shares[:, :, -1].mean(axis=2)
+        times = _by_state(out, *self._times)
+        worked = times[:, :, :-1].sum(axis=2)
+        times[:, :, -1] = np.rint(np.maximum(0.0, uptime[:, :, None] - worked) * 1e2) / 1e2
+        states = out[:, :, self._memory]
+        memory = states[:, :, self._memory_used] / states.sum(axis=2)
         disk = out[:, :, self._filesystems].max(axis=2)
         for name, share in (("cpu", 1.0 - idle), ("memory", memory), ("disk", disk)):
             at = self._derived[name]
@@ -436,14 +435,21 @@ def _shared_noise(catalogue: Catalogue) -> list[tuple[NDArray[np.int64], NDArray
     return [(columns[:, 0], columns[:, 1])] if len(columns) else []
 
 
-def _indices(catalogue: Catalogue, name: str, state: str) -> NDArray[np.int64]:
-    return np.asarray(
-        [at for at, m in enumerate(catalogue.metrics) if m.name == name and m.attributes.get("state") == state]
-    )
+def _columns(indices: NDArray[np.int64]) -> slice:
+    """Return indices that follow each other as a slice, whose view of an array costs nothing."""
+    if (np.diff(indices) != 1).any():
+        raise ValueError("the catalogue lists what is alike one after the other")
+    return slice(int(indices[0]), int(indices[-1]) + 1)
 
 
-def _busy(catalogue: Catalogue, name: str) -> NDArray[np.int64]:
-    """Return the indices of a metric of the cores in the states that are not idle: int64[states, cores]."""
-    metrics = [m for m in catalogue.metrics if m.name == name]
-    states = dict.fromkeys(m.attributes["state"] for m in metrics)
-    return np.stack([_indices(catalogue, name, state) for state in states if state != "idle"])
+def _states(catalogue: Catalogue, name: str) -> tuple[slice, int]:
+    """Return the columns of a metric that is listed by state and then by what has the states, and how many states."""
+    states = [m.attributes["state"] for m in catalogue.metrics if m.name == name]
+    if "idle" in states and states[-1] != "idle":
+        raise ValueError("the catalogue lists a metric's idle state last")
+    return _columns(catalogue.where(name=name)), len(set(states))
+
+
+def _by_state(values: Floats, columns: slice, states: int) -> Floats:
+    """Return a view of some columns: float64[…, states, what has them]."""
+    return values[:, :, columns].reshape(*values.shape[:2], states, -1)
