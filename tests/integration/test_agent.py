@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from concurrent import futures
 from datetime import timedelta
 from pathlib import Path
@@ -27,20 +29,30 @@ async def server(address: str, name: str):
         return (await peer.unary(GET_SERVER, request, gateway_pb2.GetServerResponse, seconds=5)).server
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-async def test_the_agent_reports_this_machine(mesh: Mesh):
+@contextlib.asynccontextmanager
+async def reporting(endpoint: str, millis: int) -> AsyncIterator[list[AgentEvent]]:
+    """Report this machine as `this-host` meanwhile; gives what the agent has told so far."""
+    events: list[AgentEvent] = []
     stop = asyncio.Event()
     agent = asyncio.create_task(
         run_agent(
-            mesh.gateway,
-            interval=timedelta(seconds=1),
+            endpoint,
+            interval=timedelta(milliseconds=millis),
             server_id="this-host",
             attributes={"openmanager.role": "test"},
-            on_event=lambda _: None,
+            on_event=events.append,
             stop=stop,
         )
     )
+    try:
+        yield events
+    finally:
+        stop.set()
+        await agent
 
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_the_agent_reports_this_machine(mesh: Mesh):
     async def reported() -> bool:
         try:
             found = await server(mesh.gateway, "this-host")
@@ -48,9 +60,8 @@ async def test_the_agent_reports_this_machine(mesh: Mesh):
             return False
         return found.HasField("cpu_usage") and found.HasField("memory_usage") and found.HasField("disk_usage")
 
-    await wait_until(reported, 20)
-    stop.set()
-    await agent
+    async with reporting(mesh.gateway, 1000):
+        await wait_until(reported, 20)
     found = await server(mesh.gateway, "this-host")
     assert (found.role, found.metric_count > 50) == ("test", True)
     assert 0 <= found.cpu_usage <= 100
@@ -83,25 +94,12 @@ async def test_a_report_that_is_refused_is_dropped_with_the_reason_and_holds_up_
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(collector, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    stop = asyncio.Event()
-    events: list[AgentEvent] = []
-    agent = asyncio.create_task(
-        run_agent(
-            f"127.0.0.1:{port}",
-            interval=timedelta(milliseconds=200),
-            server_id="x",
-            attributes={},
-            on_event=events.append,
-            stop=stop,
-        )
-    )
 
     async def has_delivered() -> bool:
         return collector.taken >= 2
 
-    await wait_until(has_delivered, 20)
-    stop.set()
-    await agent
+    async with reporting(f"127.0.0.1:{port}", 200) as events:
+        await wait_until(has_delivered, 20)
     server.stop(0)
     assert [event.kind for event in events[:3]] == ["refused", "exported", "exported"]
     assert events[0].reason == "no such metric"
@@ -111,31 +109,18 @@ async def test_a_report_that_is_refused_is_dropped_with_the_reason_and_holds_up_
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_reports_wait_while_the_mesh_is_away_and_the_agent_ends_in_time(tmp_path: Path):
     base = free_ports()
-    events: list[AgentEvent] = []
-    stop = asyncio.Event()
-    agent = asyncio.create_task(
-        run_agent(
-            f"127.0.0.1:{base}",
-            interval=timedelta(milliseconds=500),
-            server_id="patient-host",
-            attributes={},
-            on_event=events.append,
-            stop=stop,
-        )
-    )
+    async with reporting(f"127.0.0.1:{base}", 500) as events:
 
-    async def has_waited() -> bool:
-        return bool(events) and events[-1].waiting >= 2
+        async def has_waited() -> bool:
+            return bool(events) and events[-1].waiting >= 2
 
-    await wait_until(has_waited, 30)
-    mesh = await asyncio.to_thread(start_mesh, tmp_path / "data", base, "--no-simulation")
+        await wait_until(has_waited, 30)
+        mesh = await asyncio.to_thread(start_mesh, tmp_path / "data", base, "--no-simulation")
 
-    async def has_delivered() -> bool:
-        return events[-1].kind == "exported" and events[-1].waiting == 0
+        async def has_delivered() -> bool:
+            return events[-1].kind == "exported" and events[-1].waiting == 0
 
-    await wait_until(has_delivered, 30)
-    await asyncio.to_thread(mesh.stop)
-    start = asyncio.get_running_loop().time()
-    stop.set()
-    await agent
+        await wait_until(has_delivered, 30)
+        await asyncio.to_thread(mesh.stop)
+        start = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - start < 4

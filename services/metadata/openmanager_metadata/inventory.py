@@ -226,7 +226,7 @@ class Inventory:
         if not query.show_deleted:
             where = f"{where} AND deleted_at IS NULL"
         rank = f"coalesce({_TIMES.get(column, column)}::text, '') COLLATE \"C\""
-        total = (f"SELECT count(*) AS total FROM servers WHERE {where}", tuple(arguments))
+        count_sql, counted = f"SELECT count(*) AS total FROM servers WHERE {where}", tuple(arguments)
         if after is not None:
             arguments += [*after]
             first, second = len(arguments) - 1, len(arguments)
@@ -236,13 +236,12 @@ class Inventory:
         arguments.append(size + 1)
         order = f'{rank} {"DESC" if descending else "ASC"}, id COLLATE "C"'
         rows_sql = (
-            f"SELECT {_COLUMNS}, {rank} AS rank FROM servers WHERE {where} ORDER BY {order} LIMIT ${len(arguments)}",
-            tuple(arguments),
+            f"SELECT {_COLUMNS}, {rank} AS rank FROM servers WHERE {where} ORDER BY {order} LIMIT ${len(arguments)}"
         )
 
         async def work(database: Statements) -> tuple[int, list[Row]]:
-            totals = await database.fetch(total[0], *total[1])
-            return totals[0]["total"], await database.fetch(rows_sql[0], *rows_sql[1])
+            totals = await database.fetch(count_sql, *counted)
+            return totals[0]["total"], await database.fetch(rows_sql, *arguments)
 
         count, rows = await self._database.transaction(work)
         some = _fitting([_server(row) for row in rows[:size]])

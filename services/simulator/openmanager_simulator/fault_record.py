@@ -12,9 +12,10 @@ from typing import Any
 
 from openmanager_simulator.fault import DEFAULT_SEVERITY, SECOND, Fault, FaultPattern, plan_fault
 from openmanager_simulator.fleet import index_of
+from openmanager_simulator.season import FIRST_DAY, LAST_DAY
 
 _SEEDS = 1 << 63
-_EARLIEST, _LATEST = 946_684_800, 4_102_444_800  # the years 2000–2099
+_EARLIEST, _LATEST = FIRST_DAY * 86_400, LAST_DAY * 86_400
 
 
 def to_document(fault: Fault) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from openmanager_simulator.config import SimulatorConfig
 from openmanager_simulator.fault import Fault
 from openmanager_simulator.fault_record import load_scenario
 from openmanager_simulator.faults import FaultDesk
-from openmanager_simulator.fleet import Server
+from openmanager_simulator.fleet import MAX_SERVERS, Server
 from openmanager_simulator.gateway import GatewayWriter
 from openmanager_simulator.record_book import RecordBook
 from openmanager_simulator.service import FaultService, SimulatorService
@@ -86,7 +86,7 @@ def _settings(config: SimulatorConfig) -> Settings:
     millis = config.interval / timedelta(milliseconds=1)
     if not 100 <= millis <= 3_600_000 or millis != int(millis):
         raise ConfigurationError("simulator.interval must be 100 ms–1 h in whole milliseconds")
-    if not 1 <= config.servers <= 100_000:
+    if not 1 <= config.servers <= MAX_SERVERS:
         raise ConfigurationError("simulator.servers must be 1–100,000")
     if not 0 <= config.seed < 2**63:
         raise ConfigurationError("simulator.seed must be 0 … 2^63 − 1")
@@ -97,7 +97,7 @@ def _scenario(path: Path) -> tuple[Fault, ...]:
     if path == Path():
         return ()
     try:
-        return tuple(load_scenario(path))
+        return load_scenario(path)
     except (OSError, ValueError) as err:
         raise ConfigurationError(f"simulator.scenario cannot be used: {err}") from err
 

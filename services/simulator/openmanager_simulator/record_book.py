@@ -78,14 +78,13 @@ class RecordBook:
                     await self._save(next(iter(self._unsaved.values())))
             except OpenManagerError as err:
                 log.info("fault records wait: %s", err)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
             except Exception:
                 log.exception("fault records wait")
-                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
                 continue
-            self._wake.clear()
-            await self._wake.wait()
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _load(self) -> None:
         request = pb.ListPoliciesRequest(kind=KIND, page_size=1000)
@@ -132,9 +131,8 @@ class RecordBook:
         except (InvalidArgumentError, ResourceExhaustedError) as err:
             if err.retry_after is not None:
                 raise
-            log.warning(
-                "the fault record %s is refused and is kept in memory only: %s", fault.id, err
-            )  # else none after it
+            # It waits no longer, or none after it would be saved.
+            log.warning("the fault record %s is refused and is kept in memory only: %s", fault.id, err)
         if self._unsaved.get(fault.id) is fault:
             del self._unsaved[fault.id]
 

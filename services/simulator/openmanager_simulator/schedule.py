@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from openmanager_simulator.fault import DURATIONS, SECOND, Fault, FaultPattern, Hit, hits, plan_fault
 from openmanager_simulator.fleet import GROUP, make_server
 from openmanager_simulator.noise import generator
+from openmanager_simulator.season import LAST_DAY
 
 DAY = 86_400 * SECOND
 ERA_DAYS = 64
 _ERA = ERA_DAYS * DAY
 # Hosts were started in 2020 and later; what happened before is not counted.
 _FIRST_ERA = 18_262 // ERA_DAYS
-_LAST_DAY = 47_482  # 2100-01-01
 _FEWEST, _MOST = 2, 9
 _PATTERNS = tuple(FaultPattern)
 _KEPT = 16
@@ -56,6 +56,11 @@ class Past:
     trouble: NDArray[np.float64]
     restart: NDArray[np.int64]
 
+    @classmethod
+    def nothing(cls, servers: int) -> Past:
+        """Return what is left of no faults."""
+        return cls(np.zeros(servers), np.zeros(servers, np.int64))
+
 
 def draw(seed: int, group: int, era: int) -> Drawn:
     """Return the faults of a group that begin in an era: an array of _FAULT, by day."""
@@ -82,11 +87,8 @@ class Schedule:
         self._first, self._count = first, count
         self._cleared = [key for each in cleared if (key := self._parse(each)) is not None]
         self._eras: OrderedDict[int, Drawn] = OrderedDict()
-        self._sums: tuple[int, Past] = (_FIRST_ERA, self._nothing())
+        self._sums: tuple[int, Past] = (_FIRST_ERA, Past.nothing(count))
         self._lock = threading.RLock()
-
-    def _nothing(self) -> Past:
-        return Past(np.zeros(self._count), np.zeros(self._count, np.int64))
 
     def _era(self, era: int) -> Drawn:
         with self._lock:
@@ -136,7 +138,7 @@ class Schedule:
     def find(self, fault_id: str) -> Fault | None:
         """Return the fault of an id, None when it is not of this schedule."""
         key = self._parse(fault_id)
-        if key is None or not self._first <= key[0] * GROUP < self._first + self._count or key[1] > _LAST_DAY:
+        if key is None or not self._first <= key[0] * GROUP < self._first + self._count or key[1] > LAST_DAY:
             return None
         drawn = self._era(key[1] // ERA_DAYS)
         chosen = (drawn["server"] // GROUP == key[0]) & (drawn["day"] == key[1]) & (drawn["number"] == key[2])
@@ -161,7 +163,7 @@ class Schedule:
         with self._lock:
             at, found = self._sums
             if era < at:
-                at, found = _FIRST_ERA, self._nothing()
+                at, found = _FIRST_ERA, Past.nothing(self._count)
             for each in range(at, era):
                 found = self._add(found, self._era(each), (each + 2) * _ERA)
             if era >= _FIRST_ERA:

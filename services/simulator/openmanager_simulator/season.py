@@ -19,8 +19,10 @@ _HOURS = ((0, 0.4), (5, 0.4), (9, 1.8), (11, 1.8), (12.5, 1.2), (14, 1.8), (16, 
 _WEEKDAYS = (1.2, 1.0, 1.0, 1.0, 0.9, 0.6, 0.6)
 # The day's curve is integrated on a grid of this many seconds.
 _GRID = 60
-# The years 2000–2099, and as much before and after as the longest block of ticks may reach out.
-_FIRST_DAY, _LAST_DAY = 10_957 - 60, 47_482 + 60
+# What can be simulated: the years 2000–2099, as days since the epoch, the last one excluded.
+FIRST_DAY, LAST_DAY = 10_957, 47_482
+# The tables go as far beyond as the longest block of ticks may reach out.
+_FIRST_DAY, _LAST_DAY = FIRST_DAY - 60, LAST_DAY + 60
 
 
 def _hour_factor(seconds: NDArray[np.float64]) -> NDArray[np.float64]:

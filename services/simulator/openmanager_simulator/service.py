@@ -16,16 +16,17 @@ from openmanager.runtime.edge import unbounded
 from openmanager_simulator.catalogue import Metric
 from openmanager_simulator.fault import Fault, FaultPattern
 from openmanager_simulator.faults import FaultDesk, FaultRequest
+from openmanager_simulator.fleet import MAX_SERVERS
+from openmanager_simulator.schedule import DAY
+from openmanager_simulator.season import FIRST_DAY, LAST_DAY
 from openmanager_simulator.ticker import Settings, Ticker
 
-MAX_SERVERS = 100_000
 MAX_TICKS = 100_000
 MAX_FAULT_SERVERS = 1000
 MAX_RANGE_DAYS = 400
 _MILLI = 1_000_000
 _HOUR_MILLIS = 3_600_000
-_DAY = 86_400 * 10**9
-_EARLIEST, _LATEST = 946_684_800 * 10**9, 4_102_444_800 * 10**9  # the years 2000–2099
+_EARLIEST, _LATEST = FIRST_DAY * DAY, LAST_DAY * DAY
 
 
 class SimulatorService:
@@ -94,10 +95,10 @@ class FaultService:
     async def ListFaults(self, request: pb.ListFaultsRequest, context: Any) -> pb.ListFaultsResponse:  # noqa: ARG002, N802
         """List faults."""
         now = self._clock.now_nanos()
-        start, end = _time(request, "start_time", now - _DAY), _time(request, "end_time", now)
+        start, end = _time(request, "start_time", now - DAY), _time(request, "end_time", now)
         if request.active_only:
             start, end = now, now + 1
-        if end - start > MAX_RANGE_DAYS * _DAY:
+        if end - start > MAX_RANGE_DAYS * DAY:
             raise invalid("start_time", f"must be at most {MAX_RANGE_DAYS} days before end_time")
         # Times that were not given move with the clock; the token is bound to what was.
         key = (request.start_time.SerializeToString(), request.end_time.SerializeToString(), request.active_only)

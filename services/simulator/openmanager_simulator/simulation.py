@@ -122,13 +122,12 @@ class Simulation:
 
     def _felt(self, told: _Told, start: int, end: int) -> _Felt:
         """Return what servers feel at some time in [start, end], and what is left of what was over before."""
-        nothing = Past(np.zeros(len(self._fleet)), np.zeros(len(self._fleet), np.int64))
         now = [hit for hit in told.hits if hit.start_nanos <= end and hit.end_nanos > start]
-        past = nothing if told.schedule is None else told.schedule.past(start)
+        past = Past.nothing(len(self._fleet))
         if told.schedule is not None:
-            now += [
-                hit for hit in told.schedule.hits(start, end) if hit.server in self._index and hit.end_nanos > start
-            ]
+            scheduled = told.schedule.hits(start, end)
+            now += [hit for hit in scheduled if hit.server in self._index and hit.end_nanos > start]
+            past = told.schedule.past(start)
         trouble, restart = past.trouble.copy(), past.restart.copy()
         for hit in told.hits:
             if hit.end_nanos <= start:
@@ -145,8 +144,7 @@ class Simulation:
         server = self._server
         seconds = times / float(SECOND)
         load = season.factor(seconds)[:, None]
-        slow = self._slow(block)
-        own, bursts = slow, self._bursts(times)
+        own, bursts = self._slow(block), self._bursts(times)
         # How far the processor is from what the season asks of it, in standard deviations: what others correlate with.
         z_cpu = (0.2 * server.volatility * own[:, :, 0] + bursts - 1.0) / server.cpu_deviation
         z_memory = server.cpu_memory * z_cpu + server.cpu_memory_rest * own[:, :, 1]
