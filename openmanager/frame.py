@@ -269,7 +269,7 @@ def _read_known(wire: bytes, place: _Places, names: _Names) -> tuple[Frame, bool
         metrics=names.metrics,
         values=np.frombuffer(wire, "<f8", shape[0] * shape[1] * shape[2], place.values).reshape(shape),
         server_infos=tuple(checked_info(item) for item in infos.server_infos) if infos else (),
-        metric_infos=tuple(_checked_metric_info(item) for item in infos.metric_infos) if infos else (),
+        metric_infos=tuple(checked_metric_info(item) for item in infos.metric_infos) if infos else (),
     )
     return frame, np.array_equal(whole, times)
 
@@ -288,10 +288,10 @@ def decode(message: frame_pb2.Frame) -> Frame:
     return Frame(
         times=_checked_times(frame.times),
         servers=check_servers(frame.servers),
-        metrics=_checked_metrics(frame.metrics),
+        metrics=check_metrics(frame.metrics),
         values=frame.values,
         server_infos=tuple(checked_info(item) for item in message.server_infos),
-        metric_infos=tuple(_checked_metric_info(item) for item in message.metric_infos),
+        metric_infos=tuple(checked_metric_info(item) for item in message.metric_infos),
     )
 
 
@@ -376,7 +376,8 @@ def check_server_id(server: str, name: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _checked_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
+def check_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keys; InvalidArgumentError when one is malformed or there twice."""
     for key in metrics:
         check_key(key)
     if len(set(metrics)) != len(metrics):
@@ -401,7 +402,8 @@ def checked_info(message: frame_pb2.ServerInfo, field: str = "frame.server_infos
     )
 
 
-def _checked_metric_info(message: frame_pb2.MetricInfo) -> MetricInfo:
+def checked_metric_info(message: frame_pb2.MetricInfo) -> MetricInfo:
+    """Return the checked info of a message; InvalidArgumentError naming the field."""
     if not message.name:
         raise invalid("frame.metric_infos.name", "is required")
     for name, limit in (("name", 255), ("unit", 63), ("description", 1024)):

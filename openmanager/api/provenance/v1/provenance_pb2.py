@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.openmanager/api/provenance/v1/provenance.proto\x12\x1dopenmanager.api.provenance.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\nProvenance\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tstaleness\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x64\x65graded\x18\x05 \x01(\x08\x12\x0f\n\x07partial\x18\x06 \x01(\x08\x12\x0e\n\x06reason\x18\x07 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.openmanager/api/provenance/v1/provenance.proto\x12\x1dopenmanager.api.provenance.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x02\n\nProvenance\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tstaleness\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x64\x65graded\x18\x05 \x01(\x08\x12\x0f\n\x07partial\x18\x06 \x01(\x08\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12-\n\nresolution\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x08segments\x18\t \x03(\x0b\x32&.openmanager.api.provenance.v1.Segment\x12\x12\n\nrank_error\x18\n \x01(\x01\"\x85\x01\n\x07Segment\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'openmanager.api.provenance.
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROVENANCE']._serialized_start=147
-  _globals['_PROVENANCE']._serialized_end=334
+  _globals['_PROVENANCE']._serialized_end=459
+  _globals['_SEGMENT']._serialized_start=462
+  _globals['_SEGMENT']._serialized_end=595
 # @@protoc_insertion_point(module_scope)

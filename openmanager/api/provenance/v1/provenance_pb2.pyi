@@ -3,10 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -31,18 +33,27 @@ class Provenance(_message.Message):
     DEGRADED_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    RANK_ERROR_FIELD_NUMBER: _builtins.int
     source: _builtins.str
-    """The store that answered: `replica`, `cache`, `redis`, `head`, `blocks`, `head+blocks`, `postgresql`
-    or `snapshot`. Never empty in a reply.
+    """The stores that answered, joined by `+`: `replica`, `cache`, `redis`, `head`, `blocks`, `tiers`, `influxdb`,
+    `victoriametrics`, `postgresql` or `snapshot`. Never empty in a reply.
     """
     tier: _builtins.str
-    """The resolution that was read: `raw` or the name of a rollup tier. Empty for answers that are not history."""
+    """The tiers that were read, joined by `+`, the coarsest first: `raw` or names of rollup tiers such as `1h`. Empty for
+    answers that are not history.
+    """
     degraded: _builtins.bool
     """True when a store that should have answered did not, and the next best one did."""
     partial: _builtins.bool
     """True when something that was asked for is missing from the answer."""
     reason: _builtins.str
     """Why the answer is degraded or partial, one sentence; empty when it is neither."""
+    rank_error: _builtins.float
+    """The largest error of a percentile's rank, as a share of the samples, where it comes from a sketch: with a probability
+    of 99 % the value stands between the percentiles p − 100 × error and p + 100 × error. 0: exact.
+    """
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
         """The answer describes the world as of this time."""
@@ -50,6 +61,16 @@ class Provenance(_message.Message):
     @_builtins.property
     def staleness(self) -> _duration_pb2.Duration:
         """How old the answer was when it was sent: now − `as_of_time`, never negative."""
+
+    @_builtins.property
+    def resolution(self) -> _duration_pb2.Duration:
+        """The width of the coarsest buckets that were read; unset when only raw samples were."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """Which tier answered which part of the range, in time order; what lies in no segment is not kept any more. Empty for
+        answers that are not a range of history.
+        """
 
     def __init__(
         self,
@@ -61,11 +82,52 @@ class Provenance(_message.Message):
         degraded: _builtins.bool = ...,
         partial: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        resolution: _duration_pb2.Duration | None = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+        rank_error: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "staleness", b"staleness"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "resolution", b"resolution", "staleness", b"staleness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "degraded", b"degraded", "partial", b"partial", "reason", b"reason", "source", b"source", "staleness", b"staleness", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "degraded", b"degraded", "partial", b"partial", "rank_error", b"rank_error", "reason", b"reason", "resolution", b"resolution", "segments", b"segments", "source", b"source", "staleness", b"staleness", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
+
+@_typing.final
+class Segment(_message.Message):
+    """A part of a range that one tier of one store answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The store, as in `Provenance.source`, one name."""
+    tier: _builtins.str
+    """The tier, as in `Provenance.tier`, one name."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the part, inclusive."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the part, exclusive."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "source", b"source", "start_time", b"start_time", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Segment: _TypeAlias = Segment  # noqa: Y015

@@ -484,6 +484,94 @@ class StreamFramesResponse(_message.Message):
 Global___StreamFramesResponse: _TypeAlias = StreamFramesResponse  # noqa: Y015
 
 @_typing.final
+class BackfillHistoryRequest(_message.Message):
+    """Request of BackfillHistory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    raw: _builtins.bool
+    """Write the samples too, as far back as raw samples are kept. Where they are written the tiers are made from them."""
+    resume_token: _builtins.str
+    """`resume_token` of the last progress that arrived; bound to the rest of the request and to the simulation's servers,
+    interval and seed. Empty: from the beginning.
+    """
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the range, inclusive. Required."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the range, exclusive. Unset: the last whole hour."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        raw: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "raw", b"raw", "resume_token", b"resume_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackfillHistoryRequest: _TypeAlias = BackfillHistoryRequest  # noqa: Y015
+
+@_typing.final
+class BackfillHistoryResponse(_message.Message):
+    """Response of BackfillHistory: how far it has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_TIME_FIELD_NUMBER: _builtins.int
+    SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    BUCKET_COUNT_FIELD_NUMBER: _builtins.int
+    RAW_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    DONE_RATIO_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    sample_count: _builtins.int
+    """How many samples were made."""
+    bucket_count: _builtins.int
+    """How many buckets were written."""
+    raw_sample_count: _builtins.int
+    """How many raw samples were written."""
+    done_ratio: _builtins.float
+    """The share of the work that is done: 0 … 1."""
+    resume_token: _builtins.str
+    """Where to go on; empty when it is done."""
+    done: _builtins.bool
+    """Whether this is the last one."""
+    @_builtins.property
+    def done_time(self) -> _timestamp_pb2.Timestamp:
+        """Everything of the range before this is durable."""
+
+    def __init__(
+        self,
+        *,
+        done_time: _timestamp_pb2.Timestamp | None = ...,
+        sample_count: _builtins.int = ...,
+        bucket_count: _builtins.int = ...,
+        raw_sample_count: _builtins.int = ...,
+        done_ratio: _builtins.float = ...,
+        resume_token: _builtins.str = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done_time", b"done_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket_count", b"bucket_count", "done", b"done", "done_ratio", b"done_ratio", "done_time", b"done_time", "raw_sample_count", b"raw_sample_count", "resume_token", b"resume_token", "sample_count", b"sample_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackfillHistoryResponse: _TypeAlias = BackfillHistoryResponse  # noqa: Y015
+
+@_typing.final
 class Fault(_message.Message):
     """A fault as it was injected."""
 

@@ -65,6 +65,11 @@ class SimulatorServiceStub:
                 request_serializer=openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.StreamFramesRequest.SerializeToString,
                 response_deserializer=openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.StreamFramesResponse.FromString,
                 _registered_method=True)
+        self.BackfillHistory = channel.unary_stream(
+                '/openmanager.api.simulator.v1.SimulatorService/BackfillHistory',
+                request_serializer=openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.BackfillHistoryRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.BackfillHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class SimulatorServiceServicer:
@@ -115,6 +120,16 @@ class SimulatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BackfillHistory(self, request, context):
+        """Makes the history of a range as if the fleet had ticked all along, and writes it: its buckets straight into the
+        tiers, and on demand its samples. Streams progress, at least every 20 s; the last one is `done`. Cancelling the call
+        stops it; what was written stays. The same range again changes nothing, and `resume_token` goes on where an earlier
+        call ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SimulatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +162,11 @@ def add_SimulatorServiceServicer_to_server(servicer, server):
                     servicer.StreamFrames,
                     request_deserializer=openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.StreamFramesRequest.FromString,
                     response_serializer=openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.StreamFramesResponse.SerializeToString,
+            ),
+            'BackfillHistory': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackfillHistory,
+                    request_deserializer=openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.BackfillHistoryRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.BackfillHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +332,33 @@ class SimulatorService:
             '/openmanager.api.simulator.v1.SimulatorService/StreamFrames',
             openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.StreamFramesRequest.SerializeToString,
             openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.StreamFramesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackfillHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/openmanager.api.simulator.v1.SimulatorService/BackfillHistory',
+            openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.BackfillHistoryRequest.SerializeToString,
+            openmanager_dot_api_dot_simulator_dot_v1_dot_simulator__pb2.BackfillHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -625,6 +625,802 @@ class SeriesInfo(_message.Message):
 Global___SeriesInfo: _TypeAlias = SeriesInfo  # noqa: Y015
 
 @_typing.final
+class DeleteSeriesRequest(_message.Message):
+    """Request of DeleteSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """True to be told what would be deleted; nothing is."""
+    @_builtins.property
+    def selector(self) -> _frame_pb2.Selector:
+        """Which series. Required: a selector with `servers`, `server_filter` or `metrics`."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the range, inclusive. Unset: from the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the range, exclusive. Unset: all there is now."""
+
+    def __init__(
+        self,
+        *,
+        selector: _frame_pb2.Selector | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "selector", b"selector", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "selector", b"selector", "start_time", b"start_time", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSeriesRequest: _TypeAlias = DeleteSeriesRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSeriesResponse(_message.Message):
+    """Response of DeleteSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_COUNT_FIELD_NUMBER: _builtins.int
+    SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    BUCKET_COUNT_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    series_count: _builtins.int
+    """How many series the selector chose."""
+    sample_count: _builtins.int
+    """How many raw samples were deleted from our blocks."""
+    bucket_count: _builtins.int
+    """How many buckets were deleted from the tiers. A bucket of which only a part is in the range is computed again from
+    raw samples where these are kept, and deleted whole where they are not.
+    """
+    freed_bytes: _builtins.int
+    """How many bytes of disk this freed."""
+    def __init__(
+        self,
+        *,
+        series_count: _builtins.int = ...,
+        sample_count: _builtins.int = ...,
+        bucket_count: _builtins.int = ...,
+        freed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket_count", b"bucket_count", "freed_bytes", b"freed_bytes", "sample_count", b"sample_count", "series_count", b"series_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSeriesResponse: _TypeAlias = DeleteSeriesResponse  # noqa: Y015
+
+@_typing.final
+class ExportSeriesRequest(_message.Message):
+    """Request of ExportSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    """The tier: `raw` or the name of a rollup tier. Default `raw`."""
+    resume_token: _builtins.str
+    """`resume_token` of the last chunk that arrived; bound to the rest of the request. Empty: from the beginning."""
+    @_builtins.property
+    def selector(self) -> _frame_pb2.Selector:
+        """Which series. Unset: all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the range, inclusive. Required."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the range, exclusive. Unset: now."""
+
+    def __init__(
+        self,
+        *,
+        selector: _frame_pb2.Selector | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        tier: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "selector", b"selector", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "resume_token", b"resume_token", "selector", b"selector", "start_time", b"start_time", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSeriesRequest: _TypeAlias = ExportSeriesRequest  # noqa: Y015
+
+@_typing.final
+class ExportSeriesResponse(_message.Message):
+    """Response of ExportSeries: a header first, then the chunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___ExportHeader:
+        """The header: the first message, once."""
+
+    @_builtins.property
+    def chunk(self) -> Global___ExportChunk:
+        """The next rows."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___ExportHeader | None = ...,
+        chunk: Global___ExportChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ExportSeriesResponse: _TypeAlias = ExportSeriesResponse  # noqa: Y015
+
+@_typing.final
+class ExportHeader(_message.Message):
+    """What holds for a whole export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    SERIES_COUNT_FIELD_NUMBER: _builtins.int
+    series_count: _builtins.int
+    """How many series the selector chose."""
+    @_builtins.property
+    def provenance(self) -> _provenance_pb2.Provenance:
+        """Where the rows come from."""
+
+    def __init__(
+        self,
+        *,
+        provenance: _provenance_pb2.Provenance | None = ...,
+        series_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "series_count", b"series_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportHeader: _TypeAlias = ExportHeader  # noqa: Y015
+
+@_typing.final
+class ExportChunk(_message.Message):
+    """Some rows of an export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARQUET_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    DONE_SERIES_COUNT_FIELD_NUMBER: _builtins.int
+    parquet: _builtins.bytes
+    """A whole Parquet file, at most 3 MiB: `metric`, `server`, `time` (milliseconds, UTC), and `value` of raw samples or
+    the columns of a rollup tier: `min`, `max`, `sum`, `count`, `last`, and of counters `first` and `growth`.
+    """
+    row_count: _builtins.int
+    """How many rows it has."""
+    resume_token: _builtins.str
+    """The row after which an interrupted export goes on."""
+    done_series_count: _builtins.int
+    """How many of the series of the header are whole with this chunk."""
+    def __init__(
+        self,
+        *,
+        parquet: _builtins.bytes = ...,
+        row_count: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+        done_series_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_series_count", b"done_series_count", "parquet", b"parquet", "resume_token", b"resume_token", "row_count", b"row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportChunk: _TypeAlias = ExportChunk  # noqa: Y015
+
+@_typing.final
+class RetentionPolicy(_message.Message):
+    """What is kept how long. Of the rules that match a series in a tier the last one counts; without one the configured
+    retention of the tier does.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """Changes with every change. Output only, except as a condition in UpdateRetentionPolicy."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetentionRule]:
+        """The rules, at most 100."""
+
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___LegalHold]:
+        """What is kept whatever the rules say, at most 100."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed. Output only."""
+
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___RetentionRule] | None = ...,
+        holds: _abc.Iterable[Global___LegalHold] | None = ...,
+        etag: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "holds", b"holds", "rules", b"rules", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetentionPolicy: _TypeAlias = RetentionPolicy  # noqa: Y015
+
+@_typing.final
+class RetentionRule(_message.Message):
+    """How long some series are kept in some tiers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    """The tier: `raw`, the name of a rollup tier, or empty for every tier."""
+    @_builtins.property
+    def selector(self) -> _frame_pb2.Selector:
+        """Which series. Unset: all."""
+
+    @_builtins.property
+    def retention(self) -> _duration_pb2.Duration:
+        """How long: 1 minute to 100 years. Required."""
+
+    def __init__(
+        self,
+        *,
+        tier: _builtins.str = ...,
+        selector: _frame_pb2.Selector | None = ...,
+        retention: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention", "selector", b"selector"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention", "selector", b"selector", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetentionRule: _TypeAlias = RetentionRule  # noqa: Y015
+
+@_typing.final
+class LegalHold(_message.Message):
+    """Series that must not be deleted, neither by retention nor by DeleteSeries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name, unique: 1–63 characters of `[a-z][a-z0-9_-]*`. Required."""
+    reason: _builtins.str
+    """Why, for people, at most 1,000 characters."""
+    @_builtins.property
+    def selector(self) -> _frame_pb2.Selector:
+        """Which series. Unset: all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the range, inclusive. Unset: from the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the range, exclusive. Unset: without end."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        selector: _frame_pb2.Selector | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "selector", b"selector", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "name", b"name", "reason", b"reason", "selector", b"selector", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LegalHold: _TypeAlias = LegalHold  # noqa: Y015
+
+@_typing.final
+class GetRetentionPolicyRequest(_message.Message):
+    """Request of GetRetentionPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRetentionPolicyRequest: _TypeAlias = GetRetentionPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetRetentionPolicyResponse(_message.Message):
+    """Response of GetRetentionPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___RetentionPolicy:
+        """The policy."""
+
+    @_builtins.property
+    def provenance(self) -> _provenance_pb2.Provenance:
+        """Where the answer came from."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___RetentionPolicy | None = ...,
+        provenance: _provenance_pb2.Provenance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "provenance", b"provenance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRetentionPolicyResponse: _TypeAlias = GetRetentionPolicyResponse  # noqa: Y015
+
+@_typing.final
+class UpdateRetentionPolicyRequest(_message.Message):
+    """Request of UpdateRetentionPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___RetentionPolicy:
+        """The policy. Required. An etag makes the call conditional."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___RetentionPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateRetentionPolicyRequest: _TypeAlias = UpdateRetentionPolicyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateRetentionPolicyResponse(_message.Message):
+    """Response of UpdateRetentionPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___RetentionPolicy:
+        """The policy as it is now."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___RetentionPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateRetentionPolicyResponse: _TypeAlias = UpdateRetentionPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ListTiersRequest(_message.Message):
+    """Request of ListTiers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTiersRequest: _TypeAlias = ListTiersRequest  # noqa: Y015
+
+@_typing.final
+class ListTiersResponse(_message.Message):
+    """Response of ListTiers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIERS_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tier]:
+        """The tiers, the finest first."""
+
+    @_builtins.property
+    def disk(self) -> Global___DiskBudget:
+        """The disk that history may use and does."""
+
+    def __init__(
+        self,
+        *,
+        tiers: _abc.Iterable[Global___Tier] | None = ...,
+        disk: Global___DiskBudget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTiersResponse: _TypeAlias = ListTiersResponse  # noqa: Y015
+
+@_typing.final
+class Tier(_message.Message):
+    """A tier of history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    OLDEST_TIME_FIELD_NUMBER: _builtins.int
+    NEWEST_TIME_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    WAITING_BUCKET_COUNT_FIELD_NUMBER: _builtins.int
+    DELETED_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    DAMAGED_FILE_COUNT_FIELD_NUMBER: _builtins.int
+    SKETCH_METRICS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name: `raw`, or the width of its buckets such as `5m`."""
+    row_count: _builtins.int
+    """How many samples or buckets its files hold."""
+    file_count: _builtins.int
+    """How many files."""
+    size_bytes: _builtins.int
+    """Their bytes."""
+    waiting_bucket_count: _builtins.int
+    """How many buckets of time wait to be computed: 0 when it is up to date."""
+    deleted_row_count: _builtins.int
+    """How many rows retention and DeleteSeries have deleted from it."""
+    freed_bytes: _builtins.int
+    """How many bytes that freed."""
+    damaged_file_count: _builtins.int
+    """Files that were damaged and set aside, and could not be rebuilt."""
+    @_builtins.property
+    def resolution(self) -> _duration_pb2.Duration:
+        """The width of its buckets; unset for raw."""
+
+    @_builtins.property
+    def retention(self) -> _duration_pb2.Duration:
+        """How long it is kept where no rule says otherwise."""
+
+    @_builtins.property
+    def oldest_time(self) -> _timestamp_pb2.Timestamp:
+        """The oldest sample or bucket; unset while there is none."""
+
+    @_builtins.property
+    def newest_time(self) -> _timestamp_pb2.Timestamp:
+        """The end of the newest sample or bucket; unset while there is none."""
+
+    @_builtins.property
+    def sketch_metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The metrics whose percentiles are kept in sketches."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        resolution: _duration_pb2.Duration | None = ...,
+        retention: _duration_pb2.Duration | None = ...,
+        oldest_time: _timestamp_pb2.Timestamp | None = ...,
+        newest_time: _timestamp_pb2.Timestamp | None = ...,
+        row_count: _builtins.int = ...,
+        file_count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        waiting_bucket_count: _builtins.int = ...,
+        deleted_row_count: _builtins.int = ...,
+        freed_bytes: _builtins.int = ...,
+        damaged_file_count: _builtins.int = ...,
+        sketch_metrics: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["newest_time", b"newest_time", "oldest_time", b"oldest_time", "resolution", b"resolution", "retention", b"retention"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged_file_count", b"damaged_file_count", "deleted_row_count", b"deleted_row_count", "file_count", b"file_count", "freed_bytes", b"freed_bytes", "name", b"name", "newest_time", b"newest_time", "oldest_time", b"oldest_time", "resolution", b"resolution", "retention", b"retention", "row_count", b"row_count", "size_bytes", b"size_bytes", "sketch_metrics", b"sketch_metrics", "waiting_bucket_count", b"waiting_bucket_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+@_typing.final
+class DiskBudget(_message.Message):
+    """How much disk history takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    FULL_TIME_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    limit_bytes: _builtins.int
+    """The bytes that it may take: the configured budget, or the whole volume."""
+    used_bytes: _builtins.int
+    """The bytes that it takes."""
+    plan: _builtins.str
+    """What is being done about it, one sentence; empty below 80 %."""
+    @_builtins.property
+    def full_time(self) -> _timestamp_pb2.Timestamp:
+        """When the budget will be used up at the pace of the last day; unset when it will not be within retention, or is not
+        known yet.
+        """
+
+    def __init__(
+        self,
+        *,
+        limit_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        full_time: _timestamp_pb2.Timestamp | None = ...,
+        plan: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["full_time", b"full_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_time", b"full_time", "limit_bytes", b"limit_bytes", "plan", b"plan", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskBudget: _TypeAlias = DiskBudget  # noqa: Y015
+
+@_typing.final
+class RebuildTierRequest(_message.Message):
+    """Request of RebuildTier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    """The name of a rollup tier. Empty: all of them."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the range, inclusive. Required."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the range, exclusive. Unset: now."""
+
+    def __init__(
+        self,
+        *,
+        tier: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildTierRequest: _TypeAlias = RebuildTierRequest  # noqa: Y015
+
+@_typing.final
+class RebuildTierResponse(_message.Message):
+    """Response of RebuildTier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_BUCKET_COUNT_FIELD_NUMBER: _builtins.int
+    waiting_bucket_count: _builtins.int
+    """How many buckets of time wait to be computed again."""
+    def __init__(
+        self,
+        *,
+        waiting_bucket_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["waiting_bucket_count", b"waiting_bucket_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildTierResponse: _TypeAlias = RebuildTierResponse  # noqa: Y015
+
+@_typing.final
+class ImportRollupsRequest(_message.Message):
+    """Request of ImportRollups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frame(self) -> Global___RollupFrame:
+        """The buckets. Required."""
+
+    def __init__(
+        self,
+        *,
+        frame: Global___RollupFrame | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRollupsRequest: _TypeAlias = ImportRollupsRequest  # noqa: Y015
+
+@_typing.final
+class ImportRollupsResponse(_message.Message):
+    """Response of ImportRollups: one for each request, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_BUCKET_COUNT_FIELD_NUMBER: _builtins.int
+    REJECTED_BUCKET_COUNT_FIELD_NUMBER: _builtins.int
+    accepted_bucket_count: _builtins.int
+    """How many buckets were taken."""
+    rejected_bucket_count: _builtins.int
+    """How many were not, because what is there has as many samples, or because they are older than the tier is kept."""
+    def __init__(
+        self,
+        *,
+        accepted_bucket_count: _builtins.int = ...,
+        rejected_bucket_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_bucket_count", b"accepted_bucket_count", "rejected_bucket_count", b"rejected_bucket_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRollupsResponse: _TypeAlias = ImportRollupsResponse  # noqa: Y015
+
+@_typing.final
+class RollupFrame(_message.Message):
+    """Buckets of S servers and M metrics at T times. The columns have T · S · M values in the order time, server, metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    TIME_UNIX_NANOS_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    GROWTH_FIELD_NUMBER: _builtins.int
+    SERVER_INFOS_FIELD_NUMBER: _builtins.int
+    METRIC_INFOS_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    """The name of the tier. Required."""
+    @_builtins.property
+    def time_unix_nanos(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The starts of the buckets in nanoseconds, multiples of the tier's resolution, strictly increasing."""
+
+    @_builtins.property
+    def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The server ids."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The metric keys."""
+
+    @_builtins.property
+    def min(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The smallest sample."""
+
+    @_builtins.property
+    def max(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The largest sample."""
+
+    @_builtins.property
+    def sum(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The sum of the samples."""
+
+    @_builtins.property
+    def count(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """How many samples, a whole number; 0 where there is no bucket, and the other columns are not looked at."""
+
+    @_builtins.property
+    def last(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The newest sample."""
+
+    @_builtins.property
+    def first(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The oldest sample of a counter. NaN, or the whole column left out, where it is not known."""
+
+    @_builtins.property
+    def growth(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """How much a counter grew from its oldest sample in the bucket to its newest, over restarts. As `first`."""
+
+    @_builtins.property
+    def server_infos(self) -> _containers.RepeatedCompositeFieldContainer[_frame_pb2.ServerInfo]:
+        """What is known of the servers."""
+
+    @_builtins.property
+    def metric_infos(self) -> _containers.RepeatedCompositeFieldContainer[_frame_pb2.MetricInfo]:
+        """What is known of the metrics."""
+
+    def __init__(
+        self,
+        *,
+        tier: _builtins.str = ...,
+        time_unix_nanos: _abc.Iterable[_builtins.int] | None = ...,
+        servers: _abc.Iterable[_builtins.str] | None = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        min: _abc.Iterable[_builtins.float] | None = ...,
+        max: _abc.Iterable[_builtins.float] | None = ...,
+        sum: _abc.Iterable[_builtins.float] | None = ...,
+        count: _abc.Iterable[_builtins.float] | None = ...,
+        last: _abc.Iterable[_builtins.float] | None = ...,
+        first: _abc.Iterable[_builtins.float] | None = ...,
+        growth: _abc.Iterable[_builtins.float] | None = ...,
+        server_infos: _abc.Iterable[_frame_pb2.ServerInfo] | None = ...,
+        metric_infos: _abc.Iterable[_frame_pb2.MetricInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first", "growth", b"growth", "last", b"last", "max", b"max", "metric_infos", b"metric_infos", "metrics", b"metrics", "min", b"min", "server_infos", b"server_infos", "servers", b"servers", "sum", b"sum", "tier", b"tier", "time_unix_nanos", b"time_unix_nanos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollupFrame: _TypeAlias = RollupFrame  # noqa: Y015
+
+@_typing.final
 class GetLedgerRequest(_message.Message):
     """Request of GetLedger."""
 

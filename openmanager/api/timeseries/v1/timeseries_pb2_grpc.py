@@ -65,6 +65,16 @@ class TimeseriesServiceStub:
                 request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListSeriesRequest.SerializeToString,
                 response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListSeriesResponse.FromString,
                 _registered_method=True)
+        self.DeleteSeries = channel.unary_unary(
+                '/openmanager.api.timeseries.v1.TimeseriesService/DeleteSeries',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteSeriesRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteSeriesResponse.FromString,
+                _registered_method=True)
+        self.ExportSeries = channel.unary_stream(
+                '/openmanager.api.timeseries.v1.TimeseriesService/ExportSeries',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ExportSeriesRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ExportSeriesResponse.FromString,
+                _registered_method=True)
 
 
 class TimeseriesServiceServicer:
@@ -117,6 +127,23 @@ class TimeseriesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteSeries(self, request, context):
+        """Deletes the samples of the chosen series in [start_time, end_time), from every tier; what the log still holds of
+        them is not replayed. Idempotent. FAILED_PRECONDITION, reason `LEGAL_HOLD`, when a hold covers one of them, or
+        `ENGINE_CANNOT` when the engine is unable to delete that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSeries(self, request, context):
+        """Streams the samples of the chosen series in [start_time, end_time) as Parquet, sorted by metric, server and time,
+        in chunks that are whole files. Idempotent; a broken stream goes on after the last chunk by its `resume_token`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TimeseriesServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +176,16 @@ def add_TimeseriesServiceServicer_to_server(servicer, server):
                     servicer.ListSeries,
                     request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListSeriesRequest.FromString,
                     response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListSeriesResponse.SerializeToString,
+            ),
+            'DeleteSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSeries,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteSeriesRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteSeriesResponse.SerializeToString,
+            ),
+            'ExportSeries': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSeries,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ExportSeriesRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ExportSeriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -324,6 +361,270 @@ class TimeseriesService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def DeleteSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.TimeseriesService/DeleteSeries',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteSeriesRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.TimeseriesService/ExportSeries',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ExportSeriesRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ExportSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class RetentionServiceStub:
+    """What is kept how long.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetRetentionPolicy = channel.unary_unary(
+                '/openmanager.api.timeseries.v1.RetentionService/GetRetentionPolicy',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.GetRetentionPolicyRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.GetRetentionPolicyResponse.FromString,
+                _registered_method=True)
+        self.UpdateRetentionPolicy = channel.unary_unary(
+                '/openmanager.api.timeseries.v1.RetentionService/UpdateRetentionPolicy',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.UpdateRetentionPolicyRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.UpdateRetentionPolicyResponse.FromString,
+                _registered_method=True)
+        self.ListTiers = channel.unary_unary(
+                '/openmanager.api.timeseries.v1.RetentionService/ListTiers',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListTiersRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListTiersResponse.FromString,
+                _registered_method=True)
+        self.RebuildTier = channel.unary_unary(
+                '/openmanager.api.timeseries.v1.RetentionService/RebuildTier',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RebuildTierRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RebuildTierResponse.FromString,
+                _registered_method=True)
+
+
+class RetentionServiceServicer:
+    """What is kept how long.
+    """
+
+    def GetRetentionPolicy(self, request, context):
+        """Returns the policy. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateRetentionPolicy(self, request, context):
+        """Replaces the policy. Idempotent. ABORTED when an etag is given and is not the stored one; UNAVAILABLE when the
+        metadata service, which stores it, is away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTiers(self, request, context):
+        """Lists the tiers, the finest first, with what they hold and what was deleted from them. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildTier(self, request, context):
+        """Has the buckets of [start_time, end_time) computed again from what is finer; a bucket of which less than before is
+        kept stays as it is. Returns at once; ListTiers shows what is waiting. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RetentionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetRetentionPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRetentionPolicy,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.GetRetentionPolicyRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.GetRetentionPolicyResponse.SerializeToString,
+            ),
+            'UpdateRetentionPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRetentionPolicy,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.UpdateRetentionPolicyRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.UpdateRetentionPolicyResponse.SerializeToString,
+            ),
+            'ListTiers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTiers,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListTiersRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListTiersResponse.SerializeToString,
+            ),
+            'RebuildTier': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildTier,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RebuildTierRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RebuildTierResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'openmanager.api.timeseries.v1.RetentionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('openmanager.api.timeseries.v1.RetentionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class RetentionService:
+    """What is kept how long.
+    """
+
+    @staticmethod
+    def GetRetentionPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.RetentionService/GetRetentionPolicy',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.GetRetentionPolicyRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.GetRetentionPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRetentionPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.RetentionService/UpdateRetentionPolicy',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.UpdateRetentionPolicyRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.UpdateRetentionPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTiers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.RetentionService/ListTiers',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListTiersRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListTiersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildTier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.RetentionService/RebuildTier',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RebuildTierRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RebuildTierResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class LogServiceStub:
     """The books of the log and the positions of its consumers.
@@ -461,6 +762,11 @@ class ImportServiceStub:
                 request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesRequest.SerializeToString,
                 response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesResponse.FromString,
                 _registered_method=True)
+        self.ImportRollups = channel.stream_stream(
+                '/openmanager.api.timeseries.v1.ImportService/ImportRollups',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportRollupsRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportRollupsResponse.FromString,
+                _registered_method=True)
 
 
 class ImportServiceServicer:
@@ -474,6 +780,15 @@ class ImportServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportRollups(self, request_iterator, context):
+        """Writes buckets straight into a tier: history that was never raw here. Each request is answered, in order, when its
+        buckets are readable and durable. Of a bucket that exists the one with more samples stays. A request that is refused
+        ends the stream; those answered before it stay. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImportServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -481,6 +796,11 @@ def add_ImportServiceServicer_to_server(servicer, server):
                     servicer.ImportFrames,
                     request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesRequest.FromString,
                     response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesResponse.SerializeToString,
+            ),
+            'ImportRollups': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportRollups,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportRollupsRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportRollupsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -511,6 +831,33 @@ class ImportService:
             '/openmanager.api.timeseries.v1.ImportService/ImportFrames',
             openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesRequest.SerializeToString,
             openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportFramesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportRollups(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/openmanager.api.timeseries.v1.ImportService/ImportRollups',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportRollupsRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ImportRollupsResponse.FromString,
             options,
             channel_credentials,
             insecure,

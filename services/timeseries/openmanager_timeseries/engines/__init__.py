@@ -1,0 +1,1 @@
+"""Engines: stores of raw history beside our blocks."""
