@@ -6,7 +6,9 @@ The key is the identity of a metric within a server, on the wire, in the log and
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,30 +128,75 @@ class Pattern:
 
     def matcher(self) -> Callable[[str], bool]:
         """Return a function that says whether a key is chosen."""
-        name = _glob(self.name)
-        wanted = [(key, _glob(value)) for key, value in self.attributes]
+        name, attributes = _glob(self.name), self.attribute_matcher()
 
         def matches(key: str) -> bool:
             own_name, own = parse_key(key)
-            if not name(own_name):
-                return False
-            have = dict(own)
-            return all(key in have and match(have[key]) for key, match in wanted)
+            return bool(name(own_name)) and attributes(dict(own))
 
         return matches
 
+    def attribute_matcher(self) -> Callable[[Mapping[str, str]], bool]:
+        """Return a function that says whether a key with the right name is chosen by its attributes."""
+        wanted = [(key, _glob(value)) for key, value in self.attributes]
+        return lambda own: all(key in own and match(own[key]) for key, match in wanted)
 
-def _glob(pattern: str) -> Callable[[str], bool]:
+
+def _is_glob(pattern: str) -> bool:
+    return "*" in pattern or "?" in pattern
+
+
+def _glob(pattern: str) -> Callable[[str], object]:
     """Return a matcher for `*` and `?`; runs of stars are one, so that matching stays linear in practice."""
-    if not re.search(r"[*?]", pattern):
+    if not _is_glob(pattern):
         return pattern.__eq__
     literal = re.sub(r"\*+", "*", pattern).replace("[", "[[]")
-    return lambda text: fnmatch.fnmatchcase(text, literal)
+    return re.compile(fnmatch.translate(literal)).match
+
+
+class _Choice:
+    """What some patterns, all of one name, say of the attributes of a key."""
+
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self.everything = any(not pattern.attributes for pattern in patterns)
+        # Each pattern stands under its rarest attribute: whoever lists a thousand keys has each asked for a few only.
+        often = Counter(pair for pattern in patterns for pair in pattern.attributes)
+        self._by_pair: dict[tuple[str, str], list[Callable[[Mapping[str, str]], bool]]] = {}
+        self._others: list[Callable[[Mapping[str, str]], bool]] = []
+        for pattern in patterns:
+            literal = [pair for pair in pattern.attributes if not _is_glob(pair[1])]
+            under = self._by_pair.setdefault(min(literal, key=often.__getitem__), []) if literal else self._others
+            under.append(pattern.attribute_matcher())
+
+    def takes(self, key: str) -> bool:
+        """Say whether a key of that name is chosen."""
+        if self.everything:
+            return True
+        own = dict(parse_key(key)[1])
+        asked = itertools.chain(*(self._by_pair.get(pair, ()) for pair in own.items()), self._others)
+        return any(matches(own) for matches in asked)
 
 
 def select(keys: Sequence[str], patterns: Iterable[str]) -> list[int]:
     """Return the indices of the keys that any of the patterns chooses, ascending; all of them without patterns."""
-    matchers = [Pattern.parse(text).matcher() for text in patterns]
-    if not matchers:
+    parsed = dict.fromkeys(Pattern.parse(text) for text in patterns)
+    if not parsed:
         return list(range(len(keys)))
-    return [index for index, key in enumerate(keys) if any(match(key) for match in matchers)]
+    by_name: dict[str, list[Pattern]] = {}
+    globs: list[tuple[Callable[[str], object], Pattern]] = []
+    for pattern in parsed:
+        if _is_glob(pattern.name):
+            globs.append((_glob(pattern.name), pattern))
+        else:
+            by_name.setdefault(pattern.name, []).append(pattern)
+    choices: dict[str, _Choice | None] = {}  # by name: many keys have the same
+    chosen = []
+    for index, key in enumerate(keys):
+        name = key.partition("{")[0]
+        if name not in choices:
+            found = by_name.get(name, []) + [pattern for match, pattern in globs if match(name)]
+            choices[name] = _Choice(found) if found else None
+        choice = choices[name]
+        if choice is not None and choice.takes(key):
+            chosen.append(index)
+    return chosen

@@ -65,15 +65,28 @@ def settle(sums: Floats, counts: Floats, reach: Floats) -> Floats:
     six places is within that bound it is what was meant, whatever the order of addition was.
     """
     bound = counts * counts * _EPSILON * reach
+    finest = 10.0**_MAX_DECIMALS
+    with np.errstate(over="ignore", invalid="ignore"):
+        out: Floats = np.rint(sums * finest) / finest
+        # With a bound this small the nearest decimal of six places is the only one within it, also when it has fewer.
+        away = np.abs(out - sums)
+    if not (settled := (away <= bound) & (bound < 0.25 / finest)).all():
+        rest = np.nonzero(~settled)
+        out[rest] = _settle_by_places(sums[rest], bound[rest])
+    return out
+
+
+def _settle_by_places(sums: Floats, bound: Floats) -> Floats:
+    """Return the decimal with the fewest places within `bound` (float64[K], as `sums`) of each sum; the sum if none is."""
     out = sums.copy()
-    open_ = np.isfinite(sums)
+    open_ = np.flatnonzero(np.isfinite(sums))
     for places in range(_MAX_DECIMALS + 1):
         power = 10.0**places
-        near = np.rint(sums * power) / power
-        hit = open_ & (np.abs(near - sums) <= bound)
-        out[hit] = near[hit]
-        open_ &= ~hit
-        if not open_.any():
+        near = np.rint(sums[open_] * power) / power
+        hit = np.abs(near - sums[open_]) <= bound[open_]
+        out[open_[hit]] = near[hit]
+        open_ = open_[~hit]
+        if not len(open_):
             break
     return out
 
@@ -98,12 +111,20 @@ def reduce_ticks(values: Floats, counters: Bools) -> dict[str, Floats]:
     return {
         "min": low,
         "max": high,
-        "sum": settle(np.add.reduce(values, axis=0), count, reach),
+        "sum": settle(_added(values), count, reach),
         "count": count,
         "last": values[-1].copy(),
         "first": first,
         "growth": settle(growth, count, reach),
     }
+
+
+def _added(values: Floats) -> Floats:
+    """Return the sums of ticks, added one after the other: numpy's own sums have no order to rely on."""
+    sums: Floats = values[0].copy()
+    for tick in values[1:]:
+        sums += tick
+    return sums
 
 
 def reduce_samples(values: Floats, cells: Ints, counters: Bools) -> tuple[Ints, dict[str, Floats]]:
@@ -129,8 +150,7 @@ def reduce_samples(values: Floats, cells: Ints, counters: Bools) -> tuple[Ints, 
     return cells[begins], {
         "min": low,
         "max": high,
-        # bincount adds in the order of the samples, as reduce_ticks does.
-        "sum": settle(np.bincount(group, values, len(begins)), count, reach),
+        "sum": settle(_binned(group, values, len(begins)), count, reach),
         "count": count,
         "last": values[ends],
         "first": np.where(is_counter, values[begins], np.nan),
@@ -151,11 +171,11 @@ def coarsen(columns: Mapping[str, Floats], cells: Ints) -> tuple[Ints, dict[str,
     group = np.cumsum(np.concatenate(([False], cells[1:] != cells[:-1])))
     size = len(begins)
     low, high = np.minimum.reduceat(columns["min"], begins), np.maximum.reduceat(columns["max"], begins)
-    count = np.bincount(group, columns["count"], size)
-    sums = np.bincount(group, columns["sum"], size)
+    count = _binned(group, columns["count"], size)
+    sums = _binned(group, columns["sum"], size)
     grown = columns["growth"].copy()
     grown[1:] += np.where(group[1:] == group[:-1], between(columns["last"][:-1], columns["first"][1:]), 0.0)
-    growth = np.bincount(group, grown, size)
+    growth = _binned(group, grown, size)
     reach = np.maximum(np.abs(low), np.abs(high))
     return cells[begins], {
         "min": low,
@@ -166,6 +186,11 @@ def coarsen(columns: Mapping[str, Floats], cells: Ints) -> tuple[Ints, dict[str,
         "first": columns["first"][begins],
         "growth": settle(growth, count, reach),
     }
+
+
+def _binned(group: Ints, values: Floats, size: int) -> Floats:
+    """Return the sum of each of `size` groups, added in the order of the samples, as `reduce_ticks` does."""
+    return np.asarray(np.bincount(group, values, size), np.float64)
 
 
 def between(before: Floats, after: Floats) -> Floats:
@@ -185,7 +210,7 @@ def encode_grid(tier: str, grid: Grid) -> bytes:
         encode_names(4, grid.metrics),
     ]
     for name, number in _FIELDS.items():
-        column = grid.columns[name]
+        column = np.asarray(grid.columns[name], np.float64)
         if name in {"first", "growth"} and np.isnan(column).all():
             continue
         parts.append(packed(number, column))

@@ -13,6 +13,7 @@ from openmanager.runtime.module import MeshConfig, Module, ServerConfig
 SERVICES: dict[str, tuple[str, ...]] = {
     "timeseries": (
         "openmanager.api.timeseries.v1.TimeseriesService",
+        "openmanager.api.timeseries.v1.RetentionService",
         "openmanager.api.timeseries.v1.LogService",
         "openmanager.api.timeseries.v1.ImportService",
     ),

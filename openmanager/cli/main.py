@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import sys
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,7 @@ EXIT_UNAVAILABLE = 69
 EXIT_CONFIGURATION = 78
 GATEWAY = "127.0.0.1:50050"
 
-# The module and the name of each command: imported when it is called, so that `--help` and errors come at once.
+# The module of each command, which has its name: imported when it is called, so that `--help` and errors come at once.
 COMMANDS = {
     "up": "up",
     "serve": "serve",
@@ -26,6 +27,12 @@ COMMANDS = {
     "servers": "servers",
     "top": "top",
     "query": "query",
+    "series": "series",
+    "export": "export",
+    "import": "import_",
+    "sql": "sql",
+    "retention": "retention",
+    "migrate": "migrate",
     "simulate": "simulate",
     "fault": "fault",
     "config": "config",
@@ -42,7 +49,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"openmanager.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        module = import_module(f"openmanager.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         return command
 
 

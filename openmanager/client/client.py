@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -16,14 +17,20 @@ from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import codec, enumeration, history, model, rpc
 from openmanager.client.entries import Entries
 from openmanager.client.inventory import Inventory
+from openmanager.client.retention import Retention
 from openmanager.client.rpc import DEADLINE_SECONDS, Away, Rpc, closable
 from openmanager.client.simulation import Faults, Simulator
 from openmanager.client.watch import ServerWatch, watch_log, watch_status
 from openmanager.client.write import WritePipeline
 from openmanager.errors import invalid
 from openmanager.frame import Frame, ServerInfo, decode_trusted, encode_write_request
+from openmanager.rollup import Grid
 
 DEFAULT_TARGET = "127.0.0.1:50050"
+# A deletion rewrites every file that holds a part of what goes.
+DELETE_SECONDS = 300.0
+# Imports fill the log as fast as it takes them: one frame may wait for others to be sealed.
+IMPORT_SECONDS = 60.0
 
 
 class Client:
@@ -33,12 +40,13 @@ class Client:
     with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
     Async iterators that are left early are closed at once inside `contextlib.aclosing`.
 
-    `inventory`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
+    `inventory`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, jitter: random.Random | None = None) -> None:
         self.rpc = Rpc(target, jitter=jitter or random.Random())  # noqa: S311  (it only spreads reconnections)
         self.inventory = Inventory(self.rpc)
+        self.retention = Retention(self.rpc)
         self.simulation = Simulator(self.rpc)
         self.faults = Faults(self.rpc)
         self.entries = Entries(self.rpc)
@@ -91,10 +99,34 @@ class Client:
         At most `in_flight` frames wait for theirs; none may take longer than `seconds`. An error ends the stream: what
         was acknowledged stays, the rest may be written again, which changes nothing where it had arrived.
         """
-        pipeline = WritePipeline(self.rpc, in_flight=in_flight, seconds=seconds)
-        async with aclosing(closable(pipeline.acks(frames))) as acks:
-            async for ack in acks:
-                yield codec.ack(ack)
+        pipeline = WritePipeline(self.rpc, rpc.WRITE_FRAMES, encode_write_request, in_flight=in_flight, seconds=seconds)
+        async with aclosing(closable(pipeline.replies(frames))) as replies:
+            async for reply in replies:
+                yield codec.ack(reply.ack)
+
+    async def import_frames(
+        self, frames: AsyncIterable[Frame], *, in_flight: int = 16, seconds: float = IMPORT_SECONDS
+    ) -> AsyncIterator[model.WriteAck]:
+        """Write frames of the past and of the future on one stream, otherwise as `write_frames` does."""
+        pipeline = WritePipeline(
+            self.rpc, rpc.IMPORT_FRAMES, encode_write_request, in_flight=in_flight, seconds=seconds
+        )
+        async with aclosing(closable(pipeline.replies(frames))) as replies:
+            async for reply in replies:
+                yield codec.ack(reply.ack)
+
+    async def import_rollups(
+        self, tier: str, grids: AsyncIterable[Grid], *, in_flight: int = 4, seconds: float = IMPORT_SECONDS
+    ) -> AsyncIterator[model.RollupAck]:
+        """Write buckets, at most 4 MiB at a time, straight into a rollup tier; the acknowledgements come in order.
+
+        Of a bucket that exists the one with more samples stays.
+        """
+        encode = partial(codec.rollup_request, tier)
+        pipeline = WritePipeline(self.rpc, rpc.IMPORT_ROLLUPS, encode, in_flight=in_flight, seconds=seconds)
+        async with aclosing(closable(pipeline.replies(grids))) as replies:
+            async for reply in replies:
+                yield codec.rollup_ack(reply)
 
     # ── hot state ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -199,6 +231,50 @@ class Client:
         async for page in self.rpc.pages(rpc.LIST_SERIES, request, limit=limit, seconds=seconds):
             for each in page.series:
                 yield codec.series_info(each)
+
+    async def export_series(
+        self,
+        metrics: Sequence[str] | str = (),
+        *,
+        start: datetime | int,
+        end: datetime | int | None = None,
+        servers: Sequence[str] | str = (),
+        where: str = "",
+        tier: str = "raw",
+        resume_token: str = "",
+        on_away: Away | None = None,
+    ) -> AsyncIterator[model.ExportChunk]:
+        """Yield the rows of [start, end), by metric, server and time, as chunks that are Parquet files.
+
+        `tier` is `raw` or the name of a rollup tier. A broken connection is taken up after the last chunk; so is an
+        export that ended, with the same arguments and the `resume_token` of the last chunk that came.
+        """
+        request = history.export_request(
+            history.selector(metrics, servers, where), start=start, end=end, tier=tier, resume_token=resume_token
+        )
+        async with aclosing(closable(history.export_series(self.rpc, request, on_away))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def delete_series(
+        self,
+        metrics: Sequence[str] | str = (),
+        *,
+        servers: Sequence[str] | str = (),
+        where: str = "",
+        start: datetime | int | None = None,
+        end: datetime | int | None = None,
+        validate_only: bool = False,
+        seconds: float = DELETE_SECONDS,
+    ) -> model.Deletion:
+        """Delete the samples of the chosen series in [start, end) from every tier; with `validate_only` only count them.
+
+        FailedPreconditionError, reason LEGAL_HOLD, when a hold covers one of them, or ENGINE_CANNOT.
+        """
+        request = history.delete_request(
+            history.selector(metrics, servers, where), start=start, end=end, validate_only=validate_only
+        )
+        return codec.deletion(await self.rpc.call(rpc.DELETE_SERIES, request, seconds=seconds))
 
     async def watch_frames(
         self, *, from_position: int = 0, consumer: str = "", on_away: Away | None = None

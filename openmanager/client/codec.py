@@ -21,7 +21,8 @@ from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import enumeration, model
 from openmanager.errors import invalid
-from openmanager.frame import MetricInfo
+from openmanager.frame import MetricInfo, length_delimited
+from openmanager.rollup import Grid, encode_grid
 from openmanager.runtime.clock import to_datetime
 
 E = TypeVar("E", bound=StrEnum)
@@ -92,6 +93,18 @@ def provenance(message: provenance_pb2.Provenance) -> model.Provenance:
         degraded=message.degraded,
         partial=message.partial,
         reason=message.reason,
+        resolution=_length(message.resolution) if message.HasField("resolution") else None,
+        segments=tuple(_segment(each) for each in message.segments),
+        rank_error=message.rank_error,
+    )
+
+
+def _segment(message: provenance_pb2.Segment) -> model.Segment:
+    return model.Segment(
+        source=message.source,
+        tier=message.tier,
+        start_time=moment(message, "start_time"),
+        end_time=moment(message, "end_time"),
     )
 
 
@@ -227,6 +240,120 @@ def aggregation(wanted: str) -> timeseries_pb2.Aggregation.ValueType:
 def group_by(wanted: str) -> timeseries_pb2.GroupBy.ValueType:
     """Return the number of a grouping; InvalidArgumentError when there is none of that name."""
     return timeseries_pb2.GroupBy.Value(f"GROUP_BY_{_member(enumeration.GroupBy, wanted, 'group_by')}")
+
+
+# ── moving and keeping history ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def export_chunk(message: timeseries_pb2.ExportChunk, header: timeseries_pb2.ExportHeader) -> model.ExportChunk:
+    """Return some rows of an export."""
+    return model.ExportChunk(
+        parquet=message.parquet,
+        row_count=message.row_count,
+        resume_token=message.resume_token,
+        done_series_count=message.done_series_count,
+        series_count=header.series_count,
+        provenance=provenance(header.provenance),
+    )
+
+
+def deletion(message: timeseries_pb2.DeleteSeriesResponse) -> model.Deletion:
+    """Return what was deleted."""
+    return model.Deletion(
+        series_count=message.series_count,
+        sample_count=message.sample_count,
+        bucket_count=message.bucket_count,
+        freed_bytes=message.freed_bytes,
+    )
+
+
+def rollup_request(tier: str, grid: Grid) -> bytes:
+    """Return the wire form of an ImportRollupsRequest."""
+    return length_delimited(1, encode_grid(tier, grid))
+
+
+def rollup_ack(message: timeseries_pb2.ImportRollupsResponse) -> model.RollupAck:
+    """Return how many buckets were taken."""
+    return model.RollupAck(
+        accepted_bucket_count=message.accepted_bucket_count, rejected_bucket_count=message.rejected_bucket_count
+    )
+
+
+def _selector(message: frame_pb2.Selector) -> model.Selector:
+    return model.Selector(metrics=tuple(message.metrics), servers=tuple(message.servers), where=message.server_filter)
+
+
+def selector_message(wanted: model.Selector) -> frame_pb2.Selector:
+    """Return the message of a selector."""
+    return frame_pb2.Selector(metrics=wanted.metrics, servers=wanted.servers, server_filter=wanted.where)
+
+
+def retention_policy(message: timeseries_pb2.RetentionPolicy) -> model.RetentionPolicy:
+    """Return what is kept how long."""
+    return model.RetentionPolicy(
+        rules=tuple(
+            model.RetentionRule(tier=each.tier, selector=_selector(each.selector), retention=_length(each.retention))
+            for each in message.rules
+        ),
+        holds=tuple(
+            model.LegalHold(
+                name=each.name,
+                selector=_selector(each.selector),
+                start_time=moment(each, "start_time"),
+                end_time=moment(each, "end_time"),
+                reason=each.reason,
+            )
+            for each in message.holds
+        ),
+        etag=message.etag,
+        update_time=moment(message, "update_time"),
+    )
+
+
+def retention_message(wanted: model.RetentionPolicy) -> timeseries_pb2.RetentionPolicy:
+    """Return the message of a policy, without what only the service sets but the etag."""
+    message = timeseries_pb2.RetentionPolicy(etag=wanted.etag)
+    for rule in wanted.rules:
+        message.rules.add(tier=rule.tier, selector=selector_message(rule.selector), retention=duration(rule.retention))
+    for hold in wanted.holds:
+        made = message.holds.add(name=hold.name, selector=selector_message(hold.selector), reason=hold.reason)
+        if hold.start_time is not None:
+            made.start_time.CopyFrom(timestamp(hold.start_time, "start_time"))
+        if hold.end_time is not None:
+            made.end_time.CopyFrom(timestamp(hold.end_time, "end_time"))
+    return message
+
+
+def tier(message: timeseries_pb2.Tier) -> model.Tier:
+    """Return a tier."""
+    return model.Tier(
+        name=message.name,
+        resolution=_length(message.resolution) if message.HasField("resolution") else None,
+        retention=_length(message.retention),
+        oldest_time=moment(message, "oldest_time"),
+        newest_time=moment(message, "newest_time"),
+        row_count=message.row_count,
+        file_count=message.file_count,
+        size_bytes=message.size_bytes,
+        waiting_bucket_count=message.waiting_bucket_count,
+        deleted_row_count=message.deleted_row_count,
+        freed_bytes=message.freed_bytes,
+        damaged_file_count=message.damaged_file_count,
+        sketch_metrics=tuple(message.sketch_metrics),
+    )
+
+
+def tiers(message: timeseries_pb2.ListTiersResponse) -> model.Tiers:
+    """Return the tiers and the disk they take."""
+    return model.Tiers(
+        tiers=tuple(tier(each) for each in message.tiers),
+        disk=model.DiskBudget(
+            limit_bytes=message.disk.limit_bytes,
+            used_bytes=message.disk.used_bytes,
+            full_time=moment(message.disk, "full_time"),
+            plan=message.disk.plan,
+        ),
+    )
 
 
 # ── status ─────────────────────────────────────────────────────────────────────────────────────────────────────────

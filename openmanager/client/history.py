@@ -12,7 +12,7 @@ from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import codec, model, rpc
-from openmanager.client.rpc import Rpc
+from openmanager.client.rpc import Away, Rpc
 from openmanager.errors import DataLossError
 from openmanager.frame import decode_trusted
 
@@ -112,3 +112,75 @@ async def query_latest(calls: Rpc, chosen: frame_pb2.Selector, seconds: float) -
         else:
             frames.append(decode_trusted(reply.frame))
     return model.Latest(frames=tuple(frames), position=position, provenance=codec.provenance(about))
+
+
+# ── moving ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def export_request(
+    chosen: frame_pb2.Selector,
+    *,
+    start: datetime | int,
+    end: datetime | int | None,
+    tier: str = "",
+    resume_token: str = "",
+) -> timeseries_pb2.ExportSeriesRequest:
+    """Return the request for an export."""
+    request = timeseries_pb2.ExportSeriesRequest(
+        selector=chosen, start_time=codec.timestamp(start, "start"), tier=tier, resume_token=resume_token
+    )
+    if end is not None:
+        request.end_time.CopyFrom(codec.timestamp(end, "end"))
+    return request
+
+
+async def export_parts(
+    calls: Rpc, request: timeseries_pb2.ExportSeriesRequest, on_away: Away | None = None
+) -> AsyncIterator[timeseries_pb2.ExportSeriesResponse]:
+    """Yield the header, once, and the chunks; a broken connection is taken up after the last chunk that came.
+
+    The request is changed: its token is that of the last chunk.
+    """
+
+    async def begin() -> AsyncIterator[timeseries_pb2.ExportSeriesResponse]:
+        async for reply in calls.stream(rpc.EXPORT_SERIES, request, seconds=None):
+            if reply.HasField("chunk"):
+                request.resume_token = reply.chunk.resume_token
+            yield reply
+        yield timeseries_pb2.ExportSeriesResponse()  # the end, which is not a break
+
+    known = False
+    async with aclosing(rpc.closable(calls.resumed(begin, on_away))) as replies:
+        async for reply in replies:
+            match reply.WhichOneof("part"):
+                case None:
+                    return
+                case "header" if known:
+                    continue
+            known = True
+            yield reply
+
+
+async def export_series(
+    calls: Rpc, request: timeseries_pb2.ExportSeriesRequest, on_away: Away | None = None
+) -> AsyncIterator[model.ExportChunk]:
+    """Yield the chunks of an export."""
+    header = timeseries_pb2.ExportHeader()
+    async with aclosing(rpc.closable(export_parts(calls, request, on_away))) as replies:
+        async for reply in replies:
+            if reply.HasField("header"):
+                header = reply.header
+            else:
+                yield codec.export_chunk(reply.chunk, header)
+
+
+def delete_request(
+    chosen: frame_pb2.Selector, *, start: datetime | int | None, end: datetime | int | None, validate_only: bool
+) -> timeseries_pb2.DeleteSeriesRequest:
+    """Return the request to delete samples."""
+    request = timeseries_pb2.DeleteSeriesRequest(selector=chosen, validate_only=validate_only)
+    if start is not None:
+        request.start_time.CopyFrom(codec.timestamp(start, "start"))
+    if end is not None:
+        request.end_time.CopyFrom(codec.timestamp(end, "end"))
+    return request

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openmanager.client.enumeration import FaultPattern, MetricKind, ServerState, StorageState, WatchKind
 from openmanager.frame import Frame, MetricInfo
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,8 +25,22 @@ def _no_floats() -> Floats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A part of a range, [start, end), that one tier of one store answered."""
+
+    source: str
+    tier: str
+    start_time: datetime | None
+    end_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Where an answer came from and how far it can be trusted."""
+    """Where an answer came from and how far it can be trusted.
+
+    `resolution` is the width of the coarsest buckets that were read, None for raw samples alone; what lies in none of
+    `segments` is not kept any more; `rank_error` is the largest error of a percentile's rank, 0 where it is exact.
+    """
 
     source: str = ""
     tier: str = ""
@@ -31,6 +49,9 @@ class Provenance:
     degraded: bool = False
     partial: bool = False
     reason: str = ""
+    resolution: timedelta | None = None
+    segments: tuple[Segment, ...] = ()
+    rank_error: float = 0.0
 
 
 # ── servers ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,6 +231,132 @@ class LogRecord:
     frame: Frame
     receive_time: datetime | None
     trace_parent: str
+
+
+# ── moving and keeping history ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExportChunk:
+    """Some rows of an export: a whole Parquet file.
+
+    `series_count` is how many series were chosen, `done_series_count` how many of them are whole with this chunk; after
+    `resume_token` an export goes on.
+    """
+
+    parquet: bytes = field(repr=False)
+    row_count: int
+    resume_token: str
+    done_series_count: int
+    series_count: int
+    provenance: Provenance
+
+    def table(self) -> pa.Table:
+        """Return the rows: `metric`, `server`, `time`, and `value` or the columns of a rollup tier."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pq.read_table(pa.BufferReader(self.parquet))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """What was deleted, or would be."""
+
+    series_count: int
+    sample_count: int
+    bucket_count: int
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollupAck:
+    """How many buckets of one frame were taken, and how many not."""
+
+    accepted_bucket_count: int
+    rejected_bucket_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selector:
+    """Chooses series: metric keys, names or globs, of server ids and of a filter on servers; empty chooses all."""
+
+    metrics: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionRule:
+    """How long some series are kept in a tier: `raw`, the name of a rollup tier, or empty for every tier."""
+
+    retention: timedelta
+    tier: str = ""
+    selector: Selector = Selector()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegalHold:
+    """Series that must not be deleted in [start, end); None is open."""
+
+    name: str
+    selector: Selector = Selector()
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionPolicy:
+    """What is kept how long: of the rules that match a series in a tier the last one counts.
+
+    An `etag` makes an update conditional; `update_time` is set by the service.
+    """
+
+    rules: tuple[RetentionRule, ...] = ()
+    holds: tuple[LegalHold, ...] = ()
+    etag: str = ""
+    update_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A tier of history: `raw`, which has no resolution, or buckets of a width.
+
+    Rows are samples or buckets, times None while there are none; `waiting_bucket_count` is 0 when it is up to date.
+    """
+
+    name: str
+    resolution: timedelta | None
+    retention: timedelta
+    oldest_time: datetime | None
+    newest_time: datetime | None
+    row_count: int
+    file_count: int
+    size_bytes: int
+    waiting_bucket_count: int
+    deleted_row_count: int
+    freed_bytes: int
+    damaged_file_count: int
+    sketch_metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskBudget:
+    """How much disk history may take and does; `full_time` is when it will be used up, as far as that is known."""
+
+    limit_bytes: int
+    used_bytes: int
+    full_time: datetime | None
+    plan: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiers:
+    """The tiers, the finest first, and the disk they take."""
+
+    tiers: tuple[Tier, ...]
+    disk: DiskBudget
 
 
 # ── status ─────────────────────────────────────────────────────────────────────────────────────────────────────────

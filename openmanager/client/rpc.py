@@ -38,7 +38,6 @@ PAGE_SIZE = 1000
 
 M = TypeVar("M", bound=Message)
 Away = Callable[[OpenManagerError], None]
-WriteReply = gateway_pb2.WriteFramesResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,9 @@ class Method(Generic[M]):
 _API = "openmanager.api"
 _GATEWAY = f"{_API}.gateway.v1.GatewayService"
 _TIMESERIES = f"{_API}.timeseries.v1.TimeseriesService"
+_RETENTION = f"{_API}.timeseries.v1.RetentionService"
 _LOG = f"{_API}.timeseries.v1.LogService"
+_IMPORT = f"{_API}.timeseries.v1.ImportService"
 _ENTRY = f"{_API}.cache.v1.EntryService"
 _SERVER = f"{_API}.metadata.v1.ServerService"
 _SIMULATOR = f"{_API}.simulator.v1.SimulatorService"
@@ -78,6 +79,14 @@ WATCH_FRAMES = Method(_TIMESERIES, "WatchFrames", timeseries_pb2.WatchFramesResp
 QUERY_RANGE = Method(_TIMESERIES, "QueryRange", timeseries_pb2.QueryRangeResponse)
 QUERY_LATEST = Method(_TIMESERIES, "QueryLatest", timeseries_pb2.QueryLatestResponse)
 LIST_SERIES = Method(_TIMESERIES, "ListSeries", timeseries_pb2.ListSeriesResponse)
+DELETE_SERIES = Method(_TIMESERIES, "DeleteSeries", timeseries_pb2.DeleteSeriesResponse)
+EXPORT_SERIES = Method(_TIMESERIES, "ExportSeries", timeseries_pb2.ExportSeriesResponse)
+GET_RETENTION_POLICY = Method(_RETENTION, "GetRetentionPolicy", timeseries_pb2.GetRetentionPolicyResponse)
+UPDATE_RETENTION_POLICY = Method(_RETENTION, "UpdateRetentionPolicy", timeseries_pb2.UpdateRetentionPolicyResponse)
+LIST_TIERS = Method(_RETENTION, "ListTiers", timeseries_pb2.ListTiersResponse)
+REBUILD_TIER = Method(_RETENTION, "RebuildTier", timeseries_pb2.RebuildTierResponse)
+IMPORT_FRAMES = Method(_IMPORT, "ImportFrames", timeseries_pb2.ImportFramesResponse)
+IMPORT_ROLLUPS = Method(_IMPORT, "ImportRollups", timeseries_pb2.ImportRollupsResponse)
 GET_LEDGER = Method(_LOG, "GetLedger", timeseries_pb2.GetLedgerResponse)
 
 GET_ENTRY = Method(_ENTRY, "GetEntry", cache_pb2.GetEntryResponse)

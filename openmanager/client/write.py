@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Generic, TypeVar
 
-from openmanager.api.frame.v1 import frame_pb2
-from openmanager.client import rpc
-from openmanager.client.rpc import Rpc, closable
+from google.protobuf.message import Message
+
+from openmanager.client.rpc import Method, Rpc, closable
 from openmanager.errors import DeadlineExceededError
-from openmanager.frame import Frame, encode_write_request
+
+F = TypeVar("F")
+M = TypeVar("M", bound=Message)
 
 
-class WritePipeline:
+class WritePipeline(Generic[F, M]):
     """One stream of writes: at most `in_flight` frames wait for their acknowledgement, none longer than `seconds`."""
 
-    def __init__(self, calls: Rpc, *, in_flight: int, seconds: float) -> None:
+    def __init__(
+        self, calls: Rpc, method: Method[M], encode: Callable[[F], bytes], *, in_flight: int, seconds: float
+    ) -> None:
         self._calls = calls
+        self._method = method
+        self._encode = encode
         self._seconds = seconds
         self._room = asyncio.Semaphore(in_flight)
         self._due: deque[float] = deque()  # until when each frame under way must be acknowledged
         self._limit: asyncio.Timeout | None = None
         self._failure: Exception | None = None
 
-    async def acks(self, frames: AsyncIterable[Frame]) -> AsyncIterator[frame_pb2.WriteAck]:
-        """Yield the acknowledgements in order; an error of the producer comes after those of the frames before it."""
-        async with aclosing(closable(self._calls.converse(rpc.WRITE_FRAMES, self._requests(frames)))) as replies:
+    async def replies(self, frames: AsyncIterable[F]) -> AsyncIterator[M]:
+        """Yield the replies in order; an error of the producer comes after those of the frames before it."""
+        async with aclosing(closable(self._calls.converse(self._method, self._requests(frames)))) as replies:
             while (reply := await self._next(replies)) is not None:
                 self._due.popleft()
                 self._room.release()
-                yield reply.ack
+                yield reply
         if self._failure is not None:
             raise self._failure
 
-    async def _next(self, replies: AsyncIterator[rpc.WriteReply]) -> rpc.WriteReply | None:
+    async def _next(self, replies: AsyncIterator[M]) -> M | None:
         try:
             async with asyncio.timeout_at(self._due[0] if self._due else None) as self._limit:
                 return await anext(replies, None)
@@ -44,12 +51,12 @@ class WritePipeline:
         finally:
             self._limit = None
 
-    async def _requests(self, frames: AsyncIterable[Frame]) -> AsyncIterator[bytes]:
+    async def _requests(self, frames: AsyncIterable[F]) -> AsyncIterator[bytes]:
         try:
             async for frame in frames:
                 await self._room.acquire()
                 self._start_clock()
-                yield encode_write_request(frame)
+                yield self._encode(frame)
         except Exception as err:  # noqa: BLE001  (the producer's own, raised where its frames are acknowledged)
             self._failure = err
 

@@ -14,7 +14,7 @@ from openmanager.frame import check_server_id, check_text
 from openmanager_metadata.backends import Database, Row
 from openmanager_metadata.inventory import THRESHOLDS, check_thresholds
 
-KINDS = ("thresholds", "fault")
+KINDS = ("thresholds", "fault", "retention")
 MAX_DOCUMENT_BYTES = 64 * 1024
 
 
@@ -46,6 +46,8 @@ def check_document(kind: str, document: Mapping[str, Any]) -> str:
         check_thresholds("policy.document", document)
     if kind == "fault":
         _check_fault(document)
+    if kind == "retention":
+        _check_retention(document)
     _check_printable(document)
     text = json.dumps(document, allow_nan=False)
     if len(text.encode()) > MAX_DOCUMENT_BYTES:
@@ -74,6 +76,17 @@ def _check_fault(document: Mapping[str, Any]) -> None:
     severity = document.get("severity")
     if isinstance(severity, bool) or not isinstance(severity, int | float) or not 0 < severity <= 1:
         raise invalid("policy.document.severity", "must be more than 0 and at most 1")
+
+
+def _check_retention(document: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for what is no list of rules and holds; what they mean is for timeseries to say."""
+    for name in document:
+        if name not in {"rules", "holds"}:
+            raise invalid(f"policy.document.{name[:40]}", "must be rules or holds")
+    for name in ("rules", "holds"):
+        entries = document.get(name)
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            raise invalid(f"policy.document.{name}", "must be a list of objects")
 
 
 def _check_printable(value: Any) -> None:

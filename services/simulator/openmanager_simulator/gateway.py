@@ -8,10 +8,14 @@ from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.frame import Frame, encode_write_request
 from openmanager.runtime.peer import Peer
+from openmanager_simulator.plan import Tier
 
 WRITE_FRAME = "/openmanager.api.gateway.v1.GatewayService/WriteFrame"
 IMPORT_FRAMES = "/openmanager.api.timeseries.v1.ImportService/ImportFrames"
+IMPORT_ROLLUPS = "/openmanager.api.timeseries.v1.ImportService/ImportRollups"
+LIST_TIERS = "/openmanager.api.timeseries.v1.RetentionService/ListTiers"
 WRITE_SECONDS = 5.0
+LIST_SECONDS = 5.0
 
 
 class GatewayWriter:
@@ -38,3 +42,31 @@ class GatewayWriter:
         async for data in self._peer.bidi_stream(IMPORT_FRAMES, requests()):
             accepted += timeseries_pb2.ImportFramesResponse.FromString(data).ack.accepted_sample_count
         return accepted
+
+
+class GatewayHistory:
+    """Writes history through the gateway."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def list_tiers(self) -> tuple[int, tuple[Tier, ...]]:
+        """Return for how long samples are kept, in nanoseconds, and the rollup tiers, the finest first."""
+        request = timeseries_pb2.ListTiersRequest()
+        reply = await self._peer.unary(LIST_TIERS, request, timeseries_pb2.ListTiersResponse, seconds=LIST_SECONDS)
+        tiers = [
+            Tier(name=each.name, width=each.resolution.ToNanoseconds(), retention=each.retention.ToNanoseconds())
+            for each in reply.tiers
+        ]
+        raw_retention = max((tier.retention for tier in tiers if not tier.width), default=0)
+        return raw_retention, tuple(tier for tier in tiers if tier.width)
+
+    async def import_rollups(self, requests: AsyncIterator[bytes]) -> AsyncIterator[int]:
+        """Send requests of ImportRollups; yield of each how many buckets were taken."""
+        async for data in self._peer.bidi_stream(IMPORT_ROLLUPS, requests):
+            yield timeseries_pb2.ImportRollupsResponse.FromString(data).accepted_bucket_count
+
+    async def import_frames(self, requests: AsyncIterator[bytes]) -> AsyncIterator[int]:
+        """Send requests of ImportFrames; yield of each how many samples were taken."""
+        async for data in self._peer.bidi_stream(IMPORT_FRAMES, requests):
+            yield timeseries_pb2.ImportFramesResponse.FromString(data).ack.accepted_sample_count

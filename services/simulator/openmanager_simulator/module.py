@@ -11,13 +11,14 @@ from pathlib import Path
 
 from openmanager.errors import ConfigurationError
 from openmanager.runtime.module import Runtime, Service
+from openmanager_simulator.backfill import Backfill
 from openmanager_simulator.catalogue import load_catalogue
 from openmanager_simulator.config import SimulatorConfig
 from openmanager_simulator.fault import Fault
 from openmanager_simulator.fault_record import load_scenario
 from openmanager_simulator.faults import FaultDesk
 from openmanager_simulator.fleet import MAX_SERVERS, Server
-from openmanager_simulator.gateway import GatewayWriter
+from openmanager_simulator.gateway import GatewayHistory, GatewayWriter
 from openmanager_simulator.record_book import RecordBook
 from openmanager_simulator.service import FaultService, SimulatorService
 from openmanager_simulator.simulation import Simulation
@@ -64,6 +65,13 @@ class SimulatorModule:
             )
             ticker.set_faults(scenario)
             book = RecordBook(peer=gateway, replayed=scenario, on_change=ticker.set_faults)
+            backfill = Backfill(
+                ticker=ticker,
+                store=GatewayHistory(gateway),
+                clock=runtime.clock,
+                noise=config.noise,
+                schedule=config.faults,
+            )
             desk = FaultDesk(ticker=ticker, book=book, clock=runtime.clock, schedule=config.faults)
             tasks = [asyncio.create_task(ticker.deliver()), asyncio.create_task(book.keep())]
             if config.autostart:
@@ -71,7 +79,7 @@ class SimulatorModule:
             try:
                 yield Service(
                     servicers={
-                        f"{PACKAGE}.SimulatorService": SimulatorService(ticker),
+                        f"{PACKAGE}.SimulatorService": SimulatorService(ticker, backfill),
                         f"{PACKAGE}.FaultService": FaultService(desk, runtime.clock),
                     }
                 )

@@ -47,24 +47,25 @@ class Blocks:
             return found
 
 
-def normals(seed: int, first: int, servers: int, columns: int, block: int) -> NDArray[np.float32]:
-    """Return standard normals of one block: float32[S, BLOCK, C]."""
-    out = np.empty((servers, BLOCK, columns), np.float32)
-    for server in range(servers):
-        generator("noise", seed, first + server, block).standard_normal(out=out[server], dtype=np.float32)
-    return out
+def normals(seed: int, first: int, block: int, out: NDArray[np.float32]) -> None:
+    """Fill in standard normals of servers from `first` and of blocks from `block` on: float32[S, T, C]."""
+    for server, own in enumerate(out):
+        for at in range(len(own) // BLOCK):
+            part = own[at * BLOCK : (at + 1) * BLOCK]
+            generator("noise", seed, first + server, block + at).standard_normal(out=part, dtype=np.float32)
 
 
-def table_normals(seed: int, first: int, servers: int, columns: int, block: int) -> NDArray[np.float32]:
-    """Return the same shape cut from one table of normals at a random place for each server: cheap, and it repeats."""
+def table_normals(seed: int, first: int, block: int, out: NDArray[np.float32]) -> None:
+    """Fill in the same shape cut from one table of normals at a random place for each block: cheap, and it repeats."""
     table = _table()
+    servers, ticks, columns = out.shape
     size = BLOCK * columns
-    out = np.empty((servers, BLOCK, columns), np.float32)
-    address = (np.arange(first, first + servers, dtype=np.uint64) << np.uint64(32)) + np.uint64(block & 0xFFFFFFFF)
+    blocks = np.arange(block, block + ticks // BLOCK, dtype=np.int64).astype(np.uint64) & np.uint64(0xFFFFFFFF)
+    address = (np.arange(first, first + servers, dtype=np.uint64) << np.uint64(32))[:, None] + blocks
     places = _mixed(address ^ _mixed(np.asarray([seed], np.uint64))) % np.uint64(_TABLE - size)
-    for server, place in enumerate(places.tolist()):
-        out[server] = table[place : place + size].reshape(BLOCK, columns)
-    return out
+    for server, own in enumerate(places.tolist()):
+        for at, place in enumerate(own):
+            out[server, at * BLOCK : (at + 1) * BLOCK] = table[place : place + size].reshape(BLOCK, columns)
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -81,20 +82,25 @@ def _table() -> NDArray[np.float32]:
     return generator("noise", 0).standard_normal(_TABLE, dtype=np.float32)
 
 
-def latents(seed: int, first: int, servers: int, block: int) -> NDArray[np.float64]:
-    """Return slow unit-variance noise of one block: float64[LATENT_BLOCK, S, LATENTS].
+def latents(seed: int, first: int, servers: int, block: int, count: int = 1) -> NDArray[np.float64]:
+    """Return slow unit-variance noise of some blocks: float64[T, S, LATENTS].
 
     An AR(1) process with a memory of _MEMORY_TICKS, run through the block before so that blocks meet without a seam.
     """
-    white = np.empty((2 * LATENT_BLOCK, servers, LATENTS))
-    for server in range(servers):
-        for half in range(2):
-            part = white[half * LATENT_BLOCK : (half + 1) * LATENT_BLOCK, server]
-            part[:] = generator("latent", seed, first + server, block - 1 + half).standard_normal(part.shape)
     keep = 1.0 - 1.0 / _MEMORY_TICKS
     gain = np.sqrt(1.0 - keep * keep)
-    state = np.zeros((servers, LATENTS))
-    for tick in range(2 * LATENT_BLOCK):
-        state = keep * state + gain * white[tick]
-        white[tick] = state
-    return white[LATENT_BLOCK:]
+    white = np.empty((LATENT_BLOCK, 1 + count, servers, LATENTS))
+    for server in range(servers):
+        for at in range(1 + count):
+            part = generator("latent", seed, first + server, block - 1 + at).standard_normal((LATENT_BLOCK, LATENTS))
+            np.multiply(part, gain, out=white[:, at, server])
+    state = np.zeros((count, servers, LATENTS))
+    for step in white[:, :-1]:
+        state *= keep
+        state += step
+    out = np.empty((count, LATENT_BLOCK, servers, LATENTS))
+    for tick, step in enumerate(white[:, 1:]):
+        state *= keep
+        state += step
+        out[:, tick] = state
+    return out.reshape(count * LATENT_BLOCK, servers, LATENTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from openmanager import page
@@ -13,6 +14,7 @@ from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, 
 from openmanager.frame import check_server_id, check_text, encode, length_delimited
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import unbounded
+from openmanager_simulator.backfill import Backfill, Progress, Wanted, closable
 from openmanager_simulator.catalogue import Metric
 from openmanager_simulator.fault import Fault, FaultPattern
 from openmanager_simulator.faults import FaultDesk, FaultRequest
@@ -32,8 +34,9 @@ _EARLIEST, _LATEST = FIRST_DAY * DAY, LAST_DAY * DAY
 class SimulatorService:
     """openmanager.api.simulator.v1.SimulatorService."""
 
-    def __init__(self, ticker: Ticker) -> None:
+    def __init__(self, ticker: Ticker, backfill: Backfill) -> None:
         self._ticker = ticker
+        self._backfill = backfill
 
     async def GetSimulation(self, request: pb.GetSimulationRequest, context: Any) -> pb.GetSimulationResponse:  # noqa: ARG002, N802
         """Return the simulation."""
@@ -76,6 +79,16 @@ class SimulatorService:
             raise invalid("end_time", "must be after start_time")
         async for frame in self._ticker.frames_between(start, end):
             yield length_delimited(1, encode(frame))
+
+    async def BackfillHistory(  # noqa: N802
+        self,
+        request: pb.BackfillHistoryRequest,
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[pb.BackfillHistoryResponse]:
+        """Write the history of a range."""
+        async with aclosing(closable(self._backfill.run(_wanted(request)))) as steps:
+            async for step in steps:
+                yield _progress(step)
 
 
 class FaultService:
@@ -153,6 +166,13 @@ def _time(request: Any, name: str, default: int | None) -> int:
     return nanos
 
 
+def _wanted(request: pb.BackfillHistoryRequest) -> Wanted:
+    start, end = _time(request, "start_time", None), _time(request, "end_time", 0)
+    if end and end <= start:
+        raise invalid("end_time", "must be after start_time")
+    return Wanted(start=start, end=end, raw=request.raw, resume_token=request.resume_token)
+
+
 def _page(count: int, size: int, token: str, key: tuple[Any, ...]) -> tuple[int, int, str]:
     """Return the first index, the end and the next token of a page of a list that does not change its order."""
     first = _first(token, key)
@@ -205,6 +225,19 @@ def _simulation(ticker: Ticker) -> pb.Simulation:
     message.interval.FromMilliseconds(ticker.settings.interval_millis)
     if progress.last_tick_nanos:
         message.last_tick_time.FromNanoseconds(progress.last_tick_nanos)
+    return message
+
+
+def _progress(progress: Progress) -> pb.BackfillHistoryResponse:
+    message = pb.BackfillHistoryResponse(
+        sample_count=progress.sample_count,
+        bucket_count=progress.bucket_count,
+        raw_sample_count=progress.raw_sample_count,
+        done_ratio=progress.done_ratio,
+        resume_token=progress.resume_token,
+        done=progress.done,
+    )
+    message.done_time.FromNanoseconds(progress.done_time)
     return message
 
 

@@ -7,7 +7,7 @@ seasons, its role, slow correlated noise, bursts and faults; metrics follow the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from openmanager_simulator import noise as streams
 from openmanager_simulator import season
-from openmanager_simulator.catalogue import COUNTER_DRIVERS, DRIVERS, Catalogue
+from openmanager_simulator.catalogue import Catalogue
 from openmanager_simulator.fault import (
     CPU_CAP,
     DISK_CAP,
@@ -33,18 +33,18 @@ from openmanager_simulator.fault import (
 from openmanager_simulator.fleet import Server, roles
 from openmanager_simulator.noise import BLOCK, LATENT_BLOCK
 from openmanager_simulator.schedule import Past, Schedule
+from openmanager_simulator.sensor import Counters, Sensors
 
 Floats = NDArray[np.float64]
 _SLOT_SECONDS = 900
 _GIB = float(1 << 30)
-# Servers that are computed together.
+# Servers that are computed together, and blocks of one server: what there is of them in between stays in the cache.
 _CHUNK = 8
-# What a metric's values are multiplied with, by the column of `_Servers.sizes`.
-DRIVERS_SIZE = {"one": 0, "memory": 1, "disk": 2}
+_RUN = 8
+# Blocks of slow noise that are made at once where many will be needed: each costs the same steps as one.
+_LATENT_RUN = 8
 # The mean of a burst's square over its quarter of an hour: its mean width of 0.35 times ∫ (16 (x (1 − x))²)² dx.
 _BUMP_SQUARE = 0.35 * 256.0 / 630.0
-# A counter's own wiggle stays below the slowest season's growth in one tick, or it would fall.
-_WIGGLE = 0.1
 
 
 class Simulation:
@@ -70,11 +70,14 @@ class Simulation:
         self._first = first_server
         self._index = {server.id: at for at, server in enumerate(self._fleet)}
         self._server = _Servers(self._fleet, seed, first_server)
-        self._metrics = _Metrics(catalogue)
-        draw = streams.normals if noise == "normal" else streams.table_normals
-        count, columns = len(self._fleet), self._metrics.columns
-        self._noise = streams.Blocks(lambda block: draw(seed, first_server, count, columns, block), 2)
+        self._sensors = Sensors(catalogue)
+        self._draw = streams.normals if noise == "normal" else streams.table_normals
+        self._noise = streams.Blocks(self._draw_block, 2)
+        count = len(self._fleet)
         self._latents = streams.Blocks(lambda block: streams.latents(seed, first_server, count, block), 2)
+        self._latent_runs = streams.Blocks(
+            lambda run: streams.latents(seed, first_server, count, run * _LATENT_RUN, _LATENT_RUN), 2
+        )
         self._told = self._tell(faults)
 
     def set_faults(self, faults: Sequence[Fault]) -> None:
@@ -108,17 +111,62 @@ class Simulation:
             parts.append(told.values.get(block)[first:last])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def pieces(self, tick: int, count: int) -> Iterator[tuple[int, int, Floats]]:
+        """Yield the values of ticks piece by piece: a server's index, a tick, and float64[T, M] from that tick on.
+
+        All of a server's in the order of time, then the next one's: the same values as `values` in half the time,
+        where nothing needs the whole fleet at once. An array holds until the next one is asked for.
+        """
+        first, last = tick // BLOCK, (tick + count - 1) // BLOCK + 1
+        levels, counters = self._inputs(first, last - first, self._told)
+        shape = (1, min(_RUN, last - first) * BLOCK, self._sensors.columns)
+        noise, values = np.empty(shape, np.float32), np.empty(shape)
+        for server in range(len(self._fleet)):
+            some = slice(server, server + 1)
+            for block in range(first, last, _RUN):
+                size = min(_RUN, last - block) * BLOCK
+                ticks = slice((block - first) * BLOCK, (block - first) * BLOCK + size)
+                self._draw(self._seed, self._first + server, block, noise[:, :size])
+                self._read(values[:, :size], levels[some, ticks], noise[:, :size], some, counters.part(some, ticks))
+                begin = max(tick - block * BLOCK, 0)
+                yield server, block * BLOCK + begin, values[0, begin : min(tick + count - block * BLOCK, size)]
+
     def _make(self, block: int, told: _Told) -> Floats:
-        times = self.times(block * BLOCK, BLOCK)
-        felt = self._felt(told, int(times[0]), int(times[-1]))
-        levels = self._levels(block, times, felt)
-        return self._metrics.values(
-            levels=levels.transpose(1, 0, 2),
-            noise=self._noise.get(block),
-            servers=self._server,
-            counters=self._counters(times, felt),
-            interval=self._interval / SECOND,
+        levels, counters = self._inputs(block, 1, told)
+        noise = self._noise.get(block)
+        whole = np.empty((BLOCK, len(self._fleet), self._sensors.columns))
+        out = whole.transpose(1, 0, 2)
+        for at in range(0, len(out), _CHUNK):
+            some = slice(at, at + _CHUNK)
+            self._read(out[some], levels[some], noise[some], some, counters.part(some))
+        return whole
+
+    def _read(
+        self, out: Floats, levels: Floats, noise: NDArray[np.float32], servers: slice, counters: Counters
+    ) -> None:
+        """Fill in the values of some servers: float64[S, T, M]."""
+        sizes = self._server.sizes[servers]
+        self._sensors.read(
+            out, levels=levels, noise=noise, sizes=sizes, counters=counters, interval=self._interval / SECOND
         )
+
+    def _draw_block(self, block: int) -> NDArray[np.float32]:
+        noise = np.empty((len(self._fleet), BLOCK, self._sensors.columns), np.float32)
+        self._draw(self._seed, self._first, block, noise)
+        return noise
+
+    def _inputs(self, block: int, count: int, told: _Told) -> tuple[Floats, Counters]:
+        """Return the levels of the servers at some blocks of ticks, float64[S, T, 6], and what their counters follow."""
+        times = self.times(block * BLOCK, count * BLOCK)
+        felt = self._felt(told, int(times[0]), int(times[-1]))
+        levels, counters = self._levels(self._slow(block, count), times, felt), self._counters(times, felt)
+        if count > 1 and any(hit.pattern is FaultPattern.NETWORK_LATENCY for hit in felt.now):
+            # Its seconds are added to what is left of earlier ones, and which those are depends on the block.
+            blocks = np.split(times, count)
+            felts = [self._felt(told, int(ticks[0]), int(ticks[-1])) for ticks in blocks]
+            parts = [self._trouble(ticks, each) for ticks, each in zip(blocks, felts, strict=True)]
+            counters = Counters(counters.since, np.concatenate(parts, axis=1))
+        return levels.transpose(1, 0, 2), counters
 
     def _felt(self, told: _Told, start: int, end: int) -> _Felt:
         """Return what servers feel at some time in [start, end], and what is left of what was over before."""
@@ -139,12 +187,12 @@ class Simulation:
 
     # ── levels ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _levels(self, block: int, times: NDArray[np.int64], felt: _Felt) -> Floats:
-        """Return the levels of the servers: float64[T, S, 6] in the order of DRIVERS."""
+    def _levels(self, own: Floats, times: NDArray[np.int64], felt: _Felt) -> Floats:
+        """Return the levels of the servers: float64[T, S, 6] in the order of DRIVERS; `own` is their slow noise."""
         server = self._server
         seconds = times / float(SECOND)
         load = season.factor(seconds)[:, None]
-        own, bursts = self._slow(block), self._bursts(times)
+        bursts = self._bursts(times)
         # How far the processor is from what the season asks of it, in standard deviations: what others correlate with.
         z_cpu = (0.2 * server.volatility * own[:, :, 0] + bursts - 1.0) / server.cpu_deviation
         z_memory = server.cpu_memory * z_cpu + server.cpu_memory_rest * own[:, :, 1]
@@ -173,11 +221,16 @@ class Simulation:
             (cpu, saturated(np.maximum(2.0, memory)), np.clip(disk, 1.0, 99.5), network, requests, response), axis=2
         )
 
-    def _slow(self, block: int) -> Floats:
-        """Return the slow noise of a block: float64[BLOCK, S, 6]."""
-        tick = block * BLOCK
-        first = tick % LATENT_BLOCK
-        return self._latents.get(tick // LATENT_BLOCK)[first : first + BLOCK]
+    def _slow(self, block: int, count: int) -> Floats:
+        """Return the slow noise of some blocks of ticks: float64[T, S, 6]."""
+        tick, end = block * BLOCK, (block + count) * BLOCK
+        size, made = (LATENT_BLOCK, self._latents) if count == 1 else (_LATENT_RUN * LATENT_BLOCK, self._latent_runs)
+        parts = []
+        while tick < end:
+            at, first = divmod(tick, size)
+            parts.append(made.get(at)[first : first + end - tick])
+            tick += len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _bursts(self, times: NDArray[np.int64]) -> Floats:
         """Return the factor of bursts on the processor: float64[T, S]; each fills part of a quarter of an hour."""
@@ -203,16 +256,22 @@ class Simulation:
         started = np.maximum(boot, felt.past.restart / float(SECOND))
         host = whole[:, None, :] - np.stack((season.integral(boot), boot), axis=1)[None, :, :]
         process = whole[:, None, :] - np.stack((season.integral(started), started), axis=1)[None, :, :]
-        trouble = np.tile(felt.past.trouble, (len(times), 1))
         for hit in felt.now:
-            at = self._index[hit.server]
-            trouble[:, at] += retransmits(hit, times)
             if hit.pattern is FaultPattern.MEMORY_LEAK:
+                at = self._index[hit.server]
                 end = np.asarray([hit.end_nanos / SECOND])
                 since = np.concatenate((season.integral(end), end))
                 after = times >= hit.end_nanos
                 process[after, at] = np.minimum(process[after, at], whole[after] - since)
-        return Counters(np.concatenate((host, process), axis=2).transpose(1, 0, 2), trouble.T)
+        since = np.concatenate((host, process), axis=2).transpose(1, 0, 2)
+        return Counters(since, self._trouble(times, felt))
+
+    def _trouble(self, times: NDArray[np.int64], felt: _Felt) -> Floats:
+        """Return the seconds of network trouble up to times: float64[S, T]."""
+        trouble = np.tile(felt.past.trouble, (len(times), 1))
+        for hit in felt.now:
+            trouble[:, self._index[hit.server]] += retransmits(hit, times)
+        return trouble.T
 
 
 @dataclass(slots=True, eq=False)
@@ -230,21 +289,6 @@ class _Felt:
 
     now: list[Hit]
     past: Past
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Counters:
-    """What counters follow. `since`: float64[S, T, 4], season and time since the host and since the process started.
-
-    `trouble`: float64[S, T], the seconds of network trouble so far, weighted by severity.
-    """
-
-    since: Floats
-    trouble: Floats
-
-    def part(self, servers: slice) -> Counters:
-        """Return those of some servers."""
-        return Counters(self.since[servers], self.trouble[servers])
 
 
 def saturated(percent: Floats) -> Floats:
@@ -311,143 +355,3 @@ class _Servers:
             streams.generator("burst", self._seed, self._first + at, day).random((96, 3)) for at in range(self._count)
         ]
         return np.stack(draws, axis=2)
-
-
-class _Metrics:
-    """The catalogue as arrays, ready to be computed for a block at once: the gauges first, then the counters.
-
-    Gauges are computed in float32, which holds what their sensors resolve, counters in float64. Servers are taken a few
-    at a time, so that the intermediate arrays stay in the processor's cache.
-    """
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        metrics = catalogue.metrics
-        self.columns = len(metrics)
-        self._gauges = sum(metric.kind == "gauge" for metric in metrics)
-        if any(metric.kind != "gauge" for metric in metrics[: self._gauges]):
-            raise ValueError("the catalogue lists its gauges first")
-        resolution = catalogue.column("resolution")
-        # Decimals are whole numbers divided by a power of ten, so that they are the nearest doubles.
-        self._units = np.where(resolution < 1.0, np.rint(1.0 / resolution), 1.0 / resolution)
-        self._size = [DRIVERS_SIZE[metric.size] for metric in metrics[: self._gauges]]
-        gauge, counter = slice(None, self._gauges), slice(self._gauges, None)
-        low = np.asarray([-np.inf if m.minimum is None else m.minimum for m in metrics]) * self._units
-        high = np.asarray([np.inf if m.maximum is None else m.maximum for m in metrics]) * self._units
-        self._low, self._high = low[gauge].astype(np.float32), high[gauge].astype(np.float32)
-        self._offset = (catalogue.column("offset") * self._units)[gauge]
-        self._scale = (catalogue.column("scale") * self._units)[gauge]
-        self._noise = catalogue.column("noise")[gauge].astype(np.float32)
-        self._driver = np.asarray([DRIVERS.index(m.driver) for m in metrics[gauge]])
-        self._rate = (catalogue.column("scale") * self._units)[counter]
-        self._wiggle = np.where(catalogue.column("noise") > 0, _WIGGLE, 0.0)[counter]
-        self._trouble = (catalogue.column("fault_rate") * self._units)[counter]
-        self._since = np.asarray(
-            [COUNTER_DRIVERS.index(m.driver) + len(COUNTER_DRIVERS) * m.resets for m in metrics[counter]]
-        )
-        self._shared = _shared_noise(catalogue)
-        self._derived = {m.derived: at for at, m in enumerate(metrics) if m.derived}
-        self._shares = _states(catalogue, "system.cpu.utilization")
-        self._times = _states(catalogue, "system.cpu.time")
-        self._memory = _states(catalogue, "system.memory.usage")[0]
-        used = [m for m in metrics if m.name == "system.memory.usage"]
-        self._memory_used = [m.attributes["state"] for m in used].index("used")
-        self._filesystems = _columns(catalogue.where(name="system.filesystem.utilization"))
-
-    def values(
-        self, *, levels: Floats, noise: NDArray[np.float32], servers: _Servers, counters: Counters, interval: float
-    ) -> Floats:
-        """Return the values of a block: float64[T, S, M]. `levels` is float64[S, T, 6], `noise` float32[S, T, M]."""
-        whole = np.empty((noise.shape[1], noise.shape[0], noise.shape[2]))
-        out = whole.transpose(1, 0, 2)
-        for at in range(0, len(out), _CHUNK):
-            some = slice(at, at + _CHUNK)
-            own = noise[some]
-            for source, columns in self._shared:
-                own[:, :, columns] = own[:, :, source]
-            sizes = servers.sizes[some][:, self._size]
-            self._gauge(out[some], own[:, :, : self._gauges], levels[some], sizes)
-            self._count(out[some], own[:, :, self._gauges :], counters.part(some), interval)
-            self._derive(out[some], counters.part(some).since[:, :, 1])
-        return whole
-
-    def _gauge(self, out: Floats, noise: NDArray[np.float32], levels: Floats, sizes: Floats) -> None:
-        """Fill in size · (offset + scale · level · (1 + noise · n)), rounded."""
-        value = np.take(levels.astype(np.float32), self._driver, axis=2)
-        value *= (self._scale * sizes).astype(np.float32)[:, None, :]
-        factor = noise * self._noise
-        factor += np.float32(1.0)
-        value *= factor
-        value += (self._offset * sizes).astype(np.float32)[:, None, :]
-        np.rint(value, out=value)
-        np.maximum(value, self._low, out=value)
-        np.minimum(value, self._high, out=value)
-        value += np.float32(0.0)  # −0.0 is no reading of a sensor
-        np.divide(value, self._units[: self._gauges], out=out[:, :, : self._gauges])
-
-    def _count(self, out: Floats, noise: NDArray[np.float32], counters: Counters, interval: float) -> None:
-        """Fill in rate · (time or season since the start + wiggle) and what faults add, rounded."""
-        value = np.take(counters.since, self._since, axis=2)
-        steady = np.clip(noise, np.float32(-3.0), np.float32(3.0))
-        steady *= np.float32(1.0 / 6.0)
-        steady += np.float32(0.5)
-        steady *= (self._wiggle * interval).astype(np.float32)
-        value += steady
-        value *= self._rate
-        if counters.trouble.any():
-            value += self._trouble * counters.trouble[:, :, None]
-        np.maximum(value, 0.0, out=value)
-        np.rint(value, out=value)
-        np.divide(value, self._units[self._gauges :], out=out[:, :, self._gauges :])
-
-    def _derive(self, out: Floats, uptime: Floats) -> None:
-        """Make the headline percentages what the detailed metrics add up to, and each core's states its whole time."""
-        shares = _by_state(out, *self._shares)
-        busy = shares[:, :, :-1].sum(axis=2)
-        if (over := busy > 1.0).any():
-            within = np.floor(shares[:, :, :-1] / np.maximum(busy, 1.0)[:, :, None] * 1e4) / 1e4
-            shares[:, :, :-1] = np.where(over[:, :, None, :], within, shares[:, :, :-1])
-            busy = shares[:, :, :-1].sum(axis=2)
-        shares[:, :, -1] = np.rint((1.0 - busy) * 1e4) / 1e4
-        idle = shares[:, :, -1].mean(axis=2)
-        times = _by_state(out, *self._times)
-        worked = times[:, :, :-1].sum(axis=2)
-        times[:, :, -1] = np.rint(np.maximum(0.0, uptime[:, :, None] - worked) * 1e2) / 1e2
-        states = out[:, :, self._memory]
-        memory = states[:, :, self._memory_used] / states.sum(axis=2)
-        disk = out[:, :, self._filesystems].max(axis=2)
-        for name, share in (("cpu", 1.0 - idle), ("memory", memory), ("disk", disk)):
-            at = self._derived[name]
-            out[:, :, at] = np.clip(np.rint(share * 10_000.0) / 100.0, 0.0, 100.0)
-
-
-def _shared_noise(catalogue: Catalogue) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Return, for metrics that share their noise, the columns it is taken from and those it is copied to."""
-    first: dict[str, int] = {}
-    pairs = []
-    for at, metric in enumerate(catalogue.metrics):
-        if metric.noise_group:
-            source = first.setdefault(metric.noise_group, at)
-            if source != at:
-                pairs.append((source, at))
-    columns = np.asarray(pairs, np.int64).reshape(-1, 2)
-    return [(columns[:, 0], columns[:, 1])] if len(columns) else []
-
-
-def _columns(indices: NDArray[np.int64]) -> slice:
-    """Return indices that follow each other as a slice, whose view of an array costs nothing."""
-    if (np.diff(indices) != 1).any():
-        raise ValueError("the catalogue lists what is alike one after the other")
-    return slice(int(indices[0]), int(indices[-1]) + 1)
-
-
-def _states(catalogue: Catalogue, name: str) -> tuple[slice, int]:
-    """Return the columns of a metric that is listed by state and then by what has the states, and how many states."""
-    states = [m.attributes["state"] for m in catalogue.metrics if m.name == name]
-    if "idle" in states and states[-1] != "idle":
-        raise ValueError("the catalogue lists a metric's idle state last")
-    return _columns(catalogue.where(name=name)), len(set(states))
-
-
-def _by_state(values: Floats, columns: slice, states: int) -> Floats:
-    """Return a view of some columns: float64[…, states, what has them]."""
-    return values[:, :, columns].reshape(*values.shape[:2], states, -1)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from openmanager.errors import FailedPreconditionError, OpenManagerError, Reason
-from openmanager.frame import Frame, MetricInfo, ServerInfo, split
+from openmanager.frame import Frame, split
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import backoff
 from openmanager_simulator.catalogue import Catalogue
 from openmanager_simulator.fault import Fault
 from openmanager_simulator.fleet import Server, make_fleet
+from openmanager_simulator.info import metric_infos, server_infos
 from openmanager_simulator.simulation import Simulation
 
 # What is known of servers and metrics goes with the first tick and with every so many after it.
@@ -113,6 +114,11 @@ class Ticker:
         """The nanoseconds between ticks."""
         return self.settings.interval_millis * _NANOS_PER_MILLI
 
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The injected faults."""
+        return self._faults
+
     def set_faults(self, faults: Sequence[Fault]) -> None:
         """Replace the injected faults, from the next tick on."""
         self._faults = tuple(faults)
@@ -178,8 +184,8 @@ class Ticker:
             servers=self._servers,
             metrics=self._metrics,
             values=self.simulation.values(tick, count),
-            server_infos=_server_infos(self.fleet) if infos else (),
-            metric_infos=_metric_infos(self.catalogue) if infos else (),
+            server_infos=server_infos(self.fleet) if infos else (),
+            metric_infos=metric_infos(self.catalogue) if infos else (),
         )
         return list(split(whole))
 
@@ -259,31 +265,3 @@ class Ticker:
         for tick, some in self._batches(first, max(0, last - first)):
             for frame in await asyncio.to_thread(self._frames, tick, some, infos=tick == first):
                 yield frame
-
-
-def _server_infos(fleet: Sequence[Server]) -> tuple[ServerInfo, ...]:
-    return tuple(
-        ServerInfo(
-            id=server.id,
-            hostname=server.hostname,
-            environment=server.environment,
-            role=server.role,
-            location=server.location,
-        )
-        for server in fleet
-    )
-
-
-def _metric_infos(catalogue: Catalogue) -> tuple[MetricInfo, ...]:
-    kinds = {"gauge": (1, 0), "counter": (2, 1)}  # the numbers of MetricKind and Temporality
-    names = {metric.name: metric for metric in catalogue.metrics}
-    return tuple(
-        MetricInfo(
-            name=metric.name,
-            unit=metric.unit,
-            kind=kinds[metric.kind][0],
-            temporality=kinds[metric.kind][1],
-            description=metric.description,
-        )
-        for metric in names.values()
-    )

@@ -231,10 +231,16 @@ def _lay(values: Floats, rows: Ints, columns: Ints, new: Floats) -> None:
     values[at] = np.where(np.isnan(new), values[at], new)
 
 
-def write(folder: Path, generation: Generation, catalog: Catalog) -> Sealed:
+def write(folder: Path, generation: Generation, catalog: Catalog, revision: int = 0) -> Sealed:
     """Seal a closed generation into a block."""
     servers = _server_names(generation, catalog)
-    about = About(first=generation.first, last=generation.last, accepted=generation.accepted)
+    about = About(
+        first=generation.first,
+        last=generation.last,
+        revision=revision,
+        accepted=generation.accepted,
+        spans=generation.spans,
+    )
     return sealed.write(folder, FORMAT, about, servers, _batches(generation, catalog, servers))
 
 

@@ -19,11 +19,15 @@ class TimeseriesConfig:
         "", "Where raw history is kept beside our blocks and read first; empty: by the URL that is set, else `blocks`."
     )
     influxdb_url: str = setting("", "Where InfluxDB 2.x is: http://host:8086.", env="INFLUXDB_URL")
-    influxdb_token: Secret = setting(Secret(""), "Token that may write, read and make the bucket.", env="INFLUXDB_TOKEN")
+    influxdb_token: Secret = setting(
+        Secret(""), "Token that may write, read and make the bucket.", env="INFLUXDB_TOKEN"
+    )
     influxdb_org: str = setting("openmanager", "Organisation of the bucket.", env="INFLUXDB_ORG")
     influxdb_bucket: str = setting("metrics", "Bucket; made when it does not exist.", env="INFLUXDB_BUCKET")
     victoriametrics_write_url: str = setting(
-        "", "Where VictoriaMetrics takes writes; of a cluster the URL up to the tenant.", env="VICTORIAMETRICS_WRITE_URL"
+        "",
+        "Where VictoriaMetrics takes writes; of a cluster the URL up to the tenant.",
+        env="VICTORIAMETRICS_WRITE_URL",
     )
     victoriametrics_read_url: str = setting(
         "", "Where VictoriaMetrics is asked; empty: where it takes writes.", env="VICTORIAMETRICS_READ_URL"
@@ -39,7 +43,9 @@ class TimeseriesConfig:
     head_size: Size = setting(Size(256 << 20), "Memory for recent samples; older ones are sealed into blocks.")
     seal_interval: timedelta = setting(timedelta(hours=1), "Recent samples are sealed into a block at most this late.")
     raw_retention: timedelta = setting(timedelta(days=14), "Raw samples older than this are refused and deleted.")
-    tiers: str = setting("5m:90d,1h:1825d", "Rollup tiers as width:retention, the finest first, each a multiple of the one before.")
+    tiers: str = setting(
+        "5m:90d,1h:1825d", "Rollup tiers as width:retention, the finest first, each a multiple of the one before."
+    )
     sketch_metrics: str = setting(
         "cpu_usage,memory_usage,response_time",
         "Metrics, names or globs, whose percentiles outlive raw samples, in sketches; empty: none.",

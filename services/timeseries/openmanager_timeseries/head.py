@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from openmanager.frame import Frame
+from openmanager_timeseries import span
 from openmanager_timeseries.catalog import Layout, Selection
 from openmanager_timeseries.samples import Bools, Floats, Ints, Piece
+from openmanager_timeseries.span import GAP_NANOS, MAX_DATA_SPANS, Spans
 
 CHUNK_TICKS = 64
 _SMALL_CHUNK_BYTES = 64 << 10
@@ -88,6 +90,8 @@ class Generation:
     sample_count: int = 0
     min_time: int = np.iinfo(np.int64).max
     max_time: int = np.iinfo(np.int64).min
+    # The times of its frames, more closely than from the first to the last.
+    spans: Spans = ()
     _open: dict[int, Chunk] = field(default_factory=dict)
 
     @property
@@ -109,7 +113,19 @@ class Generation:
         self.last = position
         self.min_time = min(self.min_time, int(frame.times[0]))
         self.max_time = max(self.max_time, int(frame.times[-1]))
+        self._extend(int(frame.times[0]), int(frame.times[-1]) + 1)
         return taken
+
+    def _extend(self, start: int, end: int) -> None:
+        """Add the time of a frame; mostly it follows on from the last one."""
+        if self.spans and self.spans[-1][0] <= start <= self.spans[-1][1] + GAP_NANOS:
+            last = self.spans[-1]
+            if end > last[1]:
+                self.spans = (*self.spans[:-1], (last[0], end))
+            return
+        self.spans = span.union((*self.spans, (start, end)))
+        if len(self.spans) > MAX_DATA_SPANS:
+            self.spans = ((self.spans[0][0], self.spans[-1][1]),)
 
     def close(self) -> None:
         """Close every chunk."""

@@ -1,8 +1,8 @@
-"""One shard of history: the log, and what is kept of it in memory and in blocks.
+"""One shard of history: the log, and what is kept of it in memory, in blocks and in tiers.
 
     frame ─► admission ─► log ─► acknowledged
                            ├─► catalogue and head, at once
-                           └─► blocks, sealed from the head
+                           └─► blocks, sealed from the head ─► tiers, computed from the blocks
 
 The head holds what no block holds, so a query reads the blocks below the head's first position and the head above it:
 there is no seam, and the last write of a sample wins by its position.
@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,31 +21,33 @@ from pathlib import Path
 import numpy as np
 
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.errors import OpenManagerError
+from openmanager.errors import invalid
 from openmanager.frame import decode_trusted
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
-from openmanager_timeseries import block, snapshot
-from openmanager_timeseries.catalog import Catalog
+from openmanager_timeseries import block, snapshot, span
+from openmanager_timeseries.catalog import Catalog, Selection
+from openmanager_timeseries.cell import Cells
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import Disk
+from openmanager_timeseries.engine_reader import EngineReader
+from openmanager_timeseries.erasure import Erasures
 from openmanager_timeseries.head import Generation, Head
 from openmanager_timeseries.ingest import Admission, Admitted
 from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log import Cursor, Log, LogOptions
-from openmanager_timeseries.query import Answer, Limits, Planner, RangeQuery, Stop
+from openmanager_timeseries.planner import Planner
+from openmanager_timeseries.query import Answer, Limits, RangeQuery, Stop
 from openmanager_timeseries.record import Record
+from openmanager_timeseries.retention import Retention
+from openmanager_timeseries.roller import Roller, TierFiles
+from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
 from openmanager_timeseries.sealed_store import SealedStore
-from openmanager_timeseries.upkeep import BLOCK_WINDOWS, next_merge
+from openmanager_timeseries.tier import RAW, Tier, parse_tiers
+from openmanager_timeseries.usage import Usage
 
 CATALOG = "catalog.parquet"
-KEEP_SECONDS = 1.0
-SEAL_RETRY_SECONDS = 10.0
-SAVE_SECONDS = 2.0
 QUERY_THREADS = 4
-_NANOS = 1_000_000_000
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,31 +66,45 @@ class History:
         *,
         config: TimeseriesConfig,
         clock: Clock,
-        disk: Disk,
         source: Log,
         ledger: Ledger,
         catalog: Catalog,
         blocks: SealedStore,
+        roller: Roller,
+        retention: Retention,
+        erasures: Erasures,
     ) -> None:
-        self._config = config
-        self._clock = clock
-        self._disk = disk
+        self.config = config
+        self.clock = clock
         self.log = source
         self.ledger = ledger
         self.catalog = catalog
         self.blocks = blocks
+        self.roller = roller
+        self.retention = retention
+        self.erasures = erasures
         self.head = Head(first=blocks.last + 1, now=clock.monotonic())
         self.warnings: list[str] = []
-        self._seal_after = 0.0  # after a failure not at once again
+        self.usage = Usage()
+        # Whoever changes files holds it: merging, rolling up, expiring and deleting would undo each other.
+        self.changing = asyncio.Lock()
+        # Set by whoever runs an engine beside the blocks.
+        self.engine: EngineReader | None = None
         self._admission = Admission(
-            catalog=catalog, clock=clock, raw_retention=config.raw_retention, future_limit=config.future_limit
+            catalog=catalog,
+            clock=clock,
+            kept_from=lambda now: retention.kept_from(RAW, now),
+            future_limit=config.future_limit,
         )
-        limits = Limits(
-            max_series=config.max_query_series,
-            max_buckets=config.max_buckets,
-            raw_retention_nanos=int(config.raw_retention.total_seconds()) * _NANOS,
+        self._planner = Planner(
+            catalog=catalog,
+            head=self.head,
+            blocks=blocks,
+            roller=roller,
+            retention=retention,
+            clock=clock,
+            limits=Limits(max_series=config.max_query_series, max_buckets=config.max_buckets),
         )
-        self._planner = Planner(catalog=catalog, head=self.head, blocks=blocks, clock=clock, limits=limits)
         self._threads = ThreadPoolExecutor(QUERY_THREADS, thread_name_prefix="query")
         # Frames between admission and commit, so that none is decoded twice; by the identity of their payload.
         self._admitted: dict[int, Admitted] = {}
@@ -121,11 +136,12 @@ class History:
                 self.catalog.observe(admitted.layout, admitted.frame)
                 self.head.append(admitted.layout, admitted.frame, record.position, record.accepted, record.samples)
         self._head_is_at(records[-1])
-        if self.head.nbytes > self._config.head_size:
-            self.head.drop(self._config.head_size)
+        if self.head.nbytes > self.config.head_size:
+            self.head.drop(self.config.head_size)
 
     def _apply(self, record: Record) -> None:
         frame = decode_trusted(frame_pb2.Frame.FromString(record.payload))
+        frame = self.erasures.apply(frame, record.position)
         layout = self.catalog.layout(frame.servers, frame.metrics)
         self.catalog.admit(layout, ~np.all(np.isnan(frame.values), axis=0))
         self.catalog.observe(layout, frame)
@@ -145,7 +161,7 @@ class History:
         while records := await self.log.read(cursor):
             for record in records:
                 self._apply(record)
-            if self.head.nbytes > self._config.head_size:
+            if self.head.nbytes > self.config.head_size:
                 await self.seal()
         books = self.ledger.open_books("head")
         books.damaged += cursor.damaged
@@ -154,27 +170,42 @@ class History:
             self._head_is_at(record)
         else:
             books.position, books.accepted = self.log.state.head_position, self.log.state.accepted
+        self.rolled_up()
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def query_range(self, query: RangeQuery, seconds: float) -> Answer:
-        """Answer a range query within `seconds`."""
-        plan = self._planner.plan(query)
-        stop = Stop(self._clock, seconds)
+    async def query_range(self, asked: RangeQuery, seconds: float, selection: Selection | None = None) -> Answer:
+        """Answer a range query within `seconds`; a selection that was made already stands for the one asked for."""
+        plan = self._planner.plan(asked, selection)
+        stop = Stop(self.clock, seconds)
+        borrowed, degraded = None, ""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._planner.compute, plan, stop)
+            if self.engine is not None and plan.blocks:
+                borrowed, degraded = await self.engine.read(plan, self.head.first_position)
+            loop = asyncio.get_running_loop()
+            answer = await loop.run_in_executor(self._threads, self._planner.compute, plan, stop, borrowed)
+        finally:
+            stop.cancel()
+        return answer if not degraded else answer.degraded(degraded)
+
+    async def read_buckets(self, files: TierFiles, selection: Selection, start: int, end: int, seconds: float) -> Cells:
+        """Return the buckets that a tier holds in [start, end), with all columns, within `seconds`."""
+        stop = Stop(self.clock, seconds)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._planner.buckets, files, selection, start, end, stop)
         finally:
             stop.cancel()
 
-    # ── keeping ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── sealing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def seal(self) -> None:
         """Seal what the head holds into a block; on failure it stays in the head and is tried again."""
-        self.head.rotate(self._clock.monotonic())
+        self.head.rotate(self.clock.monotonic())
         for generation in tuple(self.head.generations[:-1]):
             if not generation.sealed:
                 await self._seal(generation)
-        self.head.drop(self._config.head_size // 2)
+        self.head.drop(self.config.head_size // 2)
 
     async def _seal(self, generation: Generation) -> None:
         made = await asyncio.to_thread(block.write, self.blocks.folder, generation, self.catalog)
@@ -182,75 +213,39 @@ class History:
         generation.sealed = True
         books = self.ledger.open_books("blocks")
         books.position, books.accepted = made.about.last, made.about.accepted
-        books.confirmed_nanos = self._clock.now_nanos()
-        await asyncio.to_thread(snapshot.save, self._config.data_dir / CATALOG, self.catalog, made.about.last)
+        books.confirmed_nanos = self.clock.now_nanos()
+        self.rolled_up()
+        await self.save_catalog(made.about.last)
         await self.ledger.save(self.log)
 
-    async def keep(self) -> None:
-        """Delete what is no longer kept, seal, and save positions, for ever.
+    def rolled_up(self) -> None:
+        """Let the tiers know what was sealed, and the ledger how far they have come."""
+        books = self.ledger.open_books("rollups")
+        accepted = self.roller.take(books.accepted)
+        if self.roller.position > books.position:
+            books.confirmed_nanos = self.clock.now_nanos()
+        books.position, books.accepted = self.roller.position, accepted
 
-        Deletion comes first and no step waits for another: on a full disk it is what makes room for the rest.
+    def rebuild(self, tier: str, start: int, end: int) -> int:
+        """Have the buckets of a tier, of all with an empty name, computed again where samples are; return how many wait.
+
+        InvalidArgumentError when there is no such tier.
         """
-        steps = (self._delete_old, self._keep_within_cap, self._seal_when_due, self._save, self.merge_files)
-        while True:
-            await asyncio.sleep(KEEP_SECONDS)
-            failed = [step.__name__.strip("_") for step in steps if not await self._done(step)]
-            self.warnings = [f"{name} failed and is tried again" for name in failed]
+        names = [files.tier.name for files in self.roller.tiers]
+        if tier and tier not in names:
+            raise invalid("tier", f"must be one of {', '.join(names)}, or empty")
+        count = 0
+        for at, files in enumerate(self.roller.tiers):
+            if tier in {"", files.tier.name}:
+                finer = self.blocks if at == 0 else self.roller.tiers[at - 1].buckets
+                held = span.union(part for file in finer.files for part in file.spans)
+                self.roller.mark_one(at, span.clip(held, start, end))
+                count += self.roller.waiting(at)
+        return count
 
-    async def _done(self, step: Callable[[], Awaitable[None]]) -> bool:
-        try:
-            await step()
-        except (OSError, OpenManagerError) as err:
-            log.warning("%s failed and is tried again: %s", step.__name__.strip("_"), type(err).__name__)
-            return False
-        except Exception:  # a defect in one step must not end the others: they keep the disk from filling
-            log.exception("%s failed and is tried again", step.__name__.strip("_"))
-            return False
-        return True
-
-    async def _delete_old(self) -> None:
-        now = self._clock.now_nanos()
-        await asyncio.to_thread(self.blocks.delete_before, now - _nanos(self._config.raw_retention))
-        before = now - _nanos(self._config.log_retention)
-        await asyncio.to_thread(self.log.delete_through, self.ledger.slowest(), before)
-
-    async def _seal_when_due(self) -> None:
-        if self._clock.monotonic() < self._seal_after:
-            return
-        age = self._clock.monotonic() - self.head.generations[-1].opened
-        unsealed = sum(each.nbytes for each in self.head.generations if not each.sealed)
-        if age >= self._config.seal_interval.total_seconds() or unsealed > self._config.head_size // 2:
-            self._seal_after = self._clock.monotonic() + SEAL_RETRY_SECONDS
-            await self.seal()
-            self._seal_after = 0.0
-
-    async def merge_files(self) -> None:
-        """Merge small blocks, at most one run of neighbours, and delete what was merged a while ago."""
-        inputs = next_merge(self.blocks.files, BLOCK_WINDOWS, self._clock.now_nanos())
-        made = await asyncio.to_thread(self.blocks.merge, inputs) if inputs else None
-        if made is not None:
-            self.blocks.replace(inputs, made)
-        await asyncio.to_thread(self.blocks.delete_replaced)
-
-    async def _save(self) -> None:
-        await self.ledger.save(self.log)
-
-    async def _keep_within_cap(self) -> None:
-        """Cut loose the consumers that would hold back more than the log may take; they copy the state instead."""
-        _, total = await asyncio.to_thread(self._disk.free_bytes)
-        cap = min(self._config.log_max_size, int(total * self._config.log_max_share))
-        if self.log.size_bytes() <= cap:
-            return
-        await self.seal()
-        over = self.log.size_bytes() - cap
-        through = 0
-        for segment in self.log.oldest_segments()[:-1]:
-            if over <= 0:
-                break
-            over -= segment.end
-            through = segment.last
-        sealed = self.ledger.open_books("blocks").position
-        await asyncio.to_thread(self.log.delete_through, min(through, sealed), self._clock.now_nanos())
+    async def save_catalog(self, position: int) -> None:
+        """Make the catalogue durable as of a log position."""
+        await asyncio.to_thread(snapshot.save, self.config.data_dir / CATALOG, self.catalog, position)
 
     async def close(self) -> None:
         """Make positions durable and stop the threads."""
@@ -260,17 +255,33 @@ class History:
         await self.log.close()
 
 
-def _nanos(duration: timedelta) -> int:
-    return int(duration.total_seconds()) * _NANOS
+def nanos(duration: timedelta) -> int:
+    """Return a duration in nanoseconds."""
+    return int(duration.total_seconds()) * 10**9
 
 
 @contextlib.asynccontextmanager
 async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> AsyncIterator[History]:
-    """Open the history of a folder: the blocks, the catalogue, the log, and the head rebuilt from it."""
+    """Open the history of a folder: the blocks, the tiers, the catalogue, the log, and the head rebuilt from it."""
+    from openmanager_timeseries.keeper import Keeper
+
     folder: Path = config.data_dir
     catalog = Catalog(config.max_series)
     blocks = SealedStore(folder / "blocks", block.FORMAT, catalog, clock)
-    await asyncio.to_thread(_open_blocks, folder, blocks, catalog)
+    widths = parse_tiers(config.tiers)
+    tiers = [_tier_files(folder, tier, catalog, clock) for tier in widths]
+    await asyncio.to_thread(_open_files, folder, blocks, tiers, catalog)
+    retention = Retention(
+        tiers=widths, raw_retention=nanos(config.raw_retention), catalog=catalog, state=folder / "retention.json"
+    )
+    roller = Roller(
+        tiers=tiers,
+        blocks=blocks,
+        catalog=catalog,
+        clock=clock,
+        state=folder / "rollups.json",
+        sketch_metrics=[each.strip() for each in config.sketch_metrics.split(",") if each.strip()],
+    )
     ledger = Ledger(disk, clock)
     books = ledger.open_books("blocks")
     if blocks.files and blocks.last > books.position:
@@ -282,10 +293,18 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
     accepted = max(ledger.floor.accepted, books.accepted)
     source = await Log.open(disk, options, clock, floor=floor, accepted=accepted)
     history = History(
-        config=config, clock=clock, disk=disk, source=source, ledger=ledger, catalog=catalog, blocks=blocks
+        config=config,
+        clock=clock,
+        source=source,
+        ledger=ledger,
+        catalog=catalog,
+        blocks=blocks,
+        roller=roller,
+        retention=retention,
+        erasures=Erasures(folder / "erasures.json"),
     )
     await history.replay()
-    keeper = asyncio.create_task(history.keep())
+    keeper = asyncio.create_task(Keeper(history, disk).keep())
     try:
         yield history
     finally:
@@ -294,9 +313,24 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
         await history.close()
 
 
-def _open_blocks(folder: Path, blocks: SealedStore, catalog: Catalog) -> None:
+def _tier_files(folder: Path, tier: Tier, catalog: Catalog, clock: Clock) -> TierFiles:
+    return TierFiles(
+        tier=tier,
+        buckets=SealedStore(folder / "tiers" / tier.name, ROLLUPS, catalog, clock),
+        sketches=SealedStore(folder / "sketches" / tier.name, SKETCHES, catalog, clock),
+    )
+
+
+def _open_files(folder: Path, blocks: SealedStore, tiers: Sequence[TierFiles], catalog: Catalog) -> None:
     blocks.open()
+    for files in tiers:
+        files.buckets.open()
+        files.sketches.open()
     position = snapshot.load(folder / CATALOG, catalog)
     for file in blocks.files:
         if file.about.last > position:
             snapshot.restore_from(catalog, file, block.FORMAT, "value")
+    if not position:  # the stored catalogue is gone: what has no raw samples stands in the tiers alone
+        for files in tiers:
+            for file in files.buckets.files:
+                snapshot.restore_from(catalog, file, ROLLUPS, "last")

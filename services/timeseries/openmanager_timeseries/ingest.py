@@ -6,7 +6,7 @@ accepted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -47,11 +47,13 @@ class Admitted:
 class Admission:
     """Checks frames against the limits of one shard."""
 
-    def __init__(self, *, catalog: Catalog, clock: Clock, raw_retention: timedelta, future_limit: timedelta) -> None:
+    def __init__(
+        self, *, catalog: Catalog, clock: Clock, kept_from: Callable[[int], int], future_limit: timedelta
+    ) -> None:
         self._catalog = catalog
         self._clock = clock
         self._reader = FrameReader()
-        self._retention_nanos = int(raw_retention.total_seconds() * _NANOS)
+        self._kept_from = kept_from
         self._future_nanos = int(future_limit.total_seconds() * _NANOS)
 
     def admit(self, wire: bytes, *, any_future: bool = False) -> Admitted:
@@ -87,7 +89,7 @@ class Admission:
         if not taken.all() and (infinite := np.isinf(frame.values)).any():
             refused.append(("VALUE_NOT_FINITE", infinite))
         now = self._clock.now_nanos()
-        wrong_times = [("TIME_TOO_OLD", frame.times < now - self._retention_nanos)]
+        wrong_times = [("TIME_TOO_OLD", frame.times < self._kept_from(now))]
         if not any_future:
             wrong_times.append(("TIME_IN_FUTURE", frame.times > now + self._future_nanos))
         for reason, wrong in wrong_times:

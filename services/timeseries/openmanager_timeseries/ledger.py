@@ -24,7 +24,7 @@ from openmanager_timeseries.log import Log
 POSITIONS = "positions.json"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 # Readers in this process: what they have dealt with is not for others to say.
-OWN_CONSUMERS = frozenset({"head", "blocks", "registrar"})
+OWN_CONSUMERS = frozenset({"head", "blocks", "rollups", "registrar", "influxdb", "victoriametrics"})
 
 log = logging.getLogger(__name__)
 

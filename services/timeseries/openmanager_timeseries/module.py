@@ -15,8 +15,10 @@ from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.history import History, open_history
 from openmanager_timeseries.inventory import MetadataInventory
+from openmanager_timeseries.policy_store import MetadataPolicies, follow
 from openmanager_timeseries.registrar import Registrar
-from openmanager_timeseries.service import ImportService, LogService, TimeseriesService
+from openmanager_timeseries.retention_service import ImportService, RetentionService
+from openmanager_timeseries.service import LogService, TimeseriesService
 
 PACKAGE = "openmanager.api.timeseries.v1"
 
@@ -40,11 +42,13 @@ class TimeseriesModule:
                 clock=runtime.clock,
                 jitter=random.Random(),  # noqa: S311  (jitter)
             )
-            task = asyncio.create_task(runner.run())
+            policies = MetadataPolicies(metadata)
+            tasks = [asyncio.create_task(runner.run()), asyncio.create_task(follow(policies, history))]
             try:
                 yield Service(
                     servicers={
                         f"{PACKAGE}.TimeseriesService": TimeseriesService(history, runtime.clock),
+                        f"{PACKAGE}.RetentionService": RetentionService(history, policies),
                         f"{PACKAGE}.LogService": LogService(history),
                         f"{PACKAGE}.ImportService": ImportService(history),
                     },
@@ -52,8 +56,9 @@ class TimeseriesModule:
                     ledger=lambda: history.ledger.message(history.log),
                 )
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _storages(history: History, runtime: Runtime) -> list[Storage]:
@@ -76,10 +81,20 @@ def _storages(history: History, runtime: Runtime) -> list[Storage]:
         lost = [f"{len(history.blocks.quarantined)} blocks are damaged"] if history.blocks.quarantined else []
         return Finding(size_bytes=history.blocks.size_bytes, item_count=len(history.blocks.files), warnings=tuple(lost))
 
+    async def look_at_tiers() -> Finding:
+        stores = [store for files in history.roller.tiers for store in (files.buckets, files.sketches)]
+        damaged = sum(len(store.quarantined) for store in stores)
+        return Finding(
+            size_bytes=sum(store.size_bytes for store in stores),
+            item_count=sum(store.row_count for store in stores),
+            warnings=(f"{damaged} files are damaged",) if damaged else (),
+        )
+
     return [
         Storage(name="log", role="log", engine="files", check=look_at_log, clock=runtime.clock),
         Storage(name="head", role="recent history", engine="memory", check=look_at_head, clock=runtime.clock),
         Storage(name="blocks", role="history", engine="parquet", check=look_at_blocks, clock=runtime.clock),
+        Storage(name="tiers", role="rollups", engine="parquet", check=look_at_tiers, clock=runtime.clock),
     ]
 
 

@@ -22,8 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openmanager_timeseries import durable, span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.samples import Bools, Ints
+from openmanager_timeseries.span import Spans
 
 SUFFIX = ".parquet"
 NEW = ".new"
@@ -72,7 +74,7 @@ class Rows(NamedTuple):
     times: Ints
     values: Values
 
-    def take(self, at: Ints | Bools) -> Rows:
+    def take(self, at: Ints | Bools | slice) -> Rows:
         """Return some of the rows."""
         return Rows(self.metrics[at], self.servers[at], self.times[at], {k: v[at] for k, v in self.values.items()})
 
@@ -101,11 +103,11 @@ class About:
     revision: int = 0
     # Of samples: how many the log had accepted up to `last`.
     accepted: int = 0
-    # Of rollups: the number up to which the files of the finer tier were known when these were made.
-    source: int = 0
     min_time: int = 0
     max_time: int = 0
     row_count: int = 0
+    # The times of the rows more closely; empty where it is all between the first and the last.
+    spans: Spans = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,9 +120,16 @@ class Sealed:
     groups: tuple[tuple[str, ...], ...]
     metadata: pq.FileMetaData
 
+    @property
+    def spans(self) -> Spans:
+        """The times of its rows."""
+        if self.about.row_count == 0:
+            return ()
+        return self.about.spans or ((self.about.min_time, self.about.max_time + 1),)
+
     def meets(self, start: int, end: int) -> bool:
-        """Say whether it has rows in [start, end), or between."""
-        return self.about.row_count > 0 and self.about.max_time >= start and self.about.min_time < end
+        """Say whether it has rows in [start, end), or about there."""
+        return any(low < end and high > start for low, high in self.spans)
 
 
 class Name(NamedTuple):
@@ -238,19 +247,11 @@ def write(folder: Path, kind: Format, about: About, servers: Sequence[str], batc
         text = {name: getattr(whole, name) for name in About.__slots__}
         text["groups"] = groups.groups
         writer.add_key_value_metadata({_KEY: json.dumps(text, separators=(",", ":")).encode()})
-    _sync(aside)
+    durable.sync(aside)
     path = folder / str(Name(about.first, about.last, about.revision, _footer_checksum(aside)))
     aside.replace(path)
-    _sync(folder)
+    durable.sync(folder)
     return open_sealed(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -264,6 +265,8 @@ def open_sealed(path: Path) -> Sealed:
     metadata = pq.read_metadata(path)
     text = json.loads(metadata.metadata[_KEY])
     groups = tuple(tuple(keys) for keys in text.pop("groups"))
+    text.pop("source", None)  # older files have it
+    text["spans"] = tuple((int(low), int(high)) for low, high in text.get("spans", ()))
     about = About(**text)
     if metadata.num_row_groups != len(groups) or metadata.num_rows != about.row_count:
         raise ValueError("the row groups are not those that the metadata names")
@@ -357,46 +360,82 @@ def merge(folder: Path, kind: Format, inputs: Sequence[Sealed], keep: Keep | Non
         last=inputs[-1].about.last,
         revision=inputs[0].about.revision + 1 if len(inputs) == 1 else 0,
         accepted=inputs[-1].about.accepted,
-        source=max(file.about.source for file in inputs),
+        spans=span.union(each for file in inputs for each in file.spans),
     )
-    names: set[str] = set()  # known before the first row group is written
+    servers = server_names(kind, inputs)  # known before the first row group is written
+    rank = {name: at for at, name in enumerate(servers)}
+    with ByMetric(kind, inputs, rank, keep) as batches:
+        return write(folder, kind, about, servers, batches)
+
+
+class ByMetric:
+    """The rows of several files, metric by metric in the order of their keys; of a row that several have the last one's.
+
+    `rank` gives the code of every server that may come; `keep` says which rows stay.
+    """
+
+    def __init__(
+        self, kind: Format, inputs: Sequence[Sealed], rank: Mapping[str, int], keep: Keep | None = None
+    ) -> None:
+        self._kind = kind
+        self._rank = rank
+        self._keep = keep
+        self._places: dict[str, list[tuple[int, int]]] = {}
+        for at, sealed in enumerate(inputs):
+            for index, keys in enumerate(sealed.groups):
+                for key in keys:
+                    self._places.setdefault(key, []).append((at, index))
+        self._readers = [Reader(sealed, kind) for sealed in inputs]
+        # For each input the row group that was read last, and where in it the rows of each metric are.
+        self._held: dict[int, tuple[int, Sequence[str], Rows, Sequence[int]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._readers:
+            reader.__exit__()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for key in sorted(self._places):
+            yield Batch([key], self.rows(key))
+
+    def rows(self, key: str) -> Rows:
+        """Return the rows of one metric, sorted by server and time; of keys in ascending order each group is read once."""
+        parts = []
+        for at, index in self._places.get(key, ()):
+            metrics, rows, begins = self._group(at, index)
+            code = metrics.index(key)
+            parts.append(rows.take(slice(begins[code], begins[code + 1])))
+        return _newest(parts) if parts else _no_rows(self._kind.names)
+
+    def _group(self, at: int, index: int) -> tuple[Sequence[str], Rows, Sequence[int]]:
+        held = self._held.get(at)
+        if held is None or held[0] != index:
+            metrics, servers, rows = self._readers[at].group(index, self._kind.names)
+            if self._keep is not None:
+                rows = rows.take(self._keep(metrics, servers, rows))
+            if (rows.metrics[1:] < rows.metrics[:-1]).any():
+                rows = rows.take(np.argsort(rows.metrics, kind="stable"))
+            order = np.asarray([self._rank[name] for name in servers], np.int64)
+            begins = np.searchsorted(rows.metrics, np.arange(len(metrics) + 1)).tolist()
+            rows = rows._replace(servers=order[rows.servers] if len(order) else rows.servers)
+            held = self._held[at] = index, metrics, rows, begins
+        return held[1:]
+
+
+def _no_rows(names: Sequence[str]) -> Rows:
+    nothing = np.empty(0, np.int64)
+    return Rows(nothing, nothing, nothing, {name: np.empty(0) for name in names})
+
+
+def server_names(kind: Format, inputs: Sequence[Sealed]) -> list[str]:
+    """Return the names of all servers in some files, sorted (blocking)."""
+    names: set[str] = set()
     for file in inputs:
         with Reader(file, kind) as reader:
             names |= reader.servers()
-    servers = sorted(names)
-    rank = {name: at for at, name in enumerate(servers)}
-    return write(folder, kind, about, servers, _merged(kind, inputs, rank, keep))
-
-
-def _merged(kind: Format, inputs: Sequence[Sealed], rank: Mapping[str, int], keep: Keep | None) -> Iterator[Batch]:
-    """Yield the rows of all inputs, a few metrics at a time."""
-    place: dict[str, list[tuple[int, int]]] = {}
-    for at, sealed in enumerate(inputs):
-        for index, keys in enumerate(sealed.groups):
-            for key in keys:
-                place.setdefault(key, []).append((at, index))
-    readers = [Reader(sealed, kind) for sealed in inputs]
-    held: dict[int, tuple[int, Sequence[str], Rows]] = {}  # for each input the row group that was read last
-
-    def rows_of(at: int, index: int) -> tuple[Sequence[str], Rows]:
-        if at not in held or held[at][0] != index:
-            metrics, servers, rows = readers[at].group(index, kind.names)
-            if keep is not None:
-                rows = rows.take(keep(metrics, servers, rows))
-            order = np.asarray([rank[name] for name in servers], np.int64)
-            held[at] = index, metrics, rows._replace(servers=order[rows.servers] if len(order) else rows.servers)
-        return held[at][1:]
-
-    try:
-        for key in sorted(place):
-            parts = []
-            for at, index in place[key]:
-                metrics, rows = rows_of(at, index)
-                parts.append(rows.take(rows.metrics == metrics.index(key)))
-            yield Batch([key], _newest(parts))
-    finally:
-        for reader in readers:
-            reader.__exit__()
+    return sorted(names)
 
 
 def _newest(parts: Sequence[Rows]) -> Rows:

@@ -12,6 +12,7 @@ from openmanager.runtime.clock import Clock
 from openmanager_timeseries import sealed
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.sealed import Format, Found, Keep, Sealed
+from openmanager_timeseries.span import Spans
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class SealedStore:
         self._catalog = catalog
         self._clock = clock
         self._replaced: list[tuple[float, Path]] = []
+        # Those of them that nobody has tried to mend yet, with the times of their rows where these are known.
+        self._unmended: dict[str, Spans] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
 
     def open(self) -> None:
@@ -47,14 +50,16 @@ class SealedStore:
                     self._set_aside(path)
             elif path.name.endswith(DAMAGED):
                 self.quarantined.append(path.name.removesuffix(DAMAGED))
+                self._unmended[path.name.removesuffix(DAMAGED)] = ()
         for old in [each for each in found if any(_replaces(other, each) for other in found)]:
             found.remove(old)
             old.path.unlink()  # a crash came between a merge and the end of what it replaced
         self.files = tuple(found)
 
-    def _set_aside(self, path: Path) -> None:
+    def _set_aside(self, path: Path, spans: Spans = ()) -> None:
         log.error("the file %s of history is damaged and was set aside", path.name)
         self.quarantined.append(path.name)
+        self._unmended[path.name] = spans
         path.rename(path.with_name(path.name + DAMAGED))
 
     @property
@@ -109,7 +114,29 @@ class SealedStore:
     def drop_damaged(self, file: Sealed) -> None:
         """Set a file aside, and answer without it."""
         self.files = tuple(each for each in self.files if each is not file)
-        self._set_aside(file.path)
+        self._set_aside(file.path, file.spans)
+
+    def take_damaged(self) -> dict[str, Spans]:
+        """Return the names of files that were set aside since the last time, with the times of their rows if known."""
+        found, self._unmended = self._unmended, {}
+        return found
+
+    def forget_damaged(self, name: str) -> None:
+        """Delete a file that was set aside and has been made anew (blocking)."""
+        self.quarantined = [each for each in self.quarantined if each != name]
+        (self.folder / f"{name}{DAMAGED}").unlink(missing_ok=True)
+
+    def drop_unsound(self, start: int, end: int) -> bool:
+        """Set the damaged files with rows in [start, end) aside (blocking); say whether there were some."""
+        damaged = [file for file in self.files if file.meets(start, end) and not self._is_sound(file)]
+        for file in damaged:
+            self.drop_damaged(file)
+        return bool(damaged)
+
+    def discard(self, file: Sealed) -> bool:
+        """Delete a file that was written and is not wanted (blocking); say that it is gone."""
+        file.path.unlink(missing_ok=True)
+        return False
 
     def replace(self, inputs: Sequence[Sealed], made: Sealed | None) -> None:
         """Let a file stand for others, or nothing for them; they are deleted when no query can be reading them."""

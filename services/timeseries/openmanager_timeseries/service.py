@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from openmanager import page
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import invalid, missing
-from openmanager.frame import Frame, encode, length_delimited, metric_message, packed, split
-from openmanager.runtime import validate
+from openmanager.frame import Frame, encode, length_delimited, packed, split
 from openmanager.runtime.clock import Clock
-from openmanager.runtime.edge import raw
-from openmanager_timeseries.history import Accepted, History
+from openmanager.runtime.edge import raw, unbounded
+from openmanager_timeseries.deletion import delete_series
+from openmanager_timeseries.export import Asked, Export
+from openmanager_timeseries.history import History
 from openmanager_timeseries.ledger import OWN_CONSUMERS, check_consumer
 from openmanager_timeseries.log import Cursor
-from openmanager_timeseries.query import BUDGET_SECONDS, Answer, RangeQuery
+from openmanager_timeseries.query import BUDGET_SECONDS, EARLIEST_NANOS, LATEST_NANOS, Answer, RangeQuery
 from openmanager_timeseries.record import Record
+from openmanager_timeseries.series_page import series_page
+from openmanager_timeseries.tier import RAW
+from openmanager_timeseries.wire import accepted_frames, ack, frame_of, selector_of, time_of
 
 PROGRESS_SECONDS = 10.0
 RAW_PART_SAMPLES = 100_000
-MAX_SELECTOR_ENTRIES = 10_000
 
 
 class TimeseriesService:
@@ -39,13 +40,13 @@ class TimeseriesService:
     @raw
     async def WriteFrame(self, data: bytes, context: Any) -> pb.WriteFrameResponse:  # noqa: ARG002, N802
         """Append one frame."""
-        return pb.WriteFrameResponse(ack=_ack(await self._history.write(_frame_of(pb.WriteFrameRequest, data))))
+        return pb.WriteFrameResponse(ack=ack(await self._history.write(frame_of(pb.WriteFrameRequest, data))))
 
     @raw
     async def WriteFrames(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         """Append frames, many under way at once, each acknowledged in order."""
-        async for accepted in _write_all(self._history, pb.WriteFramesRequest, requests, any_future=False):
-            yield pb.WriteFramesResponse(ack=_ack(accepted))
+        async for each in accepted_frames(self._history, pb.WriteFramesRequest, requests, any_future=False):
+            yield pb.WriteFramesResponse(ack=each)
 
     async def WatchFrames(  # noqa: N802
         self,
@@ -87,10 +88,40 @@ class TimeseriesService:
 
     async def ListSeries(self, request: pb.ListSeriesRequest, context: Any) -> pb.ListSeriesResponse:  # noqa: ARG002, N802
         """List the series."""
-        size = page.page_size(request.page_size)
-        query = (*_selector(request.selector),)
-        after = page.decode_token(query, request.page_token, parts=2)
-        return _series_page(self._history, query, size, after, self._clock.now_nanos())
+        now = self._clock.now_nanos()
+        about = _provenance("head", "", as_of=now, now=now)
+        query = selector_of(request.selector)
+        return series_page(self._history.catalog, query, request.page_size, request.page_token, about)
+
+    @unbounded
+    async def DeleteSeries(self, request: pb.DeleteSeriesRequest, context: Any) -> pb.DeleteSeriesResponse:  # noqa: ARG002, N802
+        """Delete samples."""
+        start, end = time_of(request, "start_time", EARLIEST_NANOS), time_of(request, "end_time", LATEST_NANOS)
+        selection = self._history.catalog.select(*_chosen(request.selector))
+        if end <= start:
+            raise invalid("end_time", "must be after start_time")
+        done = await delete_series(self._history, selection, start, end, dry=request.validate_only)
+        return pb.DeleteSeriesResponse(
+            series_count=done.series, sample_count=done.samples, bucket_count=done.buckets, freed_bytes=done.bytes
+        )
+
+    async def ExportSeries(self, request: pb.ExportSeriesRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
+        """Stream samples or buckets as Parquet."""
+        now = self._history.clock.now_nanos()
+        export = Export(self._history, _export(request, now), request.resume_token)
+        source = "head+blocks" if request.tier in {"", RAW} else "tiers"
+        about = provenance_pb2.Provenance(source=source, tier=request.tier or RAW)
+        about.as_of_time.FromNanoseconds(now)
+        yield pb.ExportSeriesResponse(header=pb.ExportHeader(provenance=about, series_count=export.series_count))
+        async for chunk in export.chunks():
+            yield pb.ExportSeriesResponse(
+                chunk=pb.ExportChunk(
+                    parquet=chunk.parquet,
+                    row_count=chunk.rows,
+                    resume_token=chunk.token,
+                    done_series_count=chunk.done_series,
+                )
+            )
 
 
 class LogService:
@@ -118,90 +149,6 @@ class LogService:
             raise invalid("position", "must not be negative")
         await self._history.ledger.confirm(self._history.log, name, request.position, resynced=request.resynced)
         return pb.ConfirmPositionResponse(consumer=self._history.ledger.row(name, self._history.log))
-
-
-class ImportService:
-    """openmanager.api.timeseries.v1.ImportService."""
-
-    def __init__(self, history: History) -> None:
-        self._history = history
-
-    @raw
-    async def ImportFrames(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
-        """Append frames whose times may lie in the future."""
-        async for accepted in _write_all(self._history, pb.ImportFramesRequest, requests, any_future=True):
-            yield pb.ImportFramesResponse(ack=_ack(accepted))
-
-
-# ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _frame_of(cls: type[Any], data: bytes) -> bytes:
-    """Return the bytes of the frame in a request: cut out where they are all there is in it, else through protobuf."""
-    only = _only_field(data)
-    if only is not None:
-        return only
-    request: Any = validate.decode(cls, data)
-    if not request.HasField("frame"):
-        raise missing("frame")
-    encoded: bytes = request.frame.SerializeToString()
-    return encoded
-
-
-def _only_field(data: bytes) -> bytes | None:
-    """Return the content of a message that is one length-delimited field 1 and nothing else."""
-    if data[:1] != b"\x0a":
-        return None
-    size = shift = 0
-    for at in range(1, min(len(data), 6)):
-        size |= (data[at] & 0x7F) << shift
-        shift += 7
-        if data[at] < 0x80:
-            return data[at + 1 :] if at + 1 + size == len(data) else None
-    return None
-
-
-async def _write_all(
-    history: History, cls: type[Any], requests: AsyncIterator[bytes], *, any_future: bool
-) -> AsyncIterator[Accepted]:
-    """Write the frames of a stream, a bounded number at once, yielding what became of each in order."""
-    under_way: asyncio.Queue[asyncio.Task[Accepted] | Exception | None] = asyncio.Queue(maxsize=64)
-
-    async def receive() -> None:
-        try:
-            async for data in requests:
-                wire = _frame_of(cls, data)
-                await under_way.put(asyncio.create_task(history.write(wire, any_future=any_future)))
-        except Exception as err:  # noqa: BLE001  (handed to the writer's own side of the stream, in order)
-            await under_way.put(err)
-        else:
-            await under_way.put(None)
-
-    receiver = asyncio.create_task(receive())
-    try:
-        while (item := await under_way.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield await item
-    finally:
-        receiver.cancel()
-        await asyncio.gather(receiver, return_exceptions=True)
-        while not under_way.empty():
-            if isinstance(item := under_way.get_nowait(), asyncio.Task):
-                item.cancel()
-
-
-def _ack(accepted: Accepted) -> frame_pb2.WriteAck:
-    admitted = accepted.admitted
-    return frame_pb2.WriteAck(
-        position=accepted.position,
-        accepted_sample_count=admitted.accepted,
-        rejected_sample_count=admitted.rejected,
-        rejections=[
-            frame_pb2.Rejection(server=r.server, metric=r.metric, reason=r.reason, sample_count=r.sample_count)
-            for r in admitted.rejections
-        ],
-    )
 
 
 # ── watching ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -236,17 +183,26 @@ async def _grew(history: History, position: int) -> bool:
 # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _selector(selector: frame_pb2.Selector) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
-    for name in ("servers", "metrics"):
-        if len(getattr(selector, name)) > MAX_SELECTOR_ENTRIES:
-            raise invalid(f"selector.{name}", f"has more than {MAX_SELECTOR_ENTRIES} entries")
-    return tuple(selector.servers), selector.server_filter, tuple(selector.metrics)
+def _chosen(selector: frame_pb2.Selector) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """Return a selector that chooses something: nobody deletes everything by leaving a field out."""
+    servers, text, metrics = selector_of(selector)
+    if not (servers or text or metrics):
+        raise missing("selector")
+    return servers, text, metrics
+
+
+def _export(request: pb.ExportSeriesRequest, now: int) -> Asked:
+    servers, text, metrics = selector_of(request.selector)
+    start, end = time_of(request, "start_time", None), time_of(request, "end_time", now)
+    if end <= start:
+        raise invalid("end_time", "must be after start_time")
+    return Asked(servers=servers, server_filter=text, metrics=metrics, start=start, end=end, tier=request.tier or RAW)
 
 
 def _range_query(request: pb.QueryRangeRequest, now: int) -> RangeQuery:
     if not request.HasField("start_time"):
         raise missing("start_time")
-    servers, server_filter, metrics = _selector(request.selector)
+    servers, server_filter, metrics = selector_of(request.selector)
     return RangeQuery(
         servers=servers,
         server_filter=server_filter,
@@ -266,10 +222,32 @@ def _provenance(source: str, tier: str, *, as_of: int, now: int, partial: str = 
     return about
 
 
+def _range_provenance(answer: Answer, now: int) -> provenance_pb2.Provenance:
+    sources = dict.fromkeys(name for part in answer.parts for name in part.source.split("+"))
+    widths = sorted({(part.width, part.tier) for part in answer.parts}, reverse=True)
+    about = _provenance(
+        "+".join(sources) or "head",
+        "+".join(tier for _, tier in widths) or RAW,
+        as_of=now,
+        now=now,
+        partial=answer.partial_reason,
+    )
+    if answer.degraded_reason:
+        about.degraded = True
+        about.reason = "; ".join(filter(None, (answer.degraded_reason, answer.partial_reason)))
+    if widths and widths[0][0]:
+        about.resolution.FromNanoseconds(widths[0][0])
+    about.rank_error = answer.rank_error
+    for part in answer.parts:
+        segment = about.segments.add(source=part.source, tier=part.tier)
+        segment.start_time.FromNanoseconds(part.start)
+        segment.end_time.FromNanoseconds(part.end)
+    return about
+
+
 def _range_parts(answer: Answer, now: int) -> Sequence[bytes]:
     header = pb.QueryRangeHeader(
-        provenance=_provenance(answer.source, "raw", as_of=now, now=now, partial=answer.partial_reason),
-        series_count=len(answer.names),
+        provenance=_range_provenance(answer, now), series_count=len(answer.names)
     ).SerializeToString()
     parts = [length_delimited(1, header + packed(2, answer.starts))]
     for row, name in enumerate(answer.names):
@@ -288,7 +266,7 @@ def _range_parts(answer: Answer, now: int) -> Sequence[bytes]:
 def latest_frames(history: History, selector: frame_pb2.Selector) -> list[Frame]:
     """Return the newest sample of each chosen series, as frames of one time each, oldest first, with all that is known."""
     catalog = history.catalog
-    selection = catalog.select(*_selector(selector))
+    selection = catalog.select(*selector_of(selector))
     times, values = catalog.last(selection.ids)
     servers, metrics = catalog.server_of(selection.ids), catalog.metric_of(selection.ids)
     frames: list[Frame] = []
@@ -312,24 +290,3 @@ def latest_frames(history: History, selector: frame_pb2.Selector) -> list[Frame]
             )
         )
     return frames
-
-
-def _series_page(history: History, query: Any, size: int, after: list[str] | None, now: int) -> pb.ListSeriesResponse:
-    catalog = history.catalog
-    ids = catalog.select(*query).ids
-    names = [
-        (catalog.servers[s], catalog.metrics[m])
-        for s, m in zip(catalog.server_of(ids).tolist(), catalog.metric_of(ids).tolist(), strict=True)
-    ]
-    first = 0
-    if after is not None:
-        first = bisect.bisect_right(names, (after[0], after[1]))
-    response = pb.ListSeriesResponse(total_count=len(ids), provenance=_provenance("head", "", as_of=now, now=now))
-    times, _ = catalog.last(ids[first : first + size])
-    for (server, metric), time in zip(names[first : first + size], times.tolist(), strict=True):
-        row = response.series.add(server=server, metric=metric, metric_info=metric_message(catalog.metric_info(metric)))
-        if time > 0:
-            row.last_time.FromNanoseconds(time)
-    if first + size < len(names):
-        response.next_page_token = page.encode_token(query, list(names[first + size - 1]))
-    return response

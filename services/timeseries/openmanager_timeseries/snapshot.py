@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openmanager.frame import MetricInfo, ServerInfo
+from openmanager_timeseries import durable
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.sealed import Format, Reader, Sealed
 
@@ -38,12 +38,9 @@ def save(path: Path, catalog: Catalog, position: int) -> None:
             "last_value": values,
         }
     ).replace_schema_metadata({_KEY: json.dumps(about).encode()})
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    durable.replace(path, buffer.getvalue().to_pybytes())
 
 
 def load(path: Path, catalog: Catalog) -> int:

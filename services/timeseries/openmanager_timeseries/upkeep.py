@@ -16,6 +16,11 @@ MAX_ROWS = 100_000_000
 BLOCK_WINDOWS = (_HOUR, _DAY)
 
 
+def tier_windows(width: int) -> Sequence[int]:
+    """Return the windows for buckets of `width` nanoseconds: a day, and what holds a few hundred buckets of a series."""
+    return (_DAY, 8 * _DAY) if width < _HOUR else (_DAY, 32 * _DAY)
+
+
 def next_merge(files: Sequence[Sealed], windows: Sequence[int], now: int) -> Sequence[Sealed]:
     """Return neighbours that are to become one file, oldest first; empty when there are none.
 

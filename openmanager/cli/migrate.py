@@ -1,0 +1,7 @@
+"""`openmanager migrate`."""
+import click
+
+
+@click.command()
+def migrate() -> None:
+    """Soon."""

@@ -1,0 +1,44 @@
+"""Tiers: the resolutions in which history is kept, from raw samples to the coarsest buckets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openmanager.config import parse_duration, show_duration
+from openmanager.errors import ConfigurationError
+
+RAW = "raw"
+_NANOS_PER_MILLI = 1_000_000
+_MINUTE = 60 * 10**9
+_DAY = 24 * 60 * _MINUTE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """Buckets of `width` nanoseconds, kept for `retention` nanoseconds where no rule says otherwise."""
+
+    name: str
+    width: int
+    retention: int
+
+
+def parse_tiers(text: str) -> tuple[Tier, ...]:
+    """Return the tiers of a text such as `5m:90d,1h:1825d`, the finest first; ConfigurationError when it is none."""
+    tiers: list[Tier] = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        width_text, colon, retention_text = part.partition(":")
+        try:
+            width, retention = parse_duration(width_text), parse_duration(retention_text)
+        except (ValueError, OverflowError) as err:
+            raise ConfigurationError(
+                f"timeseries.tiers has {part!r}: a width and a retention such as 5m:90d are expected"
+            ) from err
+        nanos = round(width.total_seconds() * 1000) * _NANOS_PER_MILLI
+        if not colon or nanos < _MINUTE or _DAY % nanos or retention < 2 * width:
+            raise ConfigurationError(
+                f"timeseries.tiers has {part!r}: a width is a whole part of a day from 1m on, and kept for twice that"
+            )
+        if tiers and (nanos <= tiers[-1].width or nanos % tiers[-1].width):
+            raise ConfigurationError(f"timeseries.tiers has {part!r}, which is no multiple of the tier before")
+        tiers.append(Tier(name=show_duration(width), width=nanos, retention=round(retention.total_seconds()) * 10**9))
+    return tuple(tiers)

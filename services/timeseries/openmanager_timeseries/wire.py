@@ -1,0 +1,104 @@
+"""What the edges of the time-series service share: frames in, times and selectors checked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from openmanager.api.frame.v1 import frame_pb2
+from openmanager.errors import OutOfRangeError, invalid, missing
+from openmanager.runtime import validate
+from openmanager_timeseries.history import Accepted, History
+from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
+
+MAX_SELECTOR_ENTRIES = 10_000
+
+
+def frame_of(cls: type[Any], data: bytes) -> bytes:
+    """Return the frame of a request: cut out where it is all there is in it, else through protobuf."""
+    only = _only_field(data)
+    if only is not None:
+        return only
+    request: Any = validate.decode(cls, data)
+    if not request.HasField("frame"):
+        raise missing("frame")
+    encoded: bytes = request.frame.SerializeToString()
+    return encoded
+
+
+def _only_field(data: bytes) -> bytes | None:
+    """Return the content of a message that is one length-delimited field 1 and nothing else."""
+    if data[:1] != b"\x0a":
+        return None
+    size = shift = 0
+    for at in range(1, min(len(data), 6)):
+        size |= (data[at] & 0x7F) << shift
+        shift += 7
+        if data[at] < 0x80:
+            return data[at + 1 :] if at + 1 + size == len(data) else None
+    return None
+
+
+async def accepted_frames(
+    history: History, cls: type[Any], requests: AsyncIterator[bytes], *, any_future: bool
+) -> AsyncIterator[frame_pb2.WriteAck]:
+    """Write the frames of a stream, a bounded number at once, yielding the acknowledgement of each in order."""
+    under_way: asyncio.Queue[asyncio.Task[Accepted] | Exception | None] = asyncio.Queue(maxsize=64)
+
+    async def receive() -> None:
+        try:
+            async for data in requests:
+                wire = frame_of(cls, data)
+                await under_way.put(asyncio.create_task(history.write(wire, any_future=any_future)))
+        except Exception as err:  # noqa: BLE001  (handed to the writer's own side of the stream, in order)
+            await under_way.put(err)
+        else:
+            await under_way.put(None)
+
+    receiver = asyncio.create_task(receive())
+    try:
+        while (item := await under_way.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield ack(await item)
+    finally:
+        receiver.cancel()
+        await asyncio.gather(receiver, return_exceptions=True)
+        while not under_way.empty():
+            if isinstance(item := under_way.get_nowait(), asyncio.Task):
+                item.cancel()
+
+
+def ack(accepted: Accepted) -> frame_pb2.WriteAck:
+    """Return the acknowledgement of a frame."""
+    admitted = accepted.admitted
+    return frame_pb2.WriteAck(
+        position=accepted.position,
+        accepted_sample_count=admitted.accepted,
+        rejected_sample_count=admitted.rejected,
+        rejections=[
+            frame_pb2.Rejection(server=r.server, metric=r.metric, reason=r.reason, sample_count=r.sample_count)
+            for r in admitted.rejections
+        ],
+    )
+
+
+def selector_of(selector: frame_pb2.Selector, field: str = "selector") -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """Return the servers, the filter and the metrics of a selector; InvalidArgumentError when there are too many."""
+    for name in ("servers", "metrics"):
+        if len(getattr(selector, name)) > MAX_SELECTOR_ENTRIES:
+            raise invalid(f"{field}.{name}", f"has more than {MAX_SELECTOR_ENTRIES} entries")
+    return tuple(selector.servers), selector.server_filter, tuple(selector.metrics)
+
+
+def time_of(request: Any, name: str, default: int | None, prefix: str = "") -> int:
+    """Return a time of a request in nanoseconds, `default` where it is not set; None as default: it is required."""
+    if not request.HasField(name):
+        if default is None:
+            raise missing(prefix + name)
+        return default
+    nanos: int = getattr(request, name).ToNanoseconds()
+    if not EARLIEST_NANOS <= nanos <= LATEST_NANOS:
+        raise OutOfRangeError(f"{prefix}{name} is outside the years 1678–2262", field=prefix + name)
+    return nanos
