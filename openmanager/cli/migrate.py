@@ -1,4 +1,5 @@
 """`openmanager migrate`."""
+
 import click
 
 

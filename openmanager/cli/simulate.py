@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from openmanager.cli import connection, render
-from openmanager.cli.query import length
+from openmanager.cli.query import length, moment
+from openmanager.errors import InvalidArgumentError, OpenManagerError
 
 if TYPE_CHECKING:
+    from openmanager.api.simulator.v1.simulator_pb2 import BackfillHistoryRequest, BackfillHistoryResponse
     from openmanager.client import Client
 
 # A batch of ticks takes about so long, so that the progress moves and Ctrl-C is heard.
@@ -71,6 +73,51 @@ def advance_command(*, ticks: int, as_json: bool) -> None:
     _print(connection.run(lambda client: _advance(client, ticks, show=not as_json)), as_json=as_json)
 
 
+@simulate.command(
+    "backfill",
+    epilog=render.examples("simulate backfill --start 365d", "simulate backfill --start 14d --raw"),
+)
+@click.option(
+    "--start",
+    callback=moment,
+    required=True,
+    metavar="TIME",
+    help="From the hour of then on: 365d (ago), 2026-07-01T12:00 or 1782900000.",
+)
+@click.option("--end", callback=moment, metavar="TIME", help="Until then, exclusive.  [default: the last whole hour]")
+@click.option("--raw", is_flag=True, help="Write the samples too, as far back as they are kept.")
+@click.option("--resume", "token", metavar="TOKEN", default="", help="Go on where an earlier run ended.")
+@render.json_option
+def backfill_command(*, start: datetime, end: datetime | None, raw: bool, token: str, as_json: bool) -> None:
+    """Make the history of the simulated fleet, as if it had ticked all along.
+
+    What breaks goes on by itself; after Ctrl-C it goes on with the command that is shown.
+    """
+    from openmanager.api.simulator.v1 import simulator_pb2
+    from openmanager.client import codec
+
+    start = start.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    request = simulator_pb2.BackfillHistoryRequest(raw=raw, resume_token=token)
+    request.start_time.CopyFrom(codec.timestamp(start, "start"))
+    if end is not None:
+        request.end_time.CopyFrom(codec.timestamp(end, "end"))
+    try:
+        reply = connection.run(lambda client: _backfill(client, request, as_json=as_json))
+    except (KeyboardInterrupt, OpenManagerError) as err:
+        if request.resume_token and not isinstance(err, InvalidArgumentError):
+            until = f" --end {end.astimezone(UTC).isoformat()}" if end else ""
+            options = f"--start {start.isoformat()}{until}{' --raw' if raw else ''}"
+            command = f"openmanager simulate backfill {options} --resume {request.resume_token}"
+            click.echo(f"What is written stays. To go on:\n  {command}", err=True)
+        raise
+    if not as_json:
+        click.echo(
+            f"{reply.sample_count:,} samples made until {render.show_moment(codec.moment(reply, 'done_time'))}; "
+            f"written: {render.show_count(reply.bucket_count, 'bucket')}, "
+            f"{render.show_count(reply.raw_sample_count, 'sample')}"
+        )
+
+
 @simulate.command("metrics", epilog=render.examples("simulate metrics", "simulate metrics --json"))
 @render.json_option
 def metrics_command(*, as_json: bool) -> None:
@@ -100,6 +147,33 @@ async def _advance(client: Client, ticks: int, *, show: bool) -> Any:
             progress.update(task, completed=made)
             pace = BATCH_SECONDS / max(now() - start, 0.001)
             batch = max(1, min(MAX_BATCH, int(some * min(pace, 8.0))))
+    return reply
+
+
+async def _backfill(client: Client, request: BackfillHistoryRequest, *, as_json: bool) -> BackfillHistoryResponse:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from openmanager.api.simulator.v1 import simulator_pb2
+    from openmanager.client.simulation import backfill_replies
+
+    err = Console(stderr=True)
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    now = asyncio.get_running_loop().time
+    start, first, reply = now(), None, simulator_pb2.BackfillHistoryResponse()
+    with Progress(*columns, console=err, disable=as_json or not err.is_terminal, transient=True) as progress:
+        task = progress.add_task("begins", total=1.0)
+
+        def away(failure: OpenManagerError) -> None:
+            progress.update(task, description=f"{failure.message}; tried again")
+
+        async for reply in backfill_replies(client.rpc, request, away):
+            if as_json:
+                render.print_json(reply, line=True)
+            first = reply.sample_count if first is None else first
+            rate = (reply.sample_count - first) / max(now() - start, 0.001)
+            told = f"{reply.sample_count / 1e6:,.0f} M samples, {rate / 1e6:,.1f} M/s"
+            progress.update(task, completed=reply.done_ratio, description=told)
     return reply
 
 

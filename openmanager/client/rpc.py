@@ -104,6 +104,7 @@ GET_SIMULATION = Method(_SIMULATOR, "GetSimulation", simulator_pb2.GetSimulation
 START_SIMULATION = Method(_SIMULATOR, "StartSimulation", simulator_pb2.StartSimulationResponse)
 STOP_SIMULATION = Method(_SIMULATOR, "StopSimulation", simulator_pb2.StopSimulationResponse)
 ADVANCE_SIMULATION = Method(_SIMULATOR, "AdvanceSimulation", simulator_pb2.AdvanceSimulationResponse)
+BACKFILL_HISTORY = Method(_SIMULATOR, "BackfillHistory", simulator_pb2.BackfillHistoryResponse)
 LIST_METRICS = Method(_SIMULATOR, "ListMetrics", simulator_pb2.ListMetricsResponse)
 INJECT_FAULT = Method(_FAULT, "InjectFault", simulator_pb2.InjectFaultResponse)
 LIST_FAULTS = Method(_FAULT, "ListFaults", simulator_pb2.ListFaultsResponse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -11,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from client.proxy import proxy
+from conftest import clean_environment, wait_until
 from openmanager_simulator.backfill import Backfill
 from openmanager_simulator.catalogue import load_catalogue
 from openmanager_simulator.fault import FaultPattern, plan_fault
@@ -29,6 +31,7 @@ from openmanager_simulator.ticker import Settings, Ticker
 from openmanager import rollup
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.client import Client
 from openmanager.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -69,7 +72,10 @@ FAULTS = tuple(
 
 @dataclass
 class Store:
-    """Stands for timeseries: keeps what is imported, and answers each request; `fail_after` requests it goes away."""
+    """Stands for timeseries: keeps what is imported, and answers each request.
+
+    After `hold_after` requests it waits for `hold`; after `fail_after` it goes away.
+    """
 
     retentions: dict[str, timedelta] = field(
         default_factory=lambda: {"raw": timedelta(days=2), "5m": timedelta(days=3), "1h": timedelta(days=30)}
@@ -79,6 +85,7 @@ class Store:
     sizes: list[int] = field(default_factory=list)
     fail_after: int = 1_000_000
     hold: asyncio.Event | None = None
+    hold_after: int = 0
 
     async def ListTiers(self, request, context):
         reply = timeseries_pb2.ListTiersResponse()
@@ -110,7 +117,7 @@ class Store:
 
     async def _take(self, data: bytes) -> None:
         self.sizes.append(len(data))
-        if self.hold is not None:
+        if self.hold is not None and len(self.sizes) > self.hold_after:
             await self.hold.wait()
         if len(self.sizes) > self.fail_after:
             raise UnavailableError("gone")
@@ -442,7 +449,6 @@ async def test_progress_comes_while_nothing_is_answered(mesh: Mesh):
     assert [message.done_ratio for message in messages] == [0.0] * 4
     assert all(message.resume_token for message in messages)
     # What is under way is bounded: neither requests nor samples pile up behind a store that does not answer.
-    assert messages[-1].sample_count < 20 * 2880 * 3 * 511
     assert len(mesh.store.sizes) <= 4
     mesh.store.hold.set()
     await stream.aclose()
@@ -498,3 +504,93 @@ async def test_the_simulation_ticks_on_meanwhile_and_is_as_it_was(mesh: Mesh):
 def test_a_worker_knows_no_grpc():
     code = "import sys, openmanager_simulator.worker; sys.exit('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ── the client and the command ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_client_goes_on_by_itself_when_its_connection_breaks(mesh: Mesh):
+    mesh.store.hold, mesh.store.hold_after = asyncio.Event(), 3
+    start, end = MIDNIGHT - 8 * DAY, MIDNIGHT
+    away, ratios = [], []
+    async with asyncio.timeout(40), proxy(mesh.peer.target) as road, Client(road.address) as client:
+        async for progress in client.simulation.backfill(start, end=end, on_away=away.append):
+            ratios.append(progress.done_ratio)
+            if not away and progress.done_ratio:
+                road.cut()
+                mesh.store.hold.set()
+        assert progress.done
+    assert away
+    assert ratios == sorted(ratios)
+    assert progress.sample_count == 8 * 2880 * 3 * 511
+    assert hours_of(mesh.store) == set(range(start, end, HOUR))
+
+
+def hours_of(store: Store) -> set[int]:
+    return {time for tier, grid in store.rollups if tier == "1h" for time in grid.times.tolist()}
+
+
+async def test_the_client_of_nobody_fails_at_once():
+    async with Client("127.0.0.1:1") as client:
+        with pytest.raises(UnavailableError):
+            await anext(client.simulation.backfill(MIDNIGHT))
+
+
+async def command(mesh: Mesh, *arguments: str) -> asyncio.subprocess.Process:
+    program = [sys.executable, "-m", "openmanager.cli", "--gateway", mesh.peer.target, "simulate", "backfill"]
+    return await asyncio.create_subprocess_exec(
+        *program,
+        *arguments,
+        env={**clean_environment(), "TZ": "UTC"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+
+
+def iso(nanos: int) -> str:
+    return datetime.fromtimestamp(nanos // SECOND, UTC).isoformat()
+
+
+async def test_the_command_says_what_it_made(mesh: Mesh):
+    running_ = await command(mesh, "--start", iso(MIDNIGHT + 1800 * SECOND), "--end", iso(MIDNIGHT + HOUR))
+    out, err = await running_.communicate()
+    assert (running_.returncode, err) == (0, b"")
+    # From the whole hour on.
+    assert out.decode() == ("183,960 samples made until 2026-09-28 01:00:00; written: 19,929 buckets, 0 samples\n")
+
+
+async def test_the_command_prints_every_message_as_json(mesh: Mesh):
+    running_ = await command(mesh, "--start", iso(MIDNIGHT), "--end", iso(MIDNIGHT + HOUR), "--json")
+    out, _ = await running_.communicate()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert lines[-1]["bucket_count"] == "19929"
+
+
+async def test_an_interrupted_command_says_how_to_go_on_and_that_goes_on(mesh: Mesh):
+    mesh.store.hold, mesh.store.hold_after = asyncio.Event(), 3
+    start, end = MIDNIGHT - 8 * DAY, MIDNIGHT
+    running_ = await command(mesh, "--start", iso(start), "--end", iso(end), "--json")
+    while json.loads(await running_.stdout.readline())["done_ratio"] == 0:
+        pass
+    running_.send_signal(signal.SIGINT)
+    _, err = await running_.communicate()
+    assert running_.returncode == 130
+    mesh.store.hold.set()
+    await wait_until(no_workers)
+    words = err.decode().splitlines()[-1].split()
+    assert words[:3] == ["openmanager", "simulate", "backfill"]
+    again = await command(mesh, *words[3:], "--json")
+    out, _ = await again.communicate()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert lines[0]["done_ratio"] > 0
+    assert lines[-1]["done"]
+    assert int(lines[-1]["sample_count"]) == 8 * 2880 * 3 * 511
+    assert hours_of(mesh.store) == set(range(start, end, HOUR))
+
+
+async def test_a_token_that_is_refused_is_not_offered_again(mesh: Mesh):
+    running_ = await command(mesh, "--start", iso(MIDNIGHT), "--resume", "x")
+    _, err = await running_.communicate()
+    assert (running_.returncode, err.decode()) == (1, "openmanager: resume_token is not one of this request\n")

@@ -341,14 +341,14 @@ def test_a_fault_that_is_told_while_a_block_is_made_is_in_the_next_one():
     )
     at = tick(MONDAY + 2 * 3600 + 600)
     found = simulation()
-    made = found._metrics.values
+    read = found._sensors.read
 
-    def tell_meanwhile(**given_):
-        found._metrics.values = made
+    def tell_meanwhile(*args, **given_):
+        found._sensors.read = read
         found.set_faults([fault])
-        return made(**given_)
+        return read(*args, **given_)
 
-    found._metrics.values = tell_meanwhile
+    found._sensors.read = tell_meanwhile
     found.values(at, 1)
     assert np.array_equal(found.values(at, 1), simulation(faults=[fault]).values(at, 1))
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openmanager_timeseries import block as parquet
+from timeseries.shard import NOW, SECOND, asked, frame, opened, raw
 
 from openmanager.errors import InvalidArgumentError, OutOfRangeError, ResourceExhaustedError
-from openmanager.frame import Frame, MetricInfo, ServerInfo, encode
-from timeseries.shard import NOW, SECOND, asked, frame, opened, raw
+from openmanager.frame import MetricInfo, ServerInfo, encode
 
 writes = st.lists(
     st.tuples(

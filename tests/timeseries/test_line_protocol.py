@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,7 @@ class LineReader:
     VictoriaMetrics takes two backslashes for one.
     """
 
-    def __init__(self, pairs: bool) -> None:
+    def __init__(self, *, pairs: bool) -> None:
         self.pairs = pairs
 
     def read(self, data: bytes) -> list[Line]:
@@ -207,7 +208,7 @@ def test_each_reader_finds_in_the_lines_what_the_frame_holds(frame: Frame, about
     data = LineEncoder().encode([frame], info_of)
     expected = expected_lines([frame], info_of)
     for pairs in (False, True):
-        lines = LineReader(pairs).read(data)
+        lines = LineReader(pairs=pairs).read(data)
         assert expected == set(lines)
         assert len(expected) == len(lines)
 
@@ -219,7 +220,7 @@ def test_the_lines_say_what_influxdb_client_would_write(frame: Frame, about: tup
         return ServerInfo(id=server, environment=about[0], role=about[1])
 
     lines = LineReader(pairs=False).read(LineEncoder().encode([frame], info_of))
-    assert sorted(point_lines([frame], info_of), key=repr) == sorted(lines, key=repr)
+    assert Counter(point_lines([frame], info_of)) == Counter(lines)
 
 
 @given(st.dictionaries(attribute_names, texts, max_size=5))
@@ -242,10 +243,10 @@ def test_names_and_values_come_back_one_by_one(text: str):
 def test_a_server_s_tags_are_never_an_attribute_s():
     frame = make_frame([[[1.0]]], ["x{environment=e,hostname=h,location=l,role=r,server_id=i}"])
     data = LineEncoder().encode([frame], lambda server: ServerInfo(id=server, environment="prod", role="db"))
-    assert (
+    assert data == (
         b"server_metrics,environment=prod,om_attr_environment=e,om_attr_hostname=h,om_attr_location=l,om_attr_role=r,"
         b"om_attr_server_id=i,role=db,server_id=s0 x=1.0 1700000000000\n"
-    ) == data
+    )
 
 
 def test_metrics_with_the_same_attributes_share_a_line():
@@ -253,13 +254,13 @@ def test_metrics_with_the_same_attributes_share_a_line():
         [[[1.0, 2.0, 3.0, 4.0], [5.0, NONE, NONE, 8.0]], [[NONE, 9.0, NONE, NONE], [NONE, NONE, NONE, NONE]]],
         ["a", "b{zone=1}", "c", "d{zone=1}"],
     )
-    assert (
+    assert LineEncoder().encode([frame], unknown) == (
         b"server_metrics,server_id=s0 a=1.0,c=3.0 1700000000000\n"
         b"server_metrics,server_id=s0,zone=1 b=2.0,d=4.0 1700000000000\n"
         b"server_metrics,server_id=s1 a=5.0 1700000000000\n"
         b"server_metrics,server_id=s1,zone=1 d=8.0 1700000000000\n"
         b"server_metrics,server_id=s0,zone=1 b=9.0 1700000001000\n"
-    ) == LineEncoder().encode([frame], unknown)
+    )
 
 
 EXTREMES = [
@@ -291,14 +292,14 @@ def test_every_double_is_read_back_bit_for_bit():
 
 def test_what_is_not_finite_is_no_sample():
     frame = make_frame([[[math.inf, 1.0, -math.inf, NONE]]], ["a", "b", "c", "d"])
-    assert b"server_metrics,server_id=s0 b=1.0 1700000000000\n" == LineEncoder().encode([frame], unknown)
+    assert LineEncoder().encode([frame], unknown) == b"server_metrics,server_id=s0 b=1.0 1700000000000\n"
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 2), (2, 0, 2), (2, 2, 0), (1, 2, 2)])
 def test_without_a_sample_there_is_no_line(shape: tuple[int, int, int]):
     frame = make_frame(np.full(shape, NONE), [f"m{at}" for at in range(shape[2])])
-    assert b"" == LineEncoder().encode([frame], unknown)
-    assert b"" == LineEncoder().encode([], unknown)
+    assert LineEncoder().encode([frame], unknown) == b""
+    assert LineEncoder().encode([], unknown) == b""
 
 
 def test_times_of_any_number_of_digits_are_milliseconds():
@@ -319,10 +320,11 @@ def test_a_large_frame_comes_out_whole_and_in_order(shape: tuple[int, int, int],
     dense = np.full(shape, np.nan)
     ticks = (samples.times - START) // SECOND
     rows = np.asarray([int(server[1:]) for server in samples.servers])[samples.server_codes]
-    columns = np.asarray([frame.metrics.index(key) for key in samples.metrics])[samples.metric_codes]
+    place = {key: column for column, key in enumerate(frame.metrics)}
+    columns = np.asarray([place[key] for key in samples.metrics])[samples.metric_codes]
     dense[ticks, rows, columns] = samples.values
     assert np.array_equal(values, dense, equal_nan=True)
-    assert (0, 0, 0) == (found.error_count, found.text_count, found.repeated_count)
+    assert (found.error_count, found.text_count, found.repeated_count) == (0, 0, 0)
 
 
 def test_one_encoder_writes_what_a_new_one_would_whatever_it_wrote_before():
@@ -349,8 +351,8 @@ def test_one_encoder_writes_what_a_new_one_would_whatever_it_wrote_before():
 def test_another_measurement_is_escaped():
     frame = make_frame([[[1.0]]], ["x"])
     data = LineEncoder("own name,=").encode([frame], unknown)
-    assert b"own\\ name\\,=,server_id=s0 x=1.0 1700000000000\n" == data
-    assert ("own_name__.x",) == tuple(parse(data, precision="ms").samples.metrics)
+    assert data == b"own\\ name\\,=,server_id=s0 x=1.0 1700000000000\n"
+    assert tuple(parse(data, precision="ms").samples.metrics) == ("own_name__.x",)
 
 
 @given(st.lists(st.text("ab", max_size=12), max_size=20), st.integers(1, 40))
@@ -369,7 +371,7 @@ def test_what_was_written_is_read_back(frame: Frame, about: tuple[str, str]):
     info = {server: ServerInfo(id=server, environment=about[0], role=about[1]) for server in frame.servers}
     found = parse(LineEncoder().encode([frame], info.__getitem__), precision="ms")
     places = np.argwhere(np.isfinite(frame.values)).tolist()
-    assert () == found.errors
+    assert found.errors == ()
     assert {
         (frame.servers[server], frame.metrics[column], int(frame.times[tick]), bits(frame.values[tick, server, column]))
         for tick, server, column in places
@@ -398,18 +400,18 @@ def test_a_foreign_file_becomes_metrics_of_its_hosts():
         b"\n"
         b"cpu,host=Web-1,cpu=cpu0 usage_idle=99.5,usage_user=1i 1700000000000000000\r\n"
         b"  disk,host=web-1,path=/var/log\\ a,om_x=1 free=18446744073709551615u,full=f 1700000000000999999\n"
-        b"9 in\xe2\x82\xacut,hostname=h,host=db,location=Ulm a\\ b=.5,ok=T 1700000001000000000\n"
+        b"9\\ in\xe2\x82\xacut,hostname=h,host=db,location=Ulm a\\ b=.5,ok=T 1700000001000000000\n"
     )
-    assert [
+    assert sorted(rows_of(found)) == [
         ("db", "_9_in_ut.a_b", START + SECOND, 0.5),
         ("db", "_9_in_ut.ok", START + SECOND, 1.0),
         ("web-1", "cpu.usage_idle{cpu=cpu0}", START, 99.5),
         ("web-1", "cpu.usage_user{cpu=cpu0}", START, 1.0),
         ("web-1", "disk.free{path=/var/log a,tag_om_x=1}", START, 18446744073709551615.0),
         ("web-1", "disk.full{path=/var/log a,tag_om_x=1}", START, 0.0),
-    ] == sorted(rows_of(found))
+    ]
     assert (ServerInfo(id="web-1"), ServerInfo(id="db", hostname="h", location="Ulm")) == found.infos
-    assert () == found.errors
+    assert found.errors == ()
 
 
 def test_texts_are_skipped_and_counted_whatever_is_in_them():
@@ -419,21 +421,21 @@ def test_texts_are_skipped_and_counted_whatever_is_in_them():
         b'log,host=a,size=5" n=3,text="\\\\" 1700000002\n',
         precision="s",
     )
-    assert [1.0, 2.0, 3.0] == sorted(found.samples.values.tolist())
-    assert (3, ()) == (found.text_count, found.errors)
+    assert sorted(found.samples.values.tolist()) == [1.0, 2.0, 3.0]
+    assert (found.text_count, found.errors) == (3, ())
     assert {"log.n", 'log.n{size=5"}'} == set(found.samples.metrics)
 
 
 def test_a_later_sample_of_a_series_and_time_counts():
     found = parse(b"x,host=a v=1 2000\nx,host=a v=2 1000\nx,host=a v=3 2000\nx,host=a v=4,v=5 2000\n", precision="us")
-    assert [("a", "x.v", 10**6, 2.0), ("a", "x.v", 2 * 10**6, 5.0)] == rows_of(found)
-    assert 3 == found.repeated_count
+    assert rows_of(found) == [("a", "x.v", 10**6, 2.0), ("a", "x.v", 2 * 10**6, 5.0)]
+    assert found.repeated_count == 3
 
 
 @pytest.mark.parametrize(("precision", "nanos"), [("s", 10**9), ("ms", 10**6), ("us", 10**3), ("ns", 1)])
 def test_times_are_read_in_their_precision(precision: str, nanos: int):
     found = parse(b"x,host=a v=1 %d\nx,host=a v=2 -%d\n" % (START // nanos, START // nanos), precision=precision)
-    assert [-START, START] == found.samples.times.tolist()
+    assert found.samples.times.tolist() == [-START, START]
 
 
 def test_an_unknown_precision_is_refused():
@@ -481,21 +483,21 @@ def test_an_unknown_precision_is_refused():
 )
 def test_a_malformed_line_is_told_by_its_number_and_the_others_are_read(line: bytes):
     found = parse(b"x,host=a v=1 1000000\n" + line + b"\n\nx,host=b v=2 1000000\n", first_line=11)
-    assert [12] == [error.line for error in found.errors]
-    assert 1 == found.error_count
-    assert [("a", "x.v", 10**6, 1.0), ("b", "x.v", 10**6, 2.0)] == rows_of(found)
+    assert [error.line for error in found.errors] == [12]
+    assert found.error_count == 1
+    assert rows_of(found) == [("a", "x.v", 10**6, 1.0), ("b", "x.v", 10**6, 2.0)]
 
 
 def test_of_many_errors_the_first_are_told():
     found = parse(b"x\n" * 1000)
-    assert 1000 == found.error_count
+    assert found.error_count == 1000
     assert list(range(1, MAX_ERRORS + 1)) == [error.line for error in found.errors]
-    assert [] == rows_of(found)
+    assert rows_of(found) == []
 
 
 def test_no_line_is_no_sample():
     found = parse(b"")
-    assert ([], (), 0) == (rows_of(found), found.infos, found.error_count)
+    assert (rows_of(found), found.infos, found.error_count) == ([], (), 0)
 
 
 @given(st.binary(max_size=60))

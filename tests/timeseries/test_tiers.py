@@ -15,11 +15,11 @@ from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import Keeper
 from openmanager_timeseries.query import RangeQuery
 from openmanager_timeseries.rollup_import import RollupImport
+from timeseries.shard import NOW, SECOND, opened
 
 from openmanager.errors import FailedPreconditionError, InvalidArgumentError
 from openmanager.frame import Frame, MetricInfo, encode
 from openmanager.rollup import COLUMNS, Grid, encode_grid
-from timeseries.shard import NOW, SECOND, opened
 
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86_400 * SECOND
 # The whole hour before now.

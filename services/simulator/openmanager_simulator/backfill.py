@@ -192,7 +192,6 @@ class _Run:
                     sent.append(under_way)
                     yield request
                 under_way.made = True
-                self._count(sample_count=self._samples(unit))
                 self._settle()
 
         method = self._store.import_frames if raw else self._store.import_rollups
@@ -216,6 +215,7 @@ class _Run:
     def _settle(self) -> None:
         while self._units and self._units[0].made and not self._units[0].unanswered:
             unit = self._units.popleft().unit
+            self._count(sample_count=self._samples(unit))
             if unit.ends:
                 self._progress = replace(self._progress, done_time=unit.end)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from openmanager_timeseries.record import Record
 BATCH_BYTES = 4 << 20
 TAKE_SECONDS = 5.0
 READ_RETRY_SECONDS = 1.0
+# How often a consumer is asked, while nothing comes, what of the past is now for good.
+IDLE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -36,25 +39,33 @@ class Runner:
     async def run(self) -> None:
         """Read for ever."""
         books = self._ledger.open_books(self._consumer.name)
+        taken = books.position, books.accepted
         cursor = Cursor(books.position + 1, accepted=books.accepted)
         while True:
+            if self._consumer.rewound():
+                taken = books.position, books.accepted
+                cursor = Cursor(books.position + 1, accepted=books.accepted)
             try:
                 self._log.check_kept(cursor.position)
             except OutOfRangeError:
                 await self._skip_to(cursor)
+                taken = books.position, books.accepted
             try:
                 records = await self._log.read(cursor, BATCH_BYTES)
             except OSError as err:  # no descriptor is left, say: the log itself deals with damage
                 log.warning("%s cannot read the log and tries again: %s", self._consumer.name, type(err).__name__)
                 await asyncio.sleep(READ_RETRY_SECONDS)
                 continue
-            if not records:
-                await self._log.wait_beyond(cursor.position - 1)
-                continue
-            await self._deliver(records)
-            books.damaged, cursor.damaged = books.damaged + cursor.damaged, 0
-            books.position, books.accepted = records[-1].position, records[-1].accepted
-            books.confirmed_nanos = self._clock.now_nanos()
+            if records:
+                await self._deliver(records)
+                books.damaged, cursor.damaged = books.damaged + cursor.damaged, 0
+                books.confirmed_nanos = self._clock.now_nanos()
+                taken = records[-1].position, records[-1].accepted
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(IDLE_SECONDS):
+                        await self._log.wait_beyond(cursor.position - 1)
+            books.position, books.accepted = self._consumer.settled(*taken)
 
     async def _skip_to(self, cursor: Cursor) -> None:
         """Go on at the oldest frame that is kept: what went before is lost to this consumer, and counted."""

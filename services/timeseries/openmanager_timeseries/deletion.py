@@ -135,7 +135,9 @@ def _rows_of(store: SealedStore, file: Sealed, scope: _Scope, width: int) -> int
     taken = scope.taken(width)
     with sealed.Reader(file, store.kind) as reader:
         groups = (
-            reader.group(index, ()) for index, keys in enumerate(file.groups) if not scope.match.metrics.isdisjoint(keys)
+            reader.group(index, ())
+            for index, keys in enumerate(file.groups)
+            if not scope.match.metrics.isdisjoint(keys)
         )
         return sum(int(np.count_nonzero(taken(*group))) for group in groups)
 

@@ -2,17 +2,95 @@
 
 from __future__ import annotations
 
-from openmanager_timeseries.planner import Borrowed, Plan
+import asyncio
+import logging
+
+import numpy as np
+
+from openmanager.errors import OpenManagerError, store_unavailable
+from openmanager_timeseries import span
+from openmanager_timeseries.catalog import Catalog, Selection
+from openmanager_timeseries.engine_link import EngineLink
+from openmanager_timeseries.engines.port import Coded, Wanted
+from openmanager_timeseries.planner import Borrowed, Plan, Pushed
 from openmanager_timeseries.retention import Match
+from openmanager_timeseries.samples import Long
+from openmanager_timeseries.span import Span
+
+log = logging.getLogger(__name__)
 
 
 class EngineReader:
-    """Asks the engine where it has everything that the blocks would be asked for."""
+    """Asks the engine where it has everything that the blocks would be asked for; they answer otherwise."""
+
+    def __init__(self, link: EngineLink, catalog: Catalog, read_seconds: float) -> None:
+        self._link = link
+        self._catalog = catalog
+        self._seconds = read_seconds
 
     async def read(self, plan: Plan, first_position: int) -> tuple[Borrowed | None, str]:
-        """Return what the engine has of a plan, or None and why the blocks are to be read instead."""
-        raise NotImplementedError
+        """Return what the engine has of a plan, or None and why the blocks are read instead.
+
+        The head holds everything from `first_position` on.
+        """
+        link = self._link
+        if not link.ready:
+            return None, f"{link.name} {link.condition}; read from blocks"
+        if link.visible < first_position - 1:
+            return None, f"{link.name} is behind; read from blocks"
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._read(plan), ""
+        except TimeoutError:
+            return None, f"{link.name} does not answer in time; read from blocks"
+        except OpenManagerError:
+            return None, f"{link.name} does not answer; read from blocks"
+        except Exception:  # what it answered is not to be trusted: the blocks are there
+            log.exception("the answer of %s cannot be used", link.name)
+            return None, f"{link.name} answers what cannot be used; read from blocks"
+
+    async def _read(self, plan: Plan) -> Borrowed:
+        servers, metrics = self._catalog.names(plan.selection.ids)
+        names = sorted(set(servers)), sorted(set(metrics))
+        engine, asked = self._link.engine, plan.query
+        aligned = _aligned(plan) if asked.aggregation in engine.capabilities.aggregations else None
+        pushed = None
+        if aligned is not None:
+            wanted = Wanted(servers=names[0], metrics=names[1], start=aligned[0], end=aligned[1])
+            found = await engine.read_buckets(wanted, asked.step, asked.aggregation)
+            pushed = Pushed(aligned, _long(self._catalog, plan.selection, found))
+        samples = []
+        for start, end in span.difference(plan.raw, (aligned,) if aligned else ()):
+            wanted = Wanted(servers=names[0], metrics=names[1], start=start, end=end)
+            samples.append(_long(self._catalog, plan.selection, await engine.read(wanted)))
+        return Borrowed(engine=self._link.name, samples=samples, pushed=pushed)
 
     async def delete(self, match: Match, start: int, end: int) -> None:
-        """Delete series."""
-        raise NotImplementedError
+        """Delete series from the engine; an OpenManagerError, and nothing is deleted, when it cannot be done now."""
+        if not self._link.ready:
+            raise store_unavailable(self._link.name)
+        wanted = Wanted(servers=sorted(match.servers), metrics=sorted(match.metrics), start=start, end=end)
+        try:
+            await self._link.engine.delete(wanted)
+        except TimeoutError as err:
+            raise store_unavailable(self._link.name) from err
+
+
+def _aligned(plan: Plan) -> Span | None:
+    """Return the whole buckets that no sample of the head is in, when these are to be computed by the engine."""
+    asked = plan.query
+    if not asked.step or asked.group_by != "SERVER" or len(plan.raw) != 1 or any(plan.coverage.parts[:-1]):
+        return None
+    recent = min((part[0] for each in plan.generations for part in each.spans), default=asked.end)
+    start, end = plan.raw[0]
+    whole = span.inward(((start, min(end, recent)),), asked.step) if recent > start else ()
+    return whole[0] if whole else None
+
+
+def _long(catalog: Catalog, selection: Selection, found: Coded) -> Long:
+    """Return what an engine answered as samples of a selection; whatever the log has of them came later."""
+    ids = catalog.find((found.servers, found.server_codes), (found.metrics, found.metric_codes))
+    rows = np.where((ids >= 0) & (ids < len(selection.rows)), selection.rows[np.clip(ids, 0, None)], -1)
+    keep = rows >= 0
+    times = found.times[keep]
+    return Long(rows[keep], times, np.zeros(len(times), np.int64), found.values[keep])

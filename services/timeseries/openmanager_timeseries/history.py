@@ -30,13 +30,12 @@ from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.cell import Cells
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import Disk
-from openmanager_timeseries.engine_reader import EngineReader
 from openmanager_timeseries.erasure import Erasures
 from openmanager_timeseries.head import Generation, Head
 from openmanager_timeseries.ingest import Admission, Admitted
 from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log import Cursor, Log, LogOptions
-from openmanager_timeseries.planner import Planner
+from openmanager_timeseries.planner import Planner, RawSource
 from openmanager_timeseries.query import Answer, Limits, RangeQuery, Stop
 from openmanager_timeseries.record import Record
 from openmanager_timeseries.retention import Retention
@@ -89,7 +88,7 @@ class History:
         # Whoever changes files holds it: merging, rolling up, expiring and deleting would undo each other.
         self.changing = asyncio.Lock()
         # Set by whoever runs an engine beside the blocks.
-        self.engine: EngineReader | None = None
+        self.engine: RawSource | None = None
         self._admission = Admission(
             catalog=catalog,
             clock=clock,

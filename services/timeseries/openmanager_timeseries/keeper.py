@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from openmanager.errors import OpenManagerError
 from openmanager_timeseries.budget import Budget
+from openmanager_timeseries.deletion import carry_out
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.history import History, nanos
 from openmanager_timeseries.mend import mend_files
@@ -42,6 +43,7 @@ class Keeper:
         """Do what is due, once a second."""
         steps = (
             self.delete_log,
+            self.finish_deletions,
             self.expire,
             self.keep_within_budget,
             self.keep_within_cap,
@@ -77,6 +79,12 @@ class Keeper:
         before = history.clock.now_nanos() - nanos(history.config.log_retention)
         await asyncio.to_thread(history.log.delete_through, history.ledger.slowest(), before)
         await asyncio.to_thread(history.erasures.forget, history.log.first_position)
+
+    async def finish_deletions(self) -> None:
+        """Carry out the deletions that a crash came into."""
+        for erasure in self._history.erasures.entries:
+            if not erasure.done:
+                await carry_out(self._history, erasure)
 
     async def expire(self) -> None:
         """Delete what is older than the policy keeps it."""

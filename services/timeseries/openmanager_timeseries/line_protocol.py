@@ -47,6 +47,8 @@ EMPTY = "∅"
 
 # So many values are written at once: what they and their lines take stays in a core's cache.
 BLOCK_SAMPLES = 1 << 15
+# A plan for more times than this is not remembered: it would take more room than the names of its series.
+KEPT_TICKS = 4
 
 _Bytes = NDArray[np.uint8]
 _ENCODED = str.maketrans({"\\": "⧹", "⧹": "∅1", "∅": "∅0"})
@@ -213,13 +215,11 @@ def _around(tags: Mapping[str, str]) -> tuple[str, str, str, str]:
 class _Plan:
     """Of which pieces the lines of some samples are made.
 
-    `shape` is that of the values; `present` (bool[T, S, M]) says which are samples, None for all. `pieces` are the
-    places of pieces in the order in which they are written, as pyarrow's int32; `last` (int64[L]) the number of the
-    last sample of each line.
+    `shape` is that of their grid, [T, S, M]. `pieces` are the numbers of pieces in the order in which they are written,
+    as pyarrow's int32; `last` (int64[L]) is the number of the last sample of each line.
     """
 
     shape: tuple[int, ...]
-    present: Bools | None
     pieces: Any
     last: Ints
 
@@ -248,7 +248,7 @@ class _Layout:
         self._text: _Bytes = np.frombuffer(b"".join(pieces), np.uint8)
         self._ends = np.cumsum(np.fromiter(map(len, pieces), np.int32, len(pieces)), dtype=np.int32)
         self._whole: _Plan | None = None
-        self._partial: _Plan | None = None
+        self._partial: tuple[Bools, _Plan | None] = (np.empty(0, np.bool_), None)
 
     def encode(self, times: Ints, values: Floats) -> memoryview:
         """Return the lines of values float64[T, S, M] at times int64[T]."""
@@ -256,19 +256,27 @@ class _Layout:
             values = values.take(self._order, axis=2)
         present: Bools = np.isfinite(values)
         if present.all():
-            plan = self._whole
-            if plan is None or plan.shape != values.shape:
-                plan = self._whole = self._plan(values.shape, np.arange(values.size), None)
-            return self._written(plan, times, values.ravel())
+            return self._written(self._plan_of_all(values.shape), times, values.ravel())
         samples = values[present]
         if len(samples) == 0:
             return memoryview(b"")
-        plan = self._partial
-        if plan is None or plan.present is None or not np.array_equal(plan.present, present):
-            plan = self._partial = self._plan(values.shape, np.flatnonzero(present), present)
-        return self._written(plan, times, samples)
+        return self._written(self._plan_of(present), times, samples)
 
-    def _plan(self, shape: tuple[int, ...], at: Ints, present: Bools | None) -> _Plan:
+    def _plan_of_all(self, shape: tuple[int, ...]) -> _Plan:
+        plan = self._whole
+        if plan is None or plan.shape != shape:
+            plan = self._plan(shape, np.arange(shape[0] * self.size))
+            self._whole = plan if shape[0] <= KEPT_TICKS else self._whole
+        return plan
+
+    def _plan_of(self, present: Bools) -> _Plan:
+        known, plan = self._partial
+        if plan is None or not np.array_equal(known, present):
+            plan = self._plan(present.shape, np.flatnonzero(present))
+            self._partial = (present, plan) if len(present) <= KEPT_TICKS else self._partial
+        return plan
+
+    def _plan(self, shape: tuple[int, ...], at: Ints) -> _Plan:
         """Return the plan for the samples at int64[K], ascending indices into the flattened values."""
         count, metric_count = len(at), shape[2]
         rows, columns = np.divmod(at, metric_count)
@@ -286,7 +294,7 @@ class _Layout:
         pieces[place + 1] = np.arange(count)
         pieces[2 * (first + lines)] = heads + servers[first] * self._group_count + groups[first]
         pieces[2 * (last + lines) + 3] = fields + metric_count + ticks[first]
-        return _Plan(shape, present, pa.array(pieces), last)
+        return _Plan(shape, pa.array(pieces), last)
 
     def _written(self, plan: _Plan, times: Ints, samples: Floats) -> memoryview:
         """Return the lines of samples float64[K]."""

@@ -224,6 +224,8 @@ class _Reader:
         return head
 
     def _new_code(self, head: _Head, field: str) -> int:
+        if not field:
+            raise _MalformedLineError("has a field without a name")
         name = _ESCAPED.sub(r"\1", field)
         key = make_key(_admitted(head.prefix + name) if head.prefix else name, head.attributes)
         try:

@@ -13,9 +13,13 @@ from openmanager.runtime.status import Finding, Storage
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.disk import PosixDisk
+from openmanager_timeseries.engine_link import Condition, EngineLink
+from openmanager_timeseries.engine_reader import EngineReader
+from openmanager_timeseries.engines import open_engine
 from openmanager_timeseries.history import History, open_history
 from openmanager_timeseries.inventory import MetadataInventory
 from openmanager_timeseries.policy_store import MetadataPolicies, follow
+from openmanager_timeseries.port import Consumer
 from openmanager_timeseries.registrar import Registrar
 from openmanager_timeseries.retention_service import ImportService, RetentionService
 from openmanager_timeseries.service import LogService, TimeseriesService
@@ -35,15 +39,14 @@ class TimeseriesModule:
         config: TimeseriesConfig = runtime.section(TimeseriesConfig)
         disk = await asyncio.to_thread(PosixDisk, config.data_dir / "log")
         async with open_history(config, disk, runtime.clock) as history, runtime.peer("metadata") as metadata:
-            runner = Runner(
-                consumer=Registrar(MetadataInventory(metadata), runtime.clock),
-                source=history.log,
-                ledger=history.ledger,
-                clock=runtime.clock,
-                jitter=random.Random(),  # noqa: S311  (jitter)
-            )
             policies = MetadataPolicies(metadata)
-            tasks = [asyncio.create_task(runner.run()), asyncio.create_task(follow(policies, history))]
+            registrar = Registrar(MetadataInventory(metadata), runtime.clock)
+            link = _engine_link(config, history, runtime)
+            running = [follow(policies, history), _runner(registrar, history, runtime).run()]
+            if link is not None:
+                history.engine = EngineReader(link, history.catalog, config.engine_query_timeout.total_seconds())
+                running += [link.watch(), _runner(link, history, runtime).run()]
+            tasks = [asyncio.create_task(each) for each in running]
             try:
                 yield Service(
                     servicers={
@@ -52,16 +55,45 @@ class TimeseriesModule:
                         f"{PACKAGE}.LogService": LogService(history),
                         f"{PACKAGE}.ImportService": ImportService(history),
                     },
-                    storages=_storages(history, runtime),
+                    storages=_storages(history, link, runtime),
                     ledger=lambda: history.ledger.message(history.log),
                 )
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                if link is not None:
+                    await link.engine.close()
 
 
-def _storages(history: History, runtime: Runtime) -> list[Storage]:
+def _engine_link(config: TimeseriesConfig, history: History, runtime: Runtime) -> EngineLink | None:
+    engine = open_engine(config)
+    if engine is None:
+        return None
+    return EngineLink(engine, history, runtime.clock, config.data_dir / f"{engine.name}.json")
+
+
+def _runner(consumer: Consumer, history: History, runtime: Runtime) -> Runner:
+    return Runner(
+        consumer=consumer,
+        source=history.log,
+        ledger=history.ledger,
+        clock=runtime.clock,
+        jitter=random.Random(),  # noqa: S311  (jitter)
+    )
+
+
+_CONDITIONS = {
+    Condition.UNKNOWN: status_pb2.STORAGE_STATE_RECOVERING,
+    Condition.OK: status_pb2.STORAGE_STATE_OK,
+    Condition.DOWN: status_pb2.STORAGE_STATE_DOWN,
+    Condition.HUNG: status_pb2.STORAGE_STATE_HUNG,
+    Condition.EMPTY: status_pb2.STORAGE_STATE_EMPTY,
+    Condition.FILLING: status_pb2.STORAGE_STATE_RECOVERING,
+}
+
+
+def _storages(history: History, link: EngineLink | None, runtime: Runtime) -> list[Storage]:
     async def look_at_log() -> Finding:
         state = history.log.state
         readonly = state.full or state.failure
@@ -90,12 +122,34 @@ def _storages(history: History, runtime: Runtime) -> list[Storage]:
             warnings=(f"{damaged} files are damaged",) if damaged else (),
         )
 
-    return [
+    storages = [
         Storage(name="log", role="log", engine="files", check=look_at_log, clock=runtime.clock),
         Storage(name="head", role="recent history", engine="memory", check=look_at_head, clock=runtime.clock),
         Storage(name="blocks", role="history", engine="parquet", check=look_at_blocks, clock=runtime.clock),
         Storage(name="tiers", role="rollups", engine="parquet", check=look_at_tiers, clock=runtime.clock),
     ]
+    if link is not None:
+        storages.append(_engine_storage(link, runtime))
+    return storages
+
+
+def _engine_storage(link: EngineLink, runtime: Runtime) -> Storage:
+    async def look() -> Finding:
+        found, warnings = link.found, list(link.found.warnings) if link.found else []
+        if link.refused:
+            warnings.append(f"{link.refused} samples were refused for good")
+        reason = str(link.condition)
+        if link.condition is Condition.FILLING and link.progress.total:
+            reason += f": {link.progress.done} of {link.progress.total} blocks"
+        return Finding(
+            state=_CONDITIONS[link.condition],
+            version=found.version if found else "",
+            reason=reason,
+            size_bytes=found.size_bytes if found else 0,
+            warnings=tuple(warnings),
+        )
+
+    return Storage(name=link.name, role="raw history", engine=link.name, check=look, clock=runtime.clock)
 
 
 module = TimeseriesModule()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -25,12 +26,12 @@ from openmanager_timeseries.cell import Cells
 from openmanager_timeseries.coverage import Coverage, Offer
 from openmanager_timeseries.head import Generation, Head
 from openmanager_timeseries.query import GROWTH, Answer, Limits, Part, RangeQuery, SeriesName, Stop
-from openmanager_timeseries.retention import Retention
+from openmanager_timeseries.retention import Match, Retention
 from openmanager_timeseries.roller import COUNTER, Roller, TierFiles
 from openmanager_timeseries.samples import Bools, Floats, Ints, Long, Piece, Ragged, merge
 from openmanager_timeseries.sealed import Sealed
 from openmanager_timeseries.sealed_store import SealedStore
-from openmanager_timeseries.span import Spans
+from openmanager_timeseries.span import Span, Spans
 from openmanager_timeseries.tier import RAW
 
 DAMAGED = "a block is damaged and was set aside"
@@ -60,12 +61,33 @@ class Plan:
         return self.coverage.parts[0 if self.sketched else -1]
 
 
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Buckets of a span that an engine has computed: the times of `buckets` are their starts."""
+
+    span: Span
+    buckets: Long
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Borrowed:
-    """Raw samples that an engine answered with instead of the blocks."""
+    """What an engine answered instead of the blocks: raw samples, and buckets where it computed them itself."""
 
     engine: str
     samples: Sequence[Long]
+    pushed: Pushed | None = None
+
+
+class RawSource(Protocol):
+    """Another place than the blocks for raw samples: it is asked first, and the blocks answer when it cannot."""
+
+    async def read(self, plan: Plan, first_position: int) -> tuple[Borrowed | None, str]:
+        """Return what it has of a plan, or None and why not; the head holds everything from a position on."""
+        ...
+
+    async def delete(self, match: Match, start: int, end: int) -> None:
+        """Delete series; an OpenManagerError, and nothing is deleted, when it cannot be done now."""
+        ...
 
 
 class Planner:
@@ -199,6 +221,8 @@ class Planner:
             answer = self._percentiles(plan, parts, samples, stop)
         else:
             answer = self._bucketed(plan, parts, samples, stop)
+        if borrowed is not None and borrowed.pushed is not None and answer.values is not None:
+            _fill_in(answer.values, answer.starts, plan.query.step, borrowed.pushed)
         if len(self._blocks.quarantined) > damaged:
             answer = replace(answer, partial_reason=DAMAGED)
         return answer
@@ -376,6 +400,12 @@ class Planner:
         if group_by == "ALL":
             return "all"
         return (info.role if group_by == "ROLE" else info.environment) if info else ""
+
+
+def _fill_in(values: Floats, starts: Ints, step: int, pushed: Pushed) -> None:
+    """Put the buckets that an engine has computed into their places; no sample of ours lies in their span."""
+    found = pushed.buckets
+    values[found.rows, (found.times - starts[0]) // step] = found.values
 
 
 def _meets(file: Sealed, wanted: tuple[int, int]) -> bool:

@@ -16,3 +16,11 @@ class Consumer(Protocol):
     async def take(self, records: Sequence[Record]) -> None:
         """Deal with the records for good; an OpenManagerError means “again later”."""
         ...
+
+    def settled(self, position: int, accepted: int) -> tuple[int, int]:
+        """Return how far what was taken can no longer be lost, having taken up to a position and running total."""
+        ...
+
+    def rewound(self) -> bool:
+        """Say, once, that reading has to begin again after the position in the books."""
+        ...

@@ -60,3 +60,11 @@ class Registrar:
         self._known |= changed
         if refresh:
             self._refreshed = self._clock.monotonic()
+
+    def settled(self, position: int, accepted: int) -> tuple[int, int]:
+        """Return the same: what the metadata service has acknowledged is durable."""
+        return position, accepted
+
+    def rewound(self) -> bool:
+        """Say no."""
+        return False

@@ -21,9 +21,9 @@ from openmanager_timeseries.engines.port import Coded, Wanted
 from openmanager_timeseries.line_protocol import MEASUREMENT, SERVER_TAG, SERVER_TAGS, attributes_of, tags_of
 from openmanager_timeseries.samples import Bools, Floats, Ints
 
-# A filter of n servers costs n × the n servers' fields: 100 servers take 1 s in one filter, and 0.1 s in filters of 8.
-SERVERS_PER_STREAM = 8
-STREAMS_PER_QUERY = 16
+# A filter of n servers costs n × the n servers' fields: 100 servers take 1 s in one filter, and 0.1 s in small ones.
+SERVERS_PER_STREAM = 4
+STREAMS_PER_QUERY = 32
 # A chain of `or` may have some 200 links before it is "nested too deep"; an alternation of names may be long.
 ALTERNATIVES = 20
 NAMES_BYTES = 32_000
@@ -34,7 +34,7 @@ _END = b"\r\n"
 _NUMBERS = frozenset({"double", "long", "unsignedLong"})
 _OWN_COLUMNS = frozenset({"", "result", "table", "_time", "_value"})
 _UNUSED = ", ".join(f'"{name}"' for name in ("_start", "_stop", "_measurement", *sorted(SERVER_TAGS - {SERVER_TAG})))
-_DROP = f" |> drop(columns: [{_UNUSED}])"
+_DROP = f"|> drop(columns: [{_UNUSED}])"
 
 
 class AnswerError(Exception):
@@ -58,26 +58,29 @@ def source(bucket: str, start: int, end: int) -> str:
     return f"from(bucket: {literal(bucket)}) |> range(start: {instant(start)}, stop: {instant(end)})"
 
 
-def programs(bucket: str, wanted: Wanted, then: str = "") -> Iterator[str]:
-    """Yield the queries for samples of wanted series, and of others beside them; `then` is done to every series."""
+def programs(bucket: str, wanted: Wanted, then: str = "|> group()") -> Iterator[str]:
+    """Yield the queries for samples of wanted series, and of others beside them; `then` is done to every series.
+
+    A table costs as much as some 200 samples: all series are one where nothing else is done to them.
+    """
     for fields in _field_filters(wanted.metrics):
-        yield from _streams(bucket, wanted, fields, f"{then}{_DROP}")
+        yield from _streams(bucket, wanted, fields, then)
 
 
 def series_programs(bucket: str, wanted: Wanted) -> Iterator[str]:
     """Yield the queries for one sample of every series of the wanted servers, whatever the metric."""
-    yield from _streams(bucket, wanted, "", f" |> first(){_DROP}")
+    yield from _streams(bucket, wanted, "", "|> first()")
 
 
 def marker_program(bucket: str, measurement: str, end: int) -> str:
     """Return the query for the last marker of every epoch; the epoch is read as if it was a server."""
     marked = f"|> filter(fn: (r) => r._measurement == {literal(measurement)}) |> last()"
-    return f'{source(bucket, EARLIEST, end)} {marked} |> rename(columns: {{epoch: "{SERVER_TAG}"}}){_DROP}'
+    return f'{source(bucket, EARLIEST, end)} {marked} |> rename(columns: {{epoch: "{SERVER_TAG}"}}) {_DROP}'
 
 
 def window(step: int, function: str) -> str:
     """Return the aggregation over half-open buckets of `step` nanoseconds, named by their starts."""
-    return f' |> aggregateWindow(every: {step}ns, fn: {function}, createEmpty: false, timeSrc: "_start")'
+    return f'|> aggregateWindow(every: {step}ns, fn: {function}, createEmpty: false, timeSrc: "_start")'
 
 
 def _streams(bucket: str, wanted: Wanted, fields: str, then: str) -> Iterator[str]:
@@ -90,7 +93,7 @@ def _streams(bucket: str, wanted: Wanted, fields: str, then: str) -> Iterator[st
     ]
     for at in range(0, len(filters), STREAMS_PER_QUERY):
         yield base + "".join(
-            f'base() |> filter(fn: (r) => {servers}){then} |> yield(name: "{number}")\n'
+            f'base() |> filter(fn: (r) => {servers}) {then} {_DROP} |> yield(name: "{number}")\n'
             for number, servers in enumerate(filters[at : at + STREAMS_PER_QUERY])
         )
 
@@ -231,8 +234,9 @@ def _keys(columns: Mapping[str, tuple[Ints, Sequence[str]]]) -> tuple[list[str],
     _, first, inverse = np.unique(combined, return_index=True, return_inverse=True)
     keys = []
     for row in first.tolist():
-        tags = {name: texts[codes[row]] for name, (codes, texts) in columns.items()}
-        keys.append(make_key(tags.pop("_field"), attributes_of(tags)))
+        # A tag is never empty: the series has none of that name, and others in the table have.
+        tags = {name: text for name, (codes, texts) in columns.items() if (text := texts[codes[row]])}
+        keys.append(make_key(tags.pop("_field", ""), attributes_of(tags)))
     return keys, inverse.reshape(-1)
 
 

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any
 
@@ -52,9 +52,7 @@ MAX_ATTRIBUTES = 27
 # Samples further ahead are dropped in silence.
 AHEAD = timedelta(days=2)
 # The selectors of one request.
-MATCHES = 100
-# -search.maxQueryLen is 16 KiB.
-QUERY_BYTES = 12_000
+MATCHES = 500
 ROWS_PER_LINE = 10_000
 READ_BYTES = 1 << 20
 PARSE_BYTES = 4 << 20
@@ -217,7 +215,7 @@ class VictoriaEngine:
                     ("nocache", "1"),  # otherwise times are moved to multiples of the step
                 ]
                 body = await self._post(self._read_url + "/api/v1/query_range", form)
-                await _parse(lambda body, keys=selector.keys: found.add_matrix(body, width, keys), body)
+                await _parse(partial(found.add_matrix, width=width, keys=selector.keys), body)
         buckets, torn = await asyncio.to_thread(found.buckets, aggregation)
         if not torn:
             return buckets
@@ -432,7 +430,12 @@ def _data(body: bytes) -> Any:
         raise store_unavailable(NAME) from err
 
 
-_SHOWN = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+# The few of some thousand lines that are looked at.
+_SHOWN = re.compile(
+    rf'^(vm_app_version|vm_app_start_timestamp|vm_data_size_bytes|{"|".join(LOSSES)}|flag(?={{name="{DEDUPLICATION}"))'
+    r"(?:\{(.*)\})? ([0-9.e+]{1,20})$",
+    re.MULTILINE,
+)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -441,7 +444,7 @@ def _described(shown: str, *, cluster: bool) -> _Described:
     found: defaultdict[str, list[tuple[dict[str, str], str]]] = defaultdict(list)
     for name, labels, value in _SHOWN.findall(shown):
         found[name].append((dict(_LABEL.findall(labels)), value))
-    deduplication = next((labels["value"] for labels, _ in found["flag"] if labels["name"] == DEDUPLICATION), "")
+    deduplication = next((labels["value"] for labels, _ in found["flag"]), "")
     state = EngineState(
         version=next((labels.get("short_version", "") for labels, _ in found["vm_app_version"]), ""),
         epoch="",

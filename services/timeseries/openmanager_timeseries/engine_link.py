@@ -1,0 +1,217 @@
+"""An engine as a consumer of the log: written to in order, watched, filled again when it comes back empty or another.
+
+Whether a store is ours is told by a marker, its *epoch*. Without it the store is new or was emptied: then everything that
+the blocks hold is written to it first, and the log goes on from there. Until that is done nobody reads from it.
+
+What an engine has accepted is believed when it can no longer lose it: a position waits for `durable_after`, and when the
+engine's process is another one than before, all that waits is written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from openmanager.api.frame.v1 import frame_pb2
+from openmanager.errors import OpenManagerError, store_unavailable
+from openmanager.frame import Frame, ServerInfo, decode_trusted
+from openmanager.runtime.clock import Clock
+from openmanager_timeseries import durable
+from openmanager_timeseries.engines.port import Engine, EngineState
+from openmanager_timeseries.frames_of import frames_of
+from openmanager_timeseries.history import History
+from openmanager_timeseries.record import Record
+
+WATCH_SECONDS = 1.0
+CHECK_SECONDS = 4.0
+
+log = logging.getLogger(__name__)
+
+
+class Condition(StrEnum):
+    """How an engine is."""
+
+    UNKNOWN = "is not known yet"
+    OK = ""
+    DOWN = "cannot be reached"
+    HUNG = "does not answer"
+    EMPTY = "was emptied or replaced"
+    FILLING = "is being filled"
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a filling has come: files of all."""
+
+    done: int = 0
+    total: int = 0
+
+
+class EngineLink:
+    """The consumer of an engine's name."""
+
+    def __init__(self, engine: Engine, history: History, clock: Clock, state: Path) -> None:
+        self.engine = engine
+        self.name = engine.name
+        self.condition = Condition.UNKNOWN
+        self.found: EngineState | None = None
+        self.progress = Progress()
+        self.refused = 0
+        self._history = history
+        self._clock = clock
+        self._state = state
+        self._epoch, self._filled = self._load()
+        # What was written and may still be lost, or not be seen: when, and the position and running total then.
+        self._unsettled: deque[tuple[float, int, int]] = deque()
+        self._seen: deque[tuple[float, int]] = deque()
+        self._visible = 0
+        self._rewound = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is ours, whole, and answers."""
+        return self.condition is Condition.OK
+
+    # ── the consumer ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def take(self, records: Sequence[Record]) -> None:
+        """Write the frames of records."""
+        if not self.ready:
+            raise store_unavailable(self.name)
+        frames = []
+        for record in records:
+            frame = decode_trusted(frame_pb2.Frame.FromString(record.payload))
+            frames.append(self._history.erasures.apply(frame, record.position))
+        await self._write(frames)
+        now = self._clock.monotonic()
+        self._unsettled.append((now, records[-1].position, records[-1].accepted))
+        self._seen.append((now, records[-1].position))
+
+    async def _write(self, frames: Sequence[Frame]) -> None:
+        try:
+            refused = await self.engine.write(frames, self._info)
+        except (OpenManagerError, TimeoutError):
+            # It says how it is; what was in flight is written again.
+            self.condition = Condition.UNKNOWN
+            raise
+        for each in refused:
+            self.refused += each.sample_count
+            log.warning("%s refused %d samples for good: %s", self.name, each.sample_count, each.reason)
+        if refused:
+            books = self._history.ledger.open_books(self.name)
+            books.dead_lettered += sum(each.sample_count for each in refused)
+
+    def _info(self, server: str) -> ServerInfo:
+        return self._history.catalog.infos.get(server) or ServerInfo(id=server)
+
+    def settled(self, position: int, accepted: int) -> tuple[int, int]:
+        """Return the position and the running total up to which nothing can be lost any more."""
+        window = self.engine.capabilities.durable_after.total_seconds()
+        if not window:
+            self._unsettled.clear()
+            return position, accepted
+        books = self._history.ledger.open_books(self.name)
+        found = books.position, books.accepted
+        while self._unsettled and self._unsettled[0][0] + window <= self._clock.monotonic():
+            found = self._unsettled.popleft()[1:]
+        return found
+
+    def rewound(self) -> bool:
+        """Say, once, that reading has to begin again at the position in the books."""
+        rewound, self._rewound = self._rewound, False
+        return rewound
+
+    @property
+    def visible(self) -> int:
+        """The position up to which it answers with what it was given."""
+        window = self.engine.capabilities.visible_after.total_seconds()
+        while self._seen and self._seen[0][0] + window <= self._clock.monotonic():
+            self._visible = self._seen.popleft()[1]
+        return self._visible
+
+    # ── how it is ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def watch(self) -> None:
+        """Look after the engine, for ever."""
+        while True:
+            try:
+                await self.look()
+            except Exception:  # whatever it answered, it is looked after
+                self.condition = Condition.DOWN
+                log.exception("%s could not be looked after", self.name)
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def look(self) -> None:
+        """Find out how the engine is, and fill it where it has to be."""
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                found = await self.engine.check()
+        except TimeoutError:
+            self.condition = Condition.HUNG
+            return
+        except OpenManagerError:
+            self.condition = Condition.DOWN
+            return
+        if self.found is not None and found.started != self.found.started:
+            self._begin_again()
+        self.found = found
+        books = self._history.ledger.open_books(self.name)
+        if books.position + 1 < self._history.log.first_position:
+            self._filled = False  # it was away for longer than the log waits
+        if found.epoch != self._epoch or not self._epoch or not self._filled:
+            self.condition = Condition.EMPTY
+            try:
+                await self._fill(found)
+            except (OpenManagerError, TimeoutError):
+                self.condition = Condition.DOWN
+                return
+        self.condition = Condition.OK
+
+    def _begin_again(self) -> None:
+        """Its process is another one: what it had only in memory is gone."""
+        if self._unsettled:
+            log.warning("%s was restarted: what it may have lost is written again", self.name)
+            self._unsettled.clear()
+            self._rewound = True
+
+    async def _fill(self, found: EngineState) -> None:
+        """Write everything that the blocks hold, and let the log go on from there."""
+        if found.epoch != self._epoch or not self._epoch:
+            self._store(uuid.uuid4().hex, filled=False)
+            log.warning("%s is new here, or was emptied: it is filled from the blocks", self.name)
+        self.condition = Condition.FILLING
+        await self.engine.mark(self._epoch)
+        files = self._history.blocks.files
+        self.progress = Progress(total=len(files))
+        for file in files:
+            frames = frames_of(file)
+            while (frame := await asyncio.to_thread(next, frames, None)) is not None:
+                await self._write([frame])
+            self.progress.done += 1
+        books = self._history.ledger.open_books(self.name)
+        books.position = files[-1].about.last if files else 0
+        books.accepted = books.resynced = files[-1].about.accepted if files else 0
+        books.dead_lettered = books.damaged = 0
+        self._unsettled.clear()
+        self._rewound = True
+        self._store(self._epoch, filled=True)
+
+    # ── on disk ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _load(self) -> tuple[str, bool]:
+        try:
+            stored = json.loads(self._state.read_text(encoding="utf-8"))
+            return str(stored["epoch"]), bool(stored["filled"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return "", False
+
+    def _store(self, epoch: str, *, filled: bool) -> None:
+        self._epoch, self._filled = epoch, filled
+        durable.replace(self._state, json.dumps({"epoch": epoch, "filled": filled}).encode())
