@@ -172,8 +172,11 @@ class _Choice:
         """Say whether a key of that name is chosen."""
         if self.everything:
             return True
-        own = dict(parse_key(key)[1])
-        asked = itertools.chain(*(self._by_pair.get(pair, ()) for pair in own.items()), self._others)
+        pairs = parse_key(key)[1]
+        asked = [*self._others, *itertools.chain(*(self._by_pair[pair] for pair in pairs if pair in self._by_pair))]
+        if not asked:
+            return False
+        own = dict(pairs)
         return any(matches(own) for matches in asked)
 
 

@@ -121,7 +121,7 @@ def reduce_ticks(values: Floats, counters: Bools) -> dict[str, Floats]:
 
 def _added(values: Floats) -> Floats:
     """Return the sums of ticks, added one after the other: numpy's own sums have no order to rely on."""
-    sums: Floats = values[0].copy()
+    sums: Floats = values[0] + 0.0  # −0.0 and nothing is 0.0
     for tick in values[1:]:
         sums += tick
     return sums

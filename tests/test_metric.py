@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmanager.errors import InvalidArgumentError
-from openmanager.metric import check_key, make_key, parse_key, select
+from openmanager.metric import Pattern, check_key, make_key, parse_key, select
 
 attributes = st.dictionaries(st.text(min_size=1, max_size=10), st.text(max_size=20), max_size=5)
 
@@ -51,3 +51,47 @@ def test_patterns_choose_by_name_glob_and_attributes(patterns: list[str], chosen
 
 def test_a_glob_made_to_be_slow_is_not():
     assert select(["a" * 200], ["a*" * 100 + "b"]) == []
+
+
+names = st.sampled_from(["cpu", "cpu.time", "disk", "m"])
+own = st.dictionaries(st.sampled_from("abc"), st.sampled_from(["0", "1", "10", "x,y"]), max_size=3)
+keys = st.builds(make_key, names, own)
+globs = st.builds(
+    make_key,
+    st.sampled_from(["cpu", "cpu.time", "c*", "*", "?", "d?sk", "[c]pu", "nothing"]),
+    st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["0", "1", "1*", "*", "?", "x,y", ""]), max_size=3),
+)
+
+
+@given(st.lists(keys, max_size=12), st.lists(st.one_of(keys, globs), min_size=1, max_size=12))
+@settings(max_examples=500, deadline=None, derandomize=True)
+def test_many_patterns_choose_what_each_of_them_chooses(found: list[str], patterns: list[str]):
+    matchers = [Pattern.parse(pattern).matcher() for pattern in patterns]
+    expected = [at for at, key in enumerate(found) if any(matches(key) for matches in matchers)]
+    assert select(found, patterns) == expected
+
+
+def test_a_list_of_all_keys_chooses_all_of_them_and_asks_each_key_for_a_few_only(monkeypatch: pytest.MonkeyPatch):
+    found = [make_key("cpu.time", {"cpu": str(at), "state": state}) for at in range(500) for state in ("user", "idle")]
+    asked = 0
+    matcher = Pattern.attribute_matcher
+
+    def counting(self: Pattern):
+        matches = matcher(self)
+
+        def counted(own: dict[str, str]) -> bool:
+            nonlocal asked
+            asked += 1
+            return matches(own)
+
+        return counted
+
+    monkeypatch.setattr(Pattern, "attribute_matcher", counting)
+    assert select(found, found) == list(range(1000))
+    assert asked <= 2 * len(found)
+
+
+def test_a_malformed_pattern_is_refused_even_where_there_are_no_keys():
+    for pattern in ("", "cpu{", "cpu{a=1", "x" * 513):
+        with pytest.raises(InvalidArgumentError):
+            select([], ["cpu", pattern])

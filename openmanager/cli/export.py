@@ -210,9 +210,9 @@ async def _open_sink(client: Client, job: _Job) -> sink.Sink:
 
         text = Lines(await _infos(client))
     if job.path is None:
-        return sink.TextSink(sink.Stdout(), text) if text else sink.ParquetSink(job.request.tier)
+        return sink.TextSink(sink.Stdout(), text, job.request.tier) if text else sink.ParquetSink(job.request.tier)
     part = _open_part(job, job.path)
-    return sink.TextSink(part, text) if text else sink.ParquetFileSink(part, job.request.tier)
+    return sink.TextSink(part, text, job.request.tier) if text else sink.ParquetFileSink(part, job.request.tier)
 
 
 async def _infos(client: Client) -> dict[str, ServerInfo]:

@@ -7,9 +7,6 @@ from typing import Any
 
 import click
 
-from openmanager.cli import configuration
-from openmanager.cli.up import _default_data_dir
-
 TIMESERIES = "timeseries"
 
 
@@ -27,5 +24,8 @@ def timeseries_folder(data_dir: Path | None) -> Path:
     """Return the folder of history: in a data directory, where the configuration says, or in the usual place."""
     if data_dir is not None:
         return data_dir / TIMESERIES
+    from openmanager.cli import configuration
+    from openmanager.cli.up import _default_data_dir
+
     setting = configuration.load().values["timeseries", "data_dir"]
     return _default_data_dir() / TIMESERIES if setting.origin == "default" else Path(setting.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -45,9 +46,7 @@ MALFORMED = "MALFORMED_LINE"
 @click.option(
     "--precision",
     type=click.Choice(["s", "ms", "us", "ns"]),
-    default="ns",
-    show_default=True,
-    help="Of times that are whole numbers, also in line protocol.",
+    help="Of times that are whole numbers, also in line protocol.  [default: what the file says, else ns]",
 )
 @click.option("--tier", metavar="NAME", default="", help="The tier of buckets.  [default: what the file says]")
 @click.option("--json", "as_json", is_flag=True, help="Print what became of the rows as JSON.")
@@ -61,7 +60,8 @@ def import_(**options: Any) -> None:
     from openmanager.cli.source import open_source
 
     sources = [
-        open_source(path, options["form"] or "", options["precision"], options["tier"]) for path in options["files"]
+        open_source(path, options["form"] or "", options["precision"] or "", options["tier"])
+        for path in options["files"]
     ]
     results = connection.run(lambda client: _import(client, sources))
     if options["as_json"]:
@@ -162,12 +162,16 @@ async def _made(result: _Result, meter: _Meter, make: Any) -> AsyncIterator[Any]
     from openmanager.cli.source import pieces
 
     read = pieces(result.source)
-    while (piece := await asyncio.to_thread(next, read, None)) is not None:
-        result.read(piece)
-        made: Iterator[Frame | Grid] = make(piece)
-        while (each := await asyncio.to_thread(next, made, None)) is not None:
-            yield each
-        meter.share = piece.share
+    try:
+        while (piece := await asyncio.to_thread(next, read, None)) is not None:
+            result.read(piece)
+            made: Iterator[Frame | Grid] = make(piece)
+            while (each := await asyncio.to_thread(next, made, None)) is not None:
+                yield each
+            meter.share = piece.share
+    finally:
+        with contextlib.suppress(ValueError):  # a thread is still reading: it ends by itself
+            read.close()
 
 
 def _summary(results: list[_Result]) -> dict[str, Any]:

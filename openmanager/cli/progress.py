@@ -25,19 +25,20 @@ class Bar:
             TextColumn("{task.fields[done]}"),
             TimeElapsedColumn(),
             console=err,
-            disable=not self.is_shown,
             transient=True,
         )
         self._task = self._progress.add_task(title, total=None, done="")
 
     def __enter__(self) -> Self:
         """Show it."""
-        self._progress.start()
+        if self.is_shown:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Take it away."""
-        self._progress.stop()
+        if self.is_shown:
+            self._progress.stop()
 
     def show(self, done: float, total: float | None, words: str, *, title: str | None = None) -> None:
         """Show that `done` of `total` is done, in words; None for a total that is not known."""

@@ -266,6 +266,8 @@ def _print_remarks(out: Console, found: RangeResult, asked: _Question) -> None:
     title = ", ".join(metrics[:3]) + (" …" if len(metrics) > 3 else "")
     out.print(Text.assemble((title, "bold"), f"  {what}", (shown, "yellow")))
     out.print(render.provenance_text(found.provenance))
+    if (coverage := render.coverage_text(found.provenance)) is not None:
+        out.print(coverage)
 
 
 async def _print_table(client: Client, asked: _Question) -> None:

@@ -161,3 +161,18 @@ def provenance_text(about: Provenance) -> Text:
     if about.reason:
         line.append(f": {about.reason}", style="yellow")
     return line
+
+
+def coverage_text(about: Provenance) -> Text | None:
+    """Return one line on which tier answered which part, and how exact; None where one tier answered exactly."""
+    from rich.text import Text
+
+    parts = []
+    if len(about.segments) > 1:
+        shown = (f"{each.tier} until {show_moment(each.end_time)}" for each in about.segments[:-1])
+        parts.append(", then ".join([*shown, about.segments[-1].tier]))
+    if about.resolution is not None:
+        parts.append(f"in buckets of up to {show_length(about.resolution)}")
+    if about.rank_error:
+        parts.append(f"percentiles within ± {100 * about.rank_error:.2g} of their rank")
+    return Text("; ".join(parts), style="dim") if parts else None

@@ -121,7 +121,7 @@ def _parts(found: Tiers, policy: RetentionPolicy, width: int) -> Iterator[Render
 
     yield _tiers_table(found.tiers, width)
     yield ""
-    yield from _remarks(found)
+    yield from _remarks(found, narrow=width < NARROW)
     if policy.rules:
         yield _rules_table(policy)
         yield ""
@@ -158,7 +158,7 @@ def _age(moment: datetime | None) -> str:
     return f"{render.show_age(moment)} ago" if moment else render.NOTHING
 
 
-def _remarks(found: Tiers) -> Iterator[RenderableType]:
+def _remarks(found: Tiers, *, narrow: bool) -> Iterator[RenderableType]:
     from rich.text import Text
 
     for tier in found.tiers:
@@ -168,7 +168,7 @@ def _remarks(found: Tiers) -> Iterator[RenderableType]:
             what = render.show_count(tier.damaged_file_count, "file")
             yield Text(f"! {tier.name}: {what} damaged and set aside", style="yellow")
     gone = sum(tier.deleted_row_count for tier in found.tiers)
-    if gone:
+    if gone and narrow:
         freed = render.show_bytes(sum(tier.freed_bytes for tier in found.tiers))
         yield Text(f"{render.show_count(gone, 'row')} deleted, {freed} freed", style="dim")
     disk = found.disk

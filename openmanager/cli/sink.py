@@ -81,8 +81,9 @@ class Stdout:
 class TextSink:
     """Lines. In a file in the making they are cut to the last whole chunk and appended to."""
 
-    def __init__(self, out: PartFile | Stdout, text: Text) -> None:
+    def __init__(self, out: PartFile | Stdout, text: Text, tier: str) -> None:
         self._out = out
+        self._tier = tier
         self._text = text
         self.row_count: int = out.state.get("rows", 0)
         self.size_bytes: int = out.state.get("size_bytes", 0)
@@ -100,7 +101,7 @@ class TextSink:
     def finish(self) -> None:
         """Write at least the header."""
         if not self.size_bytes:
-            self._out.write(self._text.header(list(_empty().names)))
+            self._out.write(self._text.header(list(_empty(self._tier).names)))
         self._out.finish()
 
     def close(self) -> None:
@@ -193,7 +194,7 @@ class _Parquet:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        tables, self._waiting = self._waiting or [_empty().empty_table()], []
+        tables, self._waiting = self._waiting or [_empty(self._tier).empty_table()], []
         # The names of two chunks are numbered each in its own way.
         whole = pa.concat_tables(tables).unify_dictionaries()
         if self._writer is None:
@@ -228,11 +229,15 @@ def table_of(data: bytes) -> pa.Table:
     return pq.read_table(pa.BufferReader(data))
 
 
-def _empty() -> pa.Schema:
-    """Return the columns of a file without rows."""
+def _empty(tier: str) -> pa.Schema:
+    """Return the columns of a file of a tier without rows."""
     import pyarrow as pa
 
+    from openmanager.rollup import COLUMNS
+
     names = pa.dictionary(pa.int32(), pa.string())
+    numbers = ("value",) if tier == "raw" else COLUMNS
     return pa.schema(
-        [("metric", names), ("server", names), ("time", pa.timestamp("ms", "UTC")), ("value", pa.float64())]
+        [("metric", names), ("server", names), ("time", pa.timestamp("ms", "UTC"))]
+        + [(name, pa.int64() if name == "count" else pa.float64()) for name in numbers]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,7 +26,7 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".lp": "line-protocol", ".txt":
 PRECISIONS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 # So many rows, or bytes of text, are made frames of at once.
 PIECE_ROWS = 512 << 10
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 8 << 20
 LINE_BYTES = 4 << 20
 KEY = ("time", "server", "metric")
 BUCKET = ("min", "max", "sum", "count", "last")
@@ -68,7 +68,10 @@ class Source:
 
 
 def open_source(path: Path, form: str, precision: str, tier: str) -> Source:
-    """Return what a file is; InvalidArgumentError when that cannot be said."""
+    """Return what a file is; InvalidArgumentError when that cannot be said.
+
+    An empty precision is what the file says, or nanoseconds.
+    """
     name = path.name.removesuffix(".gz")
     form = form or FORMATS.get(Path(name).suffix, "")
     if not form:
@@ -77,13 +80,15 @@ def open_source(path: Path, form: str, precision: str, tier: str) -> Source:
         raise InvalidArgumentError(f"{path}: Parquet is compressed in itself, unpack it first")
     if not path.is_file():
         raise InvalidArgumentError(f"{path}: {'is no file' if path.exists() else 'there is no such file'}")
-    found = Source(path=path, form=form, precision=precision, tier=tier)
+    found = Source(path=path, form=form, precision=precision or "ns", tier=tier)
     if form == "parquet":
         return _parquet_source(found)
-    return _csv_source(found) if form == "csv" else found
+    if form == "csv":
+        return _csv_source(found)
+    return found if precision else replace(found, precision=_told_precision(found))
 
 
-def pieces(source: Source) -> Iterator[Piece]:
+def pieces(source: Source) -> Generator[Piece]:
     """Yield the rows of a file (blocking); InvalidArgumentError that names the file and the place."""
     read = {"parquet": _parquet, "csv": _csv, "line-protocol": _lines}[source.form]
     try:
@@ -222,7 +227,9 @@ def _csv_error(source: Source, names: Sequence[str], told: str) -> str:
     if found is None:
         return f"{source.path}: {_first_line(told)}"
     place = f"{source.path}, line {found['row']}"
-    why = _first_line(found["why"]).split(": ", 1)[-1]
+    why = _first_line(found["why"])
+    if why.startswith("CSV conversion error"):
+        why = why.split(": ", 1)[-1]
     if found["column"] is not None:
         place += f", column {([*KEY, *_numbers(source, names)])[int(found['column'])]}"
     if "zone offset" in why:
@@ -235,6 +242,16 @@ def _first_line(err: object) -> str:
 
 
 # ── line protocol ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _told_precision(source: Source) -> str:
+    """Return the unit of times that the first line of our own files says, else nanoseconds."""
+    from openmanager.cli.text import PRECISION_COMMENT
+
+    with _opened(source) as (file, _):
+        first = bytes(file.read(64)).partition(b"\n")[0]
+    told = first.removeprefix(PRECISION_COMMENT).decode("ascii", "replace").strip()
+    return told if first.startswith(PRECISION_COMMENT) and told in PRECISIONS else "ns"
 
 
 def _lines(source: Source) -> Iterator[Piece]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ TABLE_ROWS = 1000
 BATCH_ROWS = 10_000
 # The files may be merged while a query is about to read them; the next attempt sees the merged ones.
 ATTEMPTS = 3
+INTERRUPT_SECONDS = 0.1
 
 
 @click.command(
@@ -50,7 +53,8 @@ def sql(*, query: str, data_dir: Path | None, tier: str | None, shape: str) -> N
         try:
             for name in damaged:
                 click.echo(f"{name} is damaged and left out", err=True)
-            show(_batches(connection, query))
+            with contextlib.closing(_batches(connection, query)) as batches:
+                show(batches)
         except FileNotFoundError:
             if attempt + 1 == ATTEMPTS:
                 raise FailedPreconditionError("the files were replaced again and again while they were read") from None
@@ -60,31 +64,56 @@ def sql(*, query: str, data_dir: Path | None, tier: str | None, shape: str) -> N
             connection.close()
 
 
-def _batches(connection: Any, query: str) -> Iterator[Any]:
-    """Yield the schema of the answer and then its rows, as Arrow batches."""
+def _batches(connection: Any, query: str) -> Generator[Any]:
+    """Yield the schema of the answer and then its rows, as Arrow batches.
+
+    DuckDB works in a thread, where it does not keep Ctrl-C from being heard.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(_reader, connection, query)
+        try:
+            reader = future.result()
+            yield reader.schema
+            while True:
+                future = thread.submit(_next, reader)
+                if (batch := future.result()) is None:
+                    return
+                yield batch
+        finally:
+            while not future.done():
+                connection.interrupt()  # one that comes before the work has begun is lost
+                wait([future], INTERRUPT_SECONDS)
+
+
+def _reader(connection: Any, query: str) -> Any:
     import duckdb
 
     try:
         relation = connection.sql(query)
         if relation is None:
             raise InvalidArgumentError("that gives no rows: a SELECT is expected")
-        reader = relation.to_arrow_reader(BATCH_ROWS)
-        yield reader.schema
-        yield from reader
-    except duckdb.InterruptException as err:
-        raise KeyboardInterrupt from err
+        return relation.to_arrow_reader(BATCH_ROWS)
     except duckdb.Error as err:
         raise _refusal(str(err)) from err
-    except RuntimeError as err:
-        if "interrupt" in str(err).lower():
-            raise KeyboardInterrupt from err
-        raise
+
+
+def _next(reader: Any) -> Any:
+    """Return the next batch; None at the end."""
+    import duckdb
+    import pyarrow as pa
+
+    try:
+        return reader.read_next_batch()
+    except StopIteration:
+        return None
+    except (duckdb.Error, pa.ArrowException) as err:
+        raise _refusal(str(err)) from err
 
 
 def _refusal(told: str) -> OpenManagerError:
     """Return DuckDB's error as ours."""
     if "No such file" in told or "FileNotFoundError" in told:
-        raise FileNotFoundError
+        raise FileNotFoundError  # it was merged in between
     if "disabled by configuration" in told or "disabled through configuration" in told:
         return InvalidArgumentError("only the views of history can be asked: no files, extensions or other databases")
     if "has been locked" in told:

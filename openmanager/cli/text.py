@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEY = ("time", "server", "metric")
+# The first line of our line protocol: InfluxDB's times are nanoseconds where nobody says otherwise.
+PRECISION_COMMENT = b"# openmanager precision="
 _MILLIS_A_DAY = 86_400_000
 
 
@@ -40,8 +42,8 @@ class Lines:
         self._infos = infos
 
     def header(self, names: list[str]) -> bytes:  # noqa: ARG002
-        """Return nothing."""
-        return b""
+        """Return a comment that says the unit of the times."""
+        return PRECISION_COMMENT + b"ms\n"
 
     def encode(self, table: pa.Table) -> bytes:
         """Return the lines of samples."""

@@ -105,7 +105,7 @@ class Client:
                 yield codec.ack(reply.ack)
 
     async def import_frames(
-        self, frames: AsyncIterable[Frame], *, in_flight: int = 16, seconds: float = IMPORT_SECONDS
+        self, frames: AsyncIterable[Frame], *, in_flight: int = 8, seconds: float = IMPORT_SECONDS
     ) -> AsyncIterator[model.WriteAck]:
         """Write frames of the past and of the future on one stream, otherwise as `write_frames` does."""
         pipeline = WritePipeline(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,8 +27,8 @@ class Result:
 Run = Callable[..., Result]
 
 
-@pytest.fixture(scope="session")
-def gateway_address() -> Iterator[str]:
+@contextlib.contextmanager
+def another_mesh() -> Iterator[str]:
     """A mesh with ten servers' last hour in another process; metadata and simulator are away."""
     environment = {**clean_environment(), "PYTHONPATH": str(MESH.parent.parent)}
     command = [sys.executable, str(MESH)]
@@ -39,6 +40,20 @@ def gateway_address() -> Iterator[str]:
         assert address, "the mesh did not start"
         yield address
         process.communicate("")
+
+
+@pytest.fixture(scope="session")
+def gateway_address() -> Iterator[str]:
+    """The mesh of every test that only reads."""
+    with another_mesh() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def own_gateway() -> Iterator[str]:
+    """A mesh of the tests of one module, which write to it."""
+    with another_mesh() as address:
+        yield address
 
 
 @pytest.fixture

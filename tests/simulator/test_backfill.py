@@ -172,7 +172,12 @@ class Mesh:
 
     store: Store
     ticker: Ticker
+    work: Backfill
     peer: Peer
+
+    async def idle(self) -> bool:
+        """Say whether nothing is left of any call."""
+        return not self.work._running and not workers()
 
     async def backfill(self, start: int, end: int = 0, *, raw: bool = False, resume_token: str = ""):
         """Yield the messages of a call."""
@@ -220,7 +225,7 @@ async def running(settings: Settings = SETTINGS) -> AsyncIterator[Mesh]:
         backfill = Backfill(ticker=ticker, store=history, clock=At(), noise="normal", schedule=True)
         servicers = {"openmanager.api.simulator.v1.SimulatorService": SimulatorService(ticker, backfill)}
         async with served(servicers) as peer:
-            yield Mesh(store, ticker, peer)
+            yield Mesh(store, ticker, backfill, peer)
 
 
 @pytest.fixture
@@ -379,7 +384,7 @@ async def test_a_token_is_of_one_request_and_one_fleet_only(mesh: Mesh):
     stream = mesh.backfill(start, end)
     token = (await anext(stream)).resume_token
     await stream.aclose()
-    await wait_until(no_workers)
+    await wait_until(mesh.idle)
 
     async def refused(*args, **kwargs) -> None:
         with pytest.raises(InvalidArgumentError, match="resume_token is not one of this request"):
@@ -422,10 +427,6 @@ def workers() -> list[int]:
     return found
 
 
-async def no_workers() -> bool:
-    return not workers()
-
-
 async def test_a_caller_that_goes_ends_the_work_and_its_processes(mesh: Mesh):
     stream = mesh.backfill(MIDNIGHT - 30 * DAY, MIDNIGHT)
     await anext(stream)
@@ -435,7 +436,7 @@ async def test_a_caller_that_goes_ends_the_work_and_its_processes(mesh: Mesh):
 
     await wait_until(working)
     await stream.aclose()
-    await wait_until(no_workers, 5)
+    await wait_until(mesh.idle, 5)
     written = len(mesh.store.sizes)
     assert (await mesh.finished(MIDNIGHT - HOUR, MIDNIGHT)).done
     assert len(mesh.store.sizes) > written
@@ -452,7 +453,7 @@ async def test_progress_comes_while_nothing_is_answered(mesh: Mesh):
     assert len(mesh.store.sizes) <= 4
     mesh.store.hold.set()
     await stream.aclose()
-    await wait_until(no_workers)
+    await wait_until(mesh.idle)
 
 
 async def test_after_a_store_that_went_away_the_token_goes_on_and_the_whole_is_the_same(mesh: Mesh):
@@ -462,7 +463,7 @@ async def test_after_a_store_that_went_away_the_token_goes_on_and_the_whole_is_t
     with pytest.raises(UnavailableError):
         async for message in mesh.backfill(start, end):
             token, done = message.resume_token, message.done_time.ToNanoseconds()
-    await wait_until(no_workers)
+    await wait_until(mesh.idle)
     mesh.store.fail_after = 1_000_000
     # What was under way is written again: the same buckets.
     kept = [(tier, grid) for tier, grid in mesh.store.rollups if grid.times[-1] < done]
@@ -487,7 +488,7 @@ async def test_a_worker_that_dies_ends_the_call_and_is_no_mystery(mesh: Mesh):
     with pytest.raises(UnavailableError, match="a process of the backfill has ended early"):
         async for _ in stream:
             pass
-    await wait_until(no_workers)
+    await wait_until(mesh.idle)
 
 
 async def test_the_simulation_ticks_on_meanwhile_and_is_as_it_was(mesh: Mesh):
@@ -578,8 +579,8 @@ async def test_an_interrupted_command_says_how_to_go_on_and_that_goes_on(mesh: M
     _, err = await running_.communicate()
     assert running_.returncode == 130
     mesh.store.hold.set()
-    await wait_until(no_workers)
-    words = err.decode().splitlines()[-1].split()
+    await wait_until(mesh.idle)
+    words = err.decode().partition("To go on:")[2].split()
     assert words[:3] == ["openmanager", "simulate", "backfill"]
     again = await command(mesh, *words[3:], "--json")
     out, _ = await again.communicate()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -472,3 +473,41 @@ def test_a_wrong_scenario_names_its_entry(tmp_path: Path, content: str, text: st
     file.write_text(content)
     with pytest.raises(ValueError, match=text):
         load_scenario(file)
+
+
+@pytest.mark.parametrize(
+    ("noise", "digest"),
+    [
+        ("normal", "16a6c5c7d89da6213e71bf404052e3f6ec4d5731120586d57eb1e041198b0f1d"),
+        ("table", "53558d05d4182464f620bb1da67e4c8ee0e0138071e2029ff4ac774d1cf15fea"),
+    ],
+)
+def test_the_values_of_a_seed_are_what_they_were(noise: str, digest: str):
+    values = simulation(schedule=True, noise=noise).values(tick(MONDAY + 9 * 3600), 100)
+    assert hashlib.sha256(values.astype("<f8").tobytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("noise", ["normal", "table"])
+@pytest.mark.parametrize(("first", "count"), [(0, 700), (-40, 333), (5, 1)])
+def test_pieces_are_the_same_values_server_by_server(noise: str, first: int, count: int):
+    start = (MONDAY + 2 * 3600) * SECOND
+    faults = [
+        plan_fault(
+            id=f"{pattern}{at}",
+            pattern=pattern,
+            servers=("web-aws-01", "database-aws-01"),
+            start_nanos=start + at * 2400 * SECOND,
+            end_nanos=start + at * 2400 * SECOND + 3000 * SECOND,
+            seed=at + 7,
+            severity=0.77,
+        )
+        for at, pattern in enumerate([*FaultPattern, *FaultPattern], -7)
+    ]
+    made = simulation(schedule=True, noise=noise, faults=faults)
+    first += tick(MONDAY + 2 * 3600)
+    whole = made.values(first, count)
+    found = np.full(whole.shape, np.nan)
+    for piece in made.pieces(first, count):
+        at = piece.tick - first
+        found[at : at + len(piece.gauges), piece.server] = np.hstack((piece.gauges, piece.counts))
+    assert found.tobytes() == whole.tobytes()

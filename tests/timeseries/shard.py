@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,12 +12,19 @@ import numpy as np
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.history import History, open_history
-from openmanager_timeseries.query import RangeQuery
+from openmanager_timeseries.keeper import Keeper
+from openmanager_timeseries.query import Answer, RangeQuery
+from openmanager_timeseries.rollup_import import RollupImport
 
-from openmanager.frame import Frame
+from openmanager.frame import Frame, MetricInfo, encode
+from openmanager.rollup import COLUMNS, Grid, encode_grid
 
 SECOND = 10**9
+MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86_400 * SECOND
 NOW = 1_790_000_000 * SECOND
+# The whole hour before now.
+END = NOW // HOUR * HOUR
+GAUGE, COUNTER = MetricInfo(name="load", kind=1), MetricInfo(name="requests", kind=2)
 
 
 class StillClock:
@@ -78,3 +85,66 @@ async def raw(
         times = ((answer.raw.times[part] - NOW) // SECOND).tolist()
         found[name.server, name.metric] = list(zip(times, answer.raw.values[part].tolist(), strict=True))
     return found
+
+
+class NoDisk:
+    """A volume that is nearly empty."""
+
+    def free_bytes(self) -> tuple[int, int]:
+        return 1 << 40, 1 << 40
+
+
+async def write(history: History, times, servers=("a",), **metrics) -> None:
+    """Write samples of some servers: one list of values by time for each metric, the same for all servers."""
+    values = np.array([[[column[at] for column in metrics.values()]] * len(servers) for at in range(len(times))], float)
+    made = Frame(
+        times=np.asarray(times, np.int64),
+        servers=tuple(servers),
+        metrics=tuple(metrics),
+        values=values,
+        metric_infos=(GAUGE, COUNTER),
+    )
+    await history.write(encode(made))
+
+
+async def rolled(history: History) -> None:
+    """Seal, and compute every bucket that is over."""
+    await history.seal()
+    keeper = Keeper(history, NoDisk())
+    while history.roller.next() is not None:
+        await keeper.roll_up()
+
+
+async def ask(history: History, start: int, end: int, step: int, aggregation: str = "MEAN", **changes) -> Answer:
+    """Ask for times in nanoseconds."""
+    query = asked(0, 0, start=start, end=end, step=step, aggregation=aggregation)
+    return await history.query_range(replace(query, **changes), 10)
+
+
+def ticks(start: int, count: int, interval: int = 10 * SECOND) -> list[int]:
+    return [start + at * interval for at in range(count)]
+
+
+def decimals(count: int, seed: int = 1) -> list[float]:
+    return np.round(np.random.default_rng(seed).normal(50, 5, count), 2).tolist()
+
+
+def grid(
+    times: Sequence[int], count: float, value: float, server: str = "a", metrics: tuple[str, ...] = ("load",)
+) -> Grid:
+    """Return buckets of one server that all count as many samples of one value."""
+    shape = (len(times), 1, len(metrics))
+    columns = {name: np.full(shape, value) for name in COLUMNS}
+    columns["count"] = np.full(shape, count)
+    columns["sum"] = np.full(shape, count * value)
+    columns["first"], columns["growth"] = np.full(shape, np.nan), np.full(shape, np.nan)
+    return Grid(times=np.asarray(times, np.int64), servers=(server,), metrics=metrics, columns=columns)
+
+
+async def imported(history: History, tier: str, what: Grid) -> tuple[int, int]:
+    """Import one request as a stream of its own; return how many buckets were taken and refused."""
+    importing = RollupImport(history)
+    assert importing.add(encode_grid(tier, what))
+    (taken,) = await importing.flush()
+    importing.finish()
+    return taken.accepted, taken.rejected

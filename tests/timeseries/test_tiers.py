@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,59 +12,29 @@ from hypothesis import strategies as st
 from openmanager_timeseries import keeper as upkeep
 from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import Keeper
-from openmanager_timeseries.query import RangeQuery
 from openmanager_timeseries.rollup_import import RollupImport
-from timeseries.shard import NOW, SECOND, opened
+from timeseries.shard import (
+    DAY,
+    END,
+    HOUR,
+    MINUTE,
+    NOW,
+    SECOND,
+    NoDisk,
+    ask,
+    decimals,
+    grid,
+    imported,
+    opened,
+    rolled,
+    ticks,
+    write,
+)
 
 from openmanager.errors import FailedPreconditionError, InvalidArgumentError
-from openmanager.frame import Frame, MetricInfo, encode
-from openmanager.rollup import COLUMNS, Grid, encode_grid
+from openmanager.rollup import encode_grid
 
-MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86_400 * SECOND
-# The whole hour before now.
-END = NOW // HOUR * HOUR
-GAUGE, COUNTER = MetricInfo(name="load", kind=1), MetricInfo(name="requests", kind=2)
 EXACT = ("MIN", "MAX", "COUNT", "LAST", "SUM", "MEAN")
-
-
-async def write(history: History, times, servers=("a",), **metrics) -> None:
-    """Write samples of some servers: one list of values by time for each metric, the same for all servers."""
-    values = np.array([[[column[at] for column in metrics.values()]] * len(servers) for at in range(len(times))], float)
-    made = Frame(
-        times=np.asarray(times, np.int64),
-        servers=tuple(servers),
-        metrics=tuple(metrics),
-        values=values,
-        metric_infos=(GAUGE, COUNTER),
-    )
-    await history.write(encode(made))
-
-
-async def rolled(history: History) -> None:
-    """Seal, and compute every bucket that is over."""
-    await history.seal()
-    keeper = Keeper(history, _NoDisk())
-    while history.roller.next() is not None:
-        await keeper.roll_up()
-
-
-class _NoDisk:
-    def free_bytes(self) -> tuple[int, int]:
-        return 1 << 40, 1 << 40
-
-
-async def ask(history: History, start: int, end: int, step: int, aggregation: str = "MEAN", **changes):
-    asked = RangeQuery(
-        servers=(),
-        server_filter="",
-        metrics=(),
-        start=start,
-        end=end,
-        step=step,
-        aggregation=aggregation,
-        group_by="SERVER",
-    )
-    return await history.query_range(replace(asked, **changes), 10)
 
 
 async def both(history: History, start: int, end: int, step: int, aggregation: str, **changes):
@@ -77,14 +46,6 @@ async def both(history: History, start: int, end: int, step: int, aggregation: s
     finally:
         history.roller.tiers = tiers
     return found, samples
-
-
-def ticks(start: int, count: int, interval: int = 10 * SECOND) -> list[int]:
-    return [start + at * interval for at in range(count)]
-
-
-def decimals(count: int, seed: int = 1) -> list[float]:
-    return np.round(np.random.default_rng(seed).normal(50, 5, count), 2).tolist()
 
 
 # ── equal to samples ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -288,23 +249,6 @@ async def test_a_percentile_over_the_border_of_raw_is_made_of_both(tmp_path: Pat
 # ── imported buckets ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def grid(times: list[int], count: float, value: float, server: str = "a") -> Grid:
-    shape = (len(times), 1, 1)
-    columns = {name: np.full(shape, value) for name in COLUMNS}
-    columns["count"] = np.full(shape, count)
-    columns["sum"] = np.full(shape, count * value)
-    columns["first"], columns["growth"] = np.full(shape, np.nan), np.full(shape, np.nan)
-    return Grid(times=np.asarray(times), servers=(server,), metrics=("load",), columns=columns)
-
-
-async def imported(history: History, tier: str, what: Grid) -> tuple[int, int]:
-    importing = RollupImport(history)
-    assert importing.add(encode_grid(tier, what))
-    (taken,) = await importing.flush()
-    importing.finish()
-    return taken.accepted, taken.rejected
-
-
 async def test_imported_buckets_are_readable_at_once_and_after_a_restart(tmp_path: Path):
     start = (END // DAY - 30) * DAY
     async with opened(tmp_path) as history:
@@ -383,7 +327,7 @@ async def test_a_damaged_file_of_a_tier_is_made_again(tmp_path: Path):
         data[-20] ^= 0xFF
         path.write_bytes(data)
     async with opened(tmp_path) as history:
-        keeper = Keeper(history, _NoDisk())
+        keeper = Keeper(history, NoDisk())
         await keeper.mend()
         await rolled(history)
         found = await ask(history, END - 2 * HOUR, END, HOUR, "SUM")
@@ -398,7 +342,7 @@ async def test_a_damaged_block_is_made_again_from_the_log(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-30])
     async with opened(tmp_path) as history:
         assert (await ask(history, END - HOUR, END, HOUR, "COUNT")).partial_reason
-        await Keeper(history, _NoDisk()).mend()
+        await Keeper(history, NoDisk()).mend()
         found = await ask(history, END - HOUR, END, HOUR, "COUNT")
         assert (found.values.tolist(), found.partial_reason) == ([[60.0]], "")
         assert not list((tmp_path / "blocks").glob("*.damaged"))
@@ -440,7 +384,7 @@ async def test_small_files_of_a_tier_become_one(tmp_path: Path, monkeypatch):
         before = await ask(history, start, start + DAY, HOUR, "SUM")
         files = len(history.roller.tiers[0].buckets.files)
         for _ in range(3):
-            await Keeper(history, _NoDisk()).merge_files()
+            await Keeper(history, NoDisk()).merge_files()
         assert len(history.roller.tiers[0].buckets.files) < files
         after = await ask(history, start, start + DAY, HOUR, "SUM")
         assert after.values.tolist() == before.values.tolist()

@@ -5,8 +5,7 @@ The numbers are those of `openmanager.rollup`, bit for bit: sums are made tick b
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,35 +33,39 @@ class Buckets:
 class Tally:
     """Makes the buckets of a span of ticks: `times` int64[T], nanoseconds, of which every server has all."""
 
-    def __init__(self, times: Ints, width: int, servers: int, metrics: int, gauges: int) -> None:
+    def __init__(self, times: Ints, width: int, servers: int, gauges: int, counters: int) -> None:
         starts = times // width * width
         self._times, begins, self._counts = np.unique(starts, return_index=True, return_counts=True)
         self._edges = [*begins.tolist(), len(times)]
         self._gauges = gauges
-        shape, counters = (len(begins), servers, metrics), (len(begins), servers, metrics - gauges)
+        shape = len(begins), servers, gauges + counters
         self._low, self._high, self._sum, self._last = (np.empty(shape) for _ in range(4))
-        self._first = np.empty(counters)
+        self._first = np.empty((len(begins), servers, counters))
         self._falls: list[tuple[Ints, Floats]] = []
 
-    def add(self, server: int, first: int, values: Floats) -> None:
-        """Add the values of a server, float64[T, M], from tick `first` of the span on: each server's in the order of time."""
+    def add(self, server: int, first: int, gauges: Floats, counters: Floats) -> None:
+        """Add the values of a server, float64[T, G] and float64[T, C], from tick `first` of the span on.
+
+        Each server's come in the order of time.
+        """
         at = int(np.searchsorted(self._edges, first, side="right")) - 1
-        self._restarts(server, first, at, values)
-        begin, end = first, first + len(values)
+        self._restarts(server, first, at, counters)
+        begin, end = first, first + len(gauges)
         while begin < end:
             stop = min(end, self._edges[at + 1])
-            rows = values[begin - first : stop - first]
-            self._extend(at, server, rows, fresh=begin == self._edges[at])
+            some, fresh = slice(begin - first, stop - first), begin == self._edges[at]
+            self._extend((at, server, slice(None, self._gauges)), gauges[some], fresh=fresh)
+            self._extend((at, server, slice(self._gauges, None)), counters[some], fresh=fresh)
+            if fresh:
+                self._first[at, server] = counters[some.start]
             at, begin = at + 1, stop
 
-    def _extend(self, at: int, server: int, rows: Floats, *, fresh: bool) -> None:
-        place = at, server
+    def _extend(self, place: tuple[int, int, slice], rows: Floats, *, fresh: bool) -> None:
         low, high, total = self._low[place], self._high[place], self._sum[place]
         if fresh:
             np.minimum.reduce(rows, axis=0, out=low)
             np.maximum.reduce(rows, axis=0, out=high)
             np.add.reduce(rows, axis=0, out=total)
-            self._first[place] = rows[0, self._gauges :]
         else:
             np.minimum(low, np.minimum.reduce(rows, axis=0), out=low)
             np.maximum(high, np.maximum.reduce(rows, axis=0), out=high)
@@ -70,9 +73,8 @@ class Tally:
                 total += row
         self._last[place] = rows[-1]
 
-    def _restarts(self, server: int, first: int, at: int, values: Floats) -> None:
+    def _restarts(self, server: int, first: int, at: int, counters: Floats) -> None:
         """Remember what counters had grown to where they fall; between two buckets a fall is nobody's."""
-        counters = values[:, self._gauges :]
         if first > self._edges[at]:
             before = self._last[at, server, self._gauges :]
             metrics = np.flatnonzero(counters[0] < before)
@@ -102,27 +104,35 @@ class Tally:
 def coarser(fine: Buckets, width: int) -> Buckets:
     """Return buckets of `width` nanoseconds made of finer ones, as `openmanager.rollup.coarsen` makes them."""
     starts = fine.times // width * width
-    times, begins = np.unique(starts, return_index=True)
-    edges = [*begins.tolist(), len(starts)]
+    times, begins, lengths = np.unique(starts, return_index=True, return_counts=True)
+    spans = [slice(begin, begin + length) for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)]
     of = fine.columns
-    gauges = of["min"].shape[2] - of["first"].shape[2]
-    grown = of["growth"].copy()
-    inside = np.flatnonzero(starts[1:] == starts[:-1])
-    grown[inside + 1] += between(of["last"][inside, :, gauges:], of["first"][inside + 1])
     columns = {
-        "min": _reduced(np.minimum, of["min"], edges),
-        "max": _reduced(np.maximum, of["max"], edges),
-        "sum": _reduced(np.add, of["sum"], edges),
-        "last": of["last"][[end - 1 for end in edges[1:]]],
-        "first": of["first"][edges[:-1]],
-        "growth": _reduced(np.add, grown, edges),
+        "min": np.stack([np.minimum.reduce(of["min"][span], axis=0) for span in spans]),
+        "max": np.stack([np.maximum.reduce(of["max"][span], axis=0) for span in spans]),
+        "sum": np.stack([_added(of["sum"][span]) for span in spans]),
+        "last": of["last"][[span.stop - 1 for span in spans]],
+        "first": of["first"][begins],
+        "growth": np.stack([_grown(of, span) for span in spans]),
     }
-    return _settled(times, np.add.reduceat(fine.counts, edges[:-1]), columns, gauges)
+    gauges = of["min"].shape[2] - of["first"].shape[2]
+    return _settled(times, np.add.reduceat(fine.counts, begins), columns, gauges)
 
 
-def _reduced(ufunc: np.ufunc, values: Floats, edges: Sequence[int]) -> Floats:
-    """Return each group of buckets as one, taken in the order of time: `reduceat` adds in another one."""
-    return np.stack([ufunc.reduce(values[begin:end], axis=0) for begin, end in itertools.pairwise(edges)])
+def _added(values: Floats) -> Floats:
+    """Return the sum of some buckets, added in the order of time."""
+    total: Floats = values[0].copy()
+    for value in values[1:]:
+        total += value
+    return total
+
+
+def _grown(of: Mapping[str, Floats], span: slice) -> Floats:
+    """Return what counters grew in some buckets and from each to the next."""
+    first, last = of["first"][span], of["last"][span][:, :, -of["first"].shape[2] :]
+    grown = of["growth"][span].copy()
+    grown[1:] += between(last[:-1], first[1:])
+    return _added(grown)
 
 
 def _settled(times: Ints, counts: Ints, columns: Mapping[str, Floats], gauges: int) -> Buckets:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openmanager_simulator.seeding import sfc64_states
+
 BLOCK = 32
 LATENT_BLOCK = 1024
 LATENTS = 6
@@ -47,25 +49,47 @@ class Blocks:
             return found
 
 
-def normals(seed: int, first: int, block: int, out: NDArray[np.float32]) -> None:
-    """Fill in standard normals of servers from `first` and of blocks from `block` on: float32[S, T, C]."""
-    for server, own in enumerate(out):
-        for at in range(len(own) // BLOCK):
-            part = own[at * BLOCK : (at + 1) * BLOCK]
-            generator("noise", seed, first + server, block + at).standard_normal(out=part, dtype=np.float32)
+class Normals:
+    """Standard normals from a stream of its own for each server and block."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def places(self, first: int, servers: int, block: int, count: int) -> NDArray[np.uint64]:
+        """Return where the numbers of servers from `first` and blocks from `block` on come from: uint64[S, B, …]."""
+        addresses = np.arange(first, first + servers)[:, None], np.arange(block, block + count)
+        return sfc64_states((_PURPOSES["noise"], self._seed, *addresses), (servers, count))
+
+    def fill(self, places: NDArray[np.uint64], out: NDArray[np.float32]) -> None:
+        """Fill in the numbers of some places: float32[S, B · BLOCK, C]."""
+        source = np.random.SFC64(0)
+        random, state = np.random.Generator(source), source.state
+        for own, servers_places in zip(out, places, strict=True):
+            for at, place in enumerate(servers_places):
+                state["state"]["state"] = place
+                source.state = state
+                random.standard_normal(out=own[at * BLOCK : (at + 1) * BLOCK], dtype=np.float32)
 
 
-def table_normals(seed: int, first: int, block: int, out: NDArray[np.float32]) -> None:
-    """Fill in the same shape cut from one table of normals at a random place for each block: cheap, and it repeats."""
-    table = _table()
-    servers, ticks, columns = out.shape
-    size = BLOCK * columns
-    blocks = np.arange(block, block + ticks // BLOCK, dtype=np.int64).astype(np.uint64) & np.uint64(0xFFFFFFFF)
-    address = (np.arange(first, first + servers, dtype=np.uint64) << np.uint64(32))[:, None] + blocks
-    places = _mixed(address ^ _mixed(np.asarray([seed], np.uint64))) % np.uint64(_TABLE - size)
-    for server, own in enumerate(places.tolist()):
-        for at, place in enumerate(own):
-            out[server, at * BLOCK : (at + 1) * BLOCK] = table[place : place + size].reshape(BLOCK, columns)
+class TableNormals:
+    """The same cut from one table at a random place for each server and block: cheap, and it repeats itself."""
+
+    def __init__(self, seed: int, columns: int) -> None:
+        self._seed = seed
+        self._size = BLOCK * columns
+
+    def places(self, first: int, servers: int, block: int, count: int) -> NDArray[np.uint64]:
+        """Return where the numbers of servers from `first` and blocks from `block` on come from: uint64[S, B]."""
+        blocks = np.arange(block, block + count).astype(np.uint64) & np.uint64(0xFFFFFFFF)
+        address = (np.arange(first, first + servers, dtype=np.uint64) << np.uint64(32))[:, None] + blocks
+        return _mixed(address ^ _mixed(np.asarray([self._seed], np.uint64))) % np.uint64(_TABLE - self._size)
+
+    def fill(self, places: NDArray[np.uint64], out: NDArray[np.float32]) -> None:
+        """Fill in the numbers of some places: float32[S, B · BLOCK, C]."""
+        table = _table()
+        blocks = out.reshape(*places.shape, self._size)
+        for at, place in np.ndenumerate(places.astype(np.int64)):
+            blocks[at] = table[place : place + self._size]
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -100,7 +100,10 @@ def make_plan(
     kept_from = now - max(tier.retention for tier in tiers)
     # So much later than now: they must still be kept when they are written.
     raw_from = now - raw_retention + width
-    begin = start if start >= kept_from else min(end, kept_from // width * width)
+    oldest = kept_from // width * width
+    begin = start if start >= kept_from else oldest if start <= oldest else oldest + width
+    if begin >= end:
+        return Plan(segments=(), server_count=server_count, window=width, part=1)
     first, last = -(-begin // width) * width, end // width * width
     if begin % width and begin < raw_from:
         raise _cut("start_time", width)

@@ -42,7 +42,7 @@ _GIB = float(1 << 30)
 _CHUNK = 8
 _RUN = 8
 # Blocks of slow noise that are made at once where many will be needed: each costs the same steps as one.
-_LATENT_RUN = 8
+_LATENT_RUN = 16
 # The mean of a burst's square over its quarter of an hour: its mean width of 0.35 times ∫ (16 (x (1 − x))²)² dx.
 _BUMP_SQUARE = 0.35 * 256.0 / 630.0
 
@@ -71,8 +71,8 @@ class Simulation:
         self._index = {server.id: at for at, server in enumerate(self._fleet)}
         self._server = _Servers(self._fleet, seed, first_server)
         self._sensors = Sensors(catalogue)
-        self._draw = streams.normals if noise == "normal" else streams.table_normals
-        self._noise = streams.Blocks(self._draw_block, 2)
+        columns = self._sensors.columns
+        self._noise = streams.Normals(seed) if noise == "normal" else streams.TableNormals(seed, columns)
         count = len(self._fleet)
         self._latents = streams.Blocks(lambda block: streams.latents(seed, first_server, count, block), 2)
         self._latent_runs = streams.Blocks(
@@ -111,49 +111,52 @@ class Simulation:
             parts.append(told.values.get(block)[first:last])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def pieces(self, tick: int, count: int) -> Iterator[tuple[int, int, Floats]]:
-        """Yield the values of ticks piece by piece: a server's index, a tick, and float64[T, M] from that tick on.
+    def pieces(self, tick: int, count: int) -> Iterator[Piece]:
+        """Yield the values of ticks piece by piece: all of a server's in the order of time, then the next one's.
 
-        All of a server's in the order of time, then the next one's: the same values as `values` in half the time,
-        where nothing needs the whole fleet at once. An array holds until the next one is asked for.
+        They are those of `values`, in much less time where nothing needs the whole fleet at once. The arrays of a piece
+        hold until the next one is asked for.
         """
         first, last = tick // BLOCK, (tick + count - 1) // BLOCK + 1
         levels, counters = self._inputs(first, last - first, self._told)
-        shape = (1, min(_RUN, last - first) * BLOCK, self._sensors.columns)
-        noise, values = np.empty(shape, np.float32), np.empty(shape)
+        places = self._noise.places(self._first, len(self._fleet), first, last - first)
+        scratch = _Scratch.of(1, min(_RUN, last - first) * BLOCK, self._sensors)
         for server in range(len(self._fleet)):
             some = slice(server, server + 1)
             for block in range(first, last, _RUN):
-                size = min(_RUN, last - block) * BLOCK
-                ticks = slice((block - first) * BLOCK, (block - first) * BLOCK + size)
-                self._draw(self._seed, self._first + server, block, noise[:, :size])
-                self._read(values[:, :size], levels[some, ticks], noise[:, :size], some, counters.part(some, ticks))
-                begin = max(tick - block * BLOCK, 0)
-                yield server, block * BLOCK + begin, values[0, begin : min(tick + count - block * BLOCK, size)]
+                at, size = block - first, min(_RUN, last - block)
+                ticks, own = slice(at * BLOCK, (at + size) * BLOCK), scratch.part(1, size * BLOCK)
+                self._noise.fill(places[some, at : at + size], own.noise)
+                self._read(own, some, levels[some, ticks], counters.part(some, ticks))
+                begin, end = max(tick - block * BLOCK, 0), min(tick + count - block * BLOCK, size * BLOCK)
+                yield Piece(server, block * BLOCK + begin, own.gauges[0, begin:end], own.counts[0, begin:end])
 
     def _make(self, block: int, told: _Told) -> Floats:
         levels, counters = self._inputs(block, 1, told)
-        noise = self._noise.get(block)
+        places = self._noise.places(self._first, len(self._fleet), block, 1)
         whole = np.empty((BLOCK, len(self._fleet), self._sensors.columns))
         out = whole.transpose(1, 0, 2)
+        scratch = _Scratch.of(min(_CHUNK, len(out)), BLOCK, self._sensors)
         for at in range(0, len(out), _CHUNK):
-            some = slice(at, at + _CHUNK)
-            self._read(out[some], levels[some], noise[some], some, counters.part(some))
+            some = slice(at, min(at + _CHUNK, len(out)))
+            own = scratch.part(some.stop - at, BLOCK)
+            self._noise.fill(places[some], own.noise)
+            self._read(own, some, levels[some], counters.part(some))
+            out[some, :, : self._sensors.gauges] = own.gauges
+            out[some, :, self._sensors.gauges :] = own.counts
         return whole
 
-    def _read(
-        self, out: Floats, levels: Floats, noise: NDArray[np.float32], servers: slice, counters: Counters
-    ) -> None:
-        """Fill in the values of some servers: float64[S, T, M]."""
-        sizes = self._server.sizes[servers]
+    def _read(self, own: _Scratch, servers: slice, levels: Floats, counters: Counters) -> None:
+        """Fill in the values of some servers whose noise is drawn."""
         self._sensors.read(
-            out, levels=levels, noise=noise, sizes=sizes, counters=counters, interval=self._interval / SECOND
+            own.gauges,
+            own.counts,
+            levels=levels,
+            noise=own.noise,
+            sizes=self._server.sizes[servers],
+            counters=counters,
+            interval=self._interval / SECOND,
         )
-
-    def _draw_block(self, block: int) -> NDArray[np.float32]:
-        noise = np.empty((len(self._fleet), BLOCK, self._sensors.columns), np.float32)
-        self._draw(self._seed, self._first, block, noise)
-        return noise
 
     def _inputs(self, block: int, count: int, told: _Told) -> tuple[Floats, Counters]:
         """Return the levels of the servers at some blocks of ticks, float64[S, T, 6], and what their counters follow."""
@@ -272,6 +275,37 @@ class Simulation:
         for hit in felt.now:
             trouble[:, self._index[hit.server]] += retransmits(hit, times)
         return trouble.T
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Some ticks of a server, from `tick` on: its gauges float64[T, G] and its counters float64[T, C]."""
+
+    server: int
+    tick: int
+    gauges: Floats
+    counts: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scratch:
+    """Room for some ticks of a few servers, used again and again: while it is in the cache it costs little."""
+
+    noise: NDArray[np.float32]
+    gauges: Floats
+    counts: Floats
+
+    @classmethod
+    def of(cls, servers: int, ticks: int, sensors: Sensors) -> _Scratch:
+        """Return room for so many."""
+        shape, gauges = (servers, ticks), sensors.gauges
+        noise = np.empty((*shape, sensors.columns), np.float32)
+        return cls(noise, np.empty((*shape, gauges)), np.empty((*shape, sensors.columns - gauges)))
+
+    def part(self, servers: int, ticks: int) -> _Scratch:
+        """Return room for fewer."""
+        some = slice(servers), slice(ticks)
+        return _Scratch(self.noise[some], self.gauges[some], self.counts[some])
 
 
 @dataclass(slots=True, eq=False)

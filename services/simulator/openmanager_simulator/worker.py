@@ -133,9 +133,10 @@ class Maker:
     def _rollups(self, unit: Unit, first: int, count: int) -> Iterator[bytes]:
         simulation, tiers = self._simulation(unit), self._job.tiers
         times = simulation.times(first, count)
-        tally = Tally(times, tiers[0].width, unit.server_count, len(self._metrics), self._gauges)
-        for server, tick, values in simulation.pieces(first, count):
-            tally.add(server, tick - first, values)
+        counters = len(self._metrics) - self._gauges
+        tally = Tally(times, tiers[0].width, unit.server_count, self._gauges, counters)
+        for piece in simulation.pieces(first, count):
+            tally.add(piece.server, piece.tick - first, piece.gauges, piece.counts)
         buckets, fleet = tally.finish(), _fleet(unit)
         untold = unit.begins
         for tier in tiers:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import replace
 
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.history import History
+from openmanager_timeseries.retention import Verdicts
 from openmanager_timeseries.sealed import Sealed
 from openmanager_timeseries.sealed_store import SealedStore
 from openmanager_timeseries.tier import RAW
@@ -21,6 +23,7 @@ WARN_RATIO, ACT_RATIO, ENOUGH_RATIO = 0.8, 0.9, 0.85
 _SAMPLE_SECONDS = 300.0
 _SAMPLES = 288  # a day of them
 _HOUR_SECONDS = 3600.0
+_NOT_AT_ALL = -(2**62)  # nanoseconds that something is kept which goes now, whatever its time
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ class Budget:
         self._history = history
         self._disk = disk
         self._seen: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
+        # The blocks that hold nothing but what is held, under the policy of this number.
+        self._held: set[str] = set()
+        self._policy = -1
 
     @property
     def warnings(self) -> list[str]:
@@ -41,11 +47,17 @@ class Budget:
     async def keep(self) -> None:
         """Look, and delete early where that was asked for."""
         history = self._history
+        history.usage = usage = await self._look()
+        if not history.config.disk_budget or usage.used < ACT_RATIO * usage.limit:
+            return
+        before = history.retention.snapshot()
+        await self._delete_early(usage)
         usage = await self._look()
-        if history.config.disk_budget and usage.used >= ACT_RATIO * usage.limit:
-            await self._delete_early(usage)
-            usage = await self._look()
+        if usage.used >= ACT_RATIO * usage.limit:
+            usage = replace(usage, plan=f"{_share(usage)} of the disk budget is used: {self._nothing_left()}")
         history.usage = usage
+        if (stored := history.retention.snapshot()) != before:
+            await asyncio.to_thread(history.retention.save, stored)
 
     async def _look(self) -> Usage:
         history = self._history
@@ -55,8 +67,8 @@ class Budget:
         now = history.clock.monotonic()
         if not self._seen or now - self._seen[-1][0] >= _SAMPLE_SECONDS:
             self._seen.append((now, used))
-        full = self._full(now, used, limit)
-        return Usage(limit=limit, used=used, full_nanos=full, plan=self._plan(used, limit))
+        usage = Usage(limit=limit, used=used, full_nanos=self._full(now, used, limit))
+        return replace(usage, plan=self._plan(usage))
 
     def _stores(self) -> list[SealedStore]:
         tiers = self._history.roller.tiers
@@ -71,33 +83,60 @@ class Budget:
         # By then what is kept has reached its age, and as much goes as comes.
         return self._history.clock.now_nanos() + int(max(0.0, seconds) * 1e9) if seconds < horizon else 0
 
-    def _plan(self, used: int, limit: int) -> str:
-        share = used / limit if limit else 0.0
+    def _plan(self, usage: Usage) -> str:
+        share = usage.used / usage.limit if usage.limit else 0.0
         if share < WARN_RATIO:
             return ""
-        what = "of the disk budget" if self._history.config.disk_budget else "of the volume"
-        text = f"{share:.0%} {what} is used"
         if not self._history.config.disk_budget:
-            return f"{text}: shorten a retention, or set timeseries.disk_budget to have the oldest blocks go first"
+            return (
+                f"{_share(usage)} of the volume is used: shorten a retention, or set timeseries.disk_budget to have the"
+                " oldest blocks go first"
+            )
         if share >= ACT_RATIO:
-            return f"{text}: the oldest blocks are deleted before their retention"
-        return f"{text}: at {ACT_RATIO:.0%} the oldest blocks go before their retention"
+            return f"{_share(usage)} of the disk budget is used: the oldest blocks are deleted before their retention"
+        return f"{_share(usage)} of the disk budget is used: at {ACT_RATIO:.0%} the oldest blocks go before their retention"
+
+    def _nothing_left(self) -> str:
+        if not self._history.retention.certain:
+            return "nothing is deleted while the legal holds are not known"
+        return "no block may go before its retention any more; shorten a retention, or raise timeseries.disk_budget"
 
     async def _delete_early(self, usage: Usage) -> None:
-        """Delete the oldest blocks that the tiers have taken and nobody holds, until enough is free."""
-        history = self._history
+        """Delete from the oldest blocks, as far as the tiers have taken them, what nobody holds, until enough is free."""
+        history, retention = self._history, self._history.retention
+        if not retention.certain:
+            return
+        if self._policy != retention.changes:
+            self._policy, self._held = retention.changes, set()
         over = usage.used - int(ENOUGH_RATIO * usage.limit)
-        holds = [(start, end) for _, start, end, _ in history.retention.holds()]
-        for file in sorted(history.blocks.files, key=lambda each: each.about.max_time)[:-1]:
+        verdicts = Verdicts(default=_NOT_AT_ALL, rules=(), holds=[held[:3] for held in retention.holds()])
+        # The newest block by number says what of the log need not be read again.
+        for file in sorted(history.blocks.files[:-1], key=lambda each: each.about.max_time):
             if over <= 0:
-                return
-            if self._needed(file) or any(file.meets(start, end) for start, end in holds):
+                break
+            if file.path.name in self._held or self._needed(file):
                 continue
-            over -= file.size_bytes
-            history.blocks.replace([file], None)
-            history.retention.count(RAW, file, None)
+            gone, made = await asyncio.to_thread(
+                retention.expire, history.blocks, file, verdicts, history.clock.now_nanos()
+            )
+            if self._policy != retention.changes:  # it may be held since
+                retention.look_again()
+                if made is not None:
+                    history.blocks.discard(made)
+                break
+            if not gone:
+                self._held.add(file.path.name)
+                continue
+            over -= file.size_bytes - (made.size_bytes if made else 0)
+            history.blocks.replace([file], made)
+            retention.count(RAW, file, made)
+            if made is not None:
+                self._held.add(made.path.name)
             log.warning("the disk budget is used up: the block %s goes before its retention", file.path.name)
-        await asyncio.to_thread(history.retention.save, history.retention.snapshot())
 
     def _needed(self, file: Sealed) -> bool:
         return file.about.last > self._history.roller.position or self._history.roller.needs(file)
+
+
+def _share(usage: Usage) -> str:
+    return f"{usage.used / usage.limit:.0%}" if usage.limit else "all"

@@ -1,26 +1,38 @@
-"""Deletes series for good: from the head, the blocks and the tiers at once, and from the engine where it is able to."""
+"""Deletes series for good: from the head, the blocks and the tiers at once, and from the engine where it is able to.
+
+What is to go is written down first, then every file is written anew without it; whatever a crash comes into is carried
+out again from there, by the upkeep, until it is done.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from openmanager.errors import FailedPreconditionError, Reason, UnavailableError
-from openmanager_timeseries import sealed
-from openmanager_timeseries.catalog import Selection
+from openmanager_timeseries import head as recent
+from openmanager_timeseries import sealed, selection
+from openmanager_timeseries.catalog import NEVER, Catalog, Selection
 from openmanager_timeseries.erasure import Erasure
 from openmanager_timeseries.history import History
+from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
 from openmanager_timeseries.retention import Match
-from openmanager_timeseries.samples import Bools, Floats, Ints
-from openmanager_timeseries.sealed import Rows, Sealed
+from openmanager_timeseries.samples import Bools, Floats, Ints, merge
+from openmanager_timeseries.sealed import ByMetric, Rows, Sealed
 from openmanager_timeseries.sealed_store import SealedStore
+from openmanager_timeseries.shield import shielded
 from openmanager_timeseries.tier import RAW
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+_LAST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,21 @@ class _Scope:
 
         return taken
 
+    def meets(self, file: Sealed, width: int) -> bool:
+        """Say whether a file may have rows that go."""
+        return file.meets(self.start - width + 1, self.end) and any(
+            not self.match.metrics.isdisjoint(keys) for keys in file.groups
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A store of files, the name of its tier, and the width of its buckets, 1 for samples."""
+
+    store: SealedStore
+    tier: str
+    width: int
+
 
 @dataclass(slots=True, kw_only=True)
 class Deletion:
@@ -52,127 +79,159 @@ class Deletion:
     bytes: int = 0
 
 
-async def delete_series(history: History, selection: Selection, start: int, end: int, *, dry: bool) -> Deletion:
+async def delete_series(history: History, chosen: Selection, start: int, end: int, *, dry: bool) -> Deletion:
     """Delete the samples of a selection in [start, end) nanoseconds; with `dry` only count them.
 
     FailedPreconditionError (`LEGAL_HOLD`, `ENGINE_CANNOT`), and nothing is deleted; UnavailableError when the disk does
-    not take what has to be written for it: then it is done at the next start, or by deleting again.
+    not take what has to be written for it: then it is done by the upkeep, or by deleting again. Once begun it goes on
+    to its end, whoever waits for it.
     """
-    match = _match(history, selection)
-    _check_holds(history, match, start, end)
-    done = Deletion(series=len(selection.ids))
-    if not len(selection.ids):
-        return done
-    if dry:
-        await _count(history, match, start, end, done)
-        return done
+    return await shielded(_delete_series(history, chosen, start, end, dry=dry))
+
+
+async def _delete_series(history: History, chosen: Selection, start: int, end: int, *, dry: bool) -> Deletion:
+    servers, metrics = history.catalog.names(chosen.ids)
+    scope = _Scope(Match(frozenset(servers), frozenset(metrics)), start, end)
     async with history.changing:
-        if history.engine is not None:
-            await history.engine.delete(match, start, end)
+        _check_holds(history, scope)
+        if not len(chosen.ids):
+            return Deletion()
         try:
-            await history.seal()
-            erasure = Erasure(
-                position=history.blocks.last, servers=match.servers, metrics=match.metrics, start=start, end=end
-            )
-            await asyncio.to_thread(history.erasures.add, erasure)
-            await carry_out(history, erasure, done)
+            return await _count_and_delete(history, scope, Deletion(series=len(chosen.ids)), dry=dry)
         except OSError as err:
             raise UnavailableError("the deletion could not be written to disk", reason=Reason.LOG_UNFIT) from err
-        await _forget(history, selection.ids, start, end)
+
+
+async def _count_and_delete(history: History, scope: _Scope, done: Deletion, *, dry: bool) -> Deletion:
+    if history.engine is not None and not dry:
+        await history.engine.delete(scope.match, scope.start, scope.end)
+    await history.seal()  # what is counted and what is deleted then stands in files
+    for place in _places(history):
+        found = await asyncio.to_thread(_count, place, scope)
+        done.samples += found if place.tier == RAW else 0
+        done.buckets += found if place.tier != RAW else 0
+    if dry:
+        return done
+    erasure = Erasure(
+        position=history.blocks.last,
+        servers=scope.match.servers,
+        metrics=scope.match.metrics,
+        start=scope.start,
+        end=scope.end,
+    )
+    await asyncio.to_thread(history.erasures.add, erasure)
+    if history.engine is not None:  # once more: what it was given before it could know
+        await history.engine.delete(scope.match, scope.start, scope.end)
+    done.bytes = max(0, await carry_out(history, erasure))
     return done
 
 
-def _match(history: History, selection: Selection) -> Match:
-    servers, metrics = history.catalog.names(selection.ids)
-    return Match(frozenset(servers), frozenset(metrics))
+# ── holds ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_holds(history: History, match: Match, start: int, end: int) -> None:
+def _check_holds(history: History, scope: _Scope) -> None:
+    if not history.retention.certain:
+        raise UnavailableError("the legal holds are not known at present", reason=Reason.STORE_UNAVAILABLE)
+    start, end = _reach(history, scope)
     for held, low, high, name in history.retention.holds():
-        if low < end and high > start and match.meets(held):
+        if low < end and high > start and scope.match.meets(held):
             raise FailedPreconditionError(
                 f"the legal hold {name!r} covers a part of it: nothing was deleted", reason=Reason.LEGAL_HOLD
             )
 
 
-async def _count(history: History, match: Match, start: int, end: int, done: Deletion) -> None:
-    for at, store in _stores(history):
-        width = history.roller.tiers[at].tier.width if at >= 0 else 1
-        found = await asyncio.to_thread(_rows_in, store, _Scope(match, start, end), width)
-        done.samples += found if at < 0 else 0
-        done.buckets += found if at >= 0 and store is history.roller.tiers[at].buckets else 0
-    done.samples += _in_head(history, match, start, end)
+def _reach(history: History, scope: _Scope) -> tuple[int, int]:
+    """Return the range of which nothing will be known any more: where raw samples are not kept, whole buckets go."""
+    start, end = scope.start, scope.end
+    kept_from = history.retention.kept_from(RAW, history.clock.now_nanos())
+    for files in history.roller.tiers:
+        width = files.tier.width
+        if scope.start // width * width < kept_from:
+            start = min(start, scope.start // width * width)
+        if scope.end // width * width < kept_from:
+            end = max(end, -(-scope.end // width) * width)
+    return start, end
 
 
-def _in_head(history: History, match: Match, start: int, end: int) -> int:
-    """Count what no block holds yet."""
-    count = 0
-    for generation in history.head.generations:
-        for chunk in generation.chunks if not generation.sealed else ():
-            servers = [history.catalog.servers[at] in match.servers for at in chunk.layout.servers.tolist()]
-            metrics = [history.catalog.metrics[at] in match.metrics for at in chunk.layout.metrics.tolist()]
-            times = chunk.times[: chunk.count]
-            ticks = slice(*np.searchsorted(times, (start, end)).tolist())
-            values = chunk.series(np.flatnonzero(servers), np.flatnonzero(metrics), ticks)
-            count += values.size - int(np.count_nonzero(np.isnan(values)))
-    return count
+# ── files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _stores(history: History) -> list[tuple[int, SealedStore]]:
-    """Return the stores and the tier of each, −1 for raw."""
-    tiers = enumerate(history.roller.tiers)
-    return [(-1, history.blocks), *((at, store) for at, files in tiers for store in (files.buckets, files.sketches))]
+def _places(history: History, *, sketches: bool = False) -> list[_Place]:
+    """Return the stores of rows that are counted, and those of sketches too where these are asked for."""
+    tiers = [(files, files.tier) for files in history.roller.tiers]
+    found = [_Place(history.blocks, RAW, 1), *(_Place(files.buckets, tier.name, tier.width) for files, tier in tiers)]
+    return [*found, *(_Place(files.sketches, tier.name, tier.width) for files, tier in tiers if sketches)]
 
 
-def _rows_in(store: SealedStore, scope: _Scope, width: int) -> int:
-    return sum(_rows_of(store, file, scope, width) for file in store.files)
+def _reading(store: SealedStore, scope: _Scope, width: int, work: Callable[[], T]) -> T:
+    """Return what work that reads files returns (blocking); it begins again without the damaged ones."""
+    while True:
+        try:
+            return work()
+        except (pa.ArrowException, OSError):
+            if not store.drop_unsound(scope.start - width + 1, scope.end):
+                raise  # the disk is full, say
 
 
-def _rows_of(store: SealedStore, file: Sealed, scope: _Scope, width: int) -> int:
-    """Count the rows of a file that go (blocking)."""
-    if not file.meets(scope.start - width + 1, scope.end):
-        return 0
-    taken = scope.taken(width)
+def _count(place: _Place, scope: _Scope) -> int:
+    """Count the samples or buckets that go, each once however many files it stands in (blocking)."""
+    store, width = place.store, place.width
+
+    def count() -> int:
+        files = [file for file in store.files if scope.meets(file, width)]
+        rank = defaultdict(int, {name: at for at, name in enumerate(sorted(scope.match.servers))})
+        with ByMetric(store.kind, files, rank, scope.taken(width)) as found:
+            return sum(len(found.rows(key).times) for key in sorted(scope.match.metrics))
+
+    return _reading(store, scope, width, count)
+
+
+async def carry_out(history: History, erasure: Erasure) -> int:
+    """Write the files anew without what was deleted; return the bytes that this freed.
+
+    Whoever calls it holds `history.changing`. It is remembered as done when all that follows from it is durable.
+    """
+    scope = _Scope(Match(erasure.servers, erasure.metrics), erasure.start, erasure.end)
+    freed = 0
+    for place in _places(history, sketches=True):
+        for file in place.store.files:
+            made = await asyncio.to_thread(_without, place, file, scope)
+            if made is None:
+                continue
+            place.store.replace([file], made)
+            history.retention.count(place.tier, file, made)
+            freed += file.size_bytes - made.size_bytes
+    history.head.drop(-1)
+    _mark_edges(history, scope)
+    await _forget(history, erasure)
+    await asyncio.to_thread(history.retention.save, history.retention.snapshot())
+    await asyncio.to_thread(history.roller.save, history.roller.snapshot())
+    await asyncio.to_thread(history.erasures.finish, erasure)
+    return freed
+
+
+def _without(place: _Place, file: Sealed, scope: _Scope) -> Sealed | None:
+    """Write a file anew without what goes (blocking); None when nothing of it does, or it is damaged."""
+    store, taken = place.store, scope.taken(place.width)
+    if not scope.meets(file, place.width):
+        return None
+
+    def rewritten() -> Sealed | None:
+        if file not in store.files or not _has_some(store, file, scope, taken):
+            return None
+        # Also when no row is left: the empty file stands for the old one should a crash bring that back.
+        return store.merge([file], lambda metrics, servers, rows: ~taken(metrics, servers, rows))
+
+    return _reading(store, scope, place.width, rewritten)
+
+
+def _has_some(store: SealedStore, file: Sealed, scope: _Scope, taken: sealed.Keep) -> bool:
     with sealed.Reader(file, store.kind) as reader:
-        groups = (
-            reader.group(index, ())
+        return any(
+            bool(taken(*reader.group(index, ())).any())
             for index, keys in enumerate(file.groups)
             if not scope.match.metrics.isdisjoint(keys)
         )
-        return sum(int(np.count_nonzero(taken(*group))) for group in groups)
-
-
-async def carry_out(history: History, erasure: Erasure, done: Deletion | None = None) -> None:
-    """Write the files anew without what was deleted; whoever calls it holds `history.changing`."""
-    done = done or Deletion()
-    scope = _Scope(Match(erasure.servers, erasure.metrics), erasure.start, erasure.end)
-    for at, store in _stores(history):
-        tier = history.roller.tiers[at].tier if at >= 0 else None
-        width = tier.width if tier else 1
-        for file in store.files:
-            gone, made = await asyncio.to_thread(_without, store, file, scope, width)
-            if not gone:
-                continue
-            store.replace([file], made)
-            history.retention.count(tier.name if tier else RAW, file, made)
-            done.bytes += file.size_bytes - (made.size_bytes if made else 0)
-            done.samples += gone if at < 0 else 0
-            done.buckets += gone if at >= 0 and store is history.roller.tiers[at].buckets else 0
-    history.head.drop(-1)
-    _mark_edges(history, scope)
-    await asyncio.to_thread(history.erasures.finish, erasure)
-    await asyncio.to_thread(history.retention.save, history.retention.snapshot())
-    await asyncio.to_thread(history.roller.save, history.roller.snapshot())
-
-
-def _without(store: SealedStore, file: Sealed, scope: _Scope, width: int) -> tuple[int, Sealed | None]:
-    """Write a file anew without what goes (blocking); the number of rows that went, and the file."""
-    gone = _rows_of(store, file, scope, width)
-    if not gone:
-        return 0, None
-    taken = scope.taken(width)
-    made = store.merge([file], lambda metrics, servers, rows: ~taken(metrics, servers, rows))
-    return (gone, made) if made is not None else (0, None)
 
 
 def _mark_edges(history: History, scope: _Scope) -> None:
@@ -182,36 +241,71 @@ def _mark_edges(history: History, scope: _Scope) -> None:
         history.roller.mark_one(at, tuple(edges))
 
 
-async def _forget(history: History, ids: Ints, start: int, end: int) -> None:
-    """Let the catalogue know which sample is now the newest of each series, if there is one."""
+# ── the catalogue ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _forget(history: History, erasure: Erasure) -> None:
+    """Let the catalogue know, durably, which sample is now the newest of each series, if there is one."""
     catalog = history.catalog
+    ids = _living(catalog, erasure)
     times, _ = catalog.last(ids)
-    ids = ids[(times >= start) & (times < end)]
-    servers, _ = catalog.names(ids)
-    selection = catalog.select(sorted(set(servers)), "", ()) if len(ids) else None
-    catalog.forget(ids)
-    if selection is None:
-        return
-    wanted = np.isin(selection.ids, ids)
-    newest = await asyncio.to_thread(_newest, history, selection, wanted)
-    found = np.flatnonzero(newest[0] != np.iinfo(np.int64).min)
-    if len(found):
-        names = catalog.names(selection.ids[found])
-        catalog.restore(names[0], names[1], newest[0][found], newest[1][found])
+    widest = max([1, *(files.tier.width for files in history.roller.tiers)])
+    ids = ids[(times < erasure.end) & (times > erasure.start - widest)]
+    if len(ids):
+        some = selection.of_series(catalog, ids)
+        times, values = await asyncio.to_thread(_newest_in_files, history, some, erasure)
+        # From here to the end nothing may wait: what has come meanwhile is in the head.
+        _add_recent(history, some, times, values)
+        there = np.flatnonzero(times != NEVER)
+        servers, metrics = catalog.names(ids[there])
+        catalog.forget(ids)
+        catalog.restore(servers, metrics, times[there], values[there])
     await history.save_catalog(history.blocks.last)
 
 
-def _newest(history: History, selection: Selection, wanted: Bools) -> tuple[Ints, Floats]:
-    """Return the time and value of the newest sample of each series of a selection, from all files (blocking)."""
-    times = np.full(len(selection.ids), np.iinfo(np.int64).min)
-    values = np.full(len(selection.ids), np.nan)
-    stores: list[tuple[SealedStore, str]] = [(history.blocks, "value")]
-    stores += [(files.buckets, "last") for files in history.roller.tiers]
+def _living(catalog: Catalog, erasure: Erasure) -> Ints:
+    """Return the ids of an erasure's series that have samples."""
+    servers, metrics = sorted(erasure.servers), sorted(erasure.metrics)
+    rows, columns = np.divmod(np.arange(len(servers) * len(metrics)), max(1, len(metrics)))
+    ids = catalog.find((servers, rows), (metrics, columns))
+    ids = ids[ids >= 0]
+    living: Ints = ids[catalog.last(ids)[0] != NEVER]
+    return living
+
+
+def _newest_in_files(history: History, chosen: Selection, erasure: Erasure) -> tuple[Ints, Floats]:
+    """Return the time and value of the newest sample of each series that a file has (blocking).
+
+    A bucket stands for its newest sample, at its start, where the sample itself is not kept.
+    """
+    times, values = np.full(len(chosen.ids), NEVER), np.full(len(chosen.ids), np.nan)
+    stores = [(history.blocks, "value"), *((files.buckets, "last") for files in history.roller.tiers)]
     for store, name in stores:
-        for file in sorted(store.files, key=lambda each: each.about.max_time):
-            for found in store.read(file, selection, -(2**63), 2**63 - 1, (name,)):
-                better = wanted[found.rows] & (found.times >= times[found.rows])
-                rows = found.rows[better]
+        numbers = np.where(times != NEVER, _LAST, -1)  # of two of one time what stands in the finer store counts
+        for file in sorted(store.files, key=lambda each: each.about.max_time, reverse=True):
+            if file.about.row_count and file.about.max_time < int(times.min()):
+                break
+            # What was written up to then has nothing left that is newer than the range.
+            old = store is history.blocks and file.about.last <= erasure.position
+            end = min(erasure.start, LATEST_NANOS) if old else LATEST_NANOS
+            if not file.meets(EARLIEST_NANOS, end):
+                continue
+            for found in store.read(file, chosen, EARLIEST_NANOS, end, (name,)):
+                newer = found.times > times[found.rows]
+                newer |= (found.times == times[found.rows]) & (file.about.last > numbers[found.rows])
+                rows = found.rows[newer]
                 # Ascending in time within a row: the last one that is written stays.
-                times[rows], values[rows] = found.times[better], found.values[name][better]
+                times[rows], values[rows] = found.times[newer], found.values[name][newer]
+                numbers[rows] = file.about.last
     return times, values
+
+
+def _add_recent(history: History, chosen: Selection, times: Ints, values: Floats) -> None:
+    """Put in what the head has that is newer, or as new: it came later than the files."""
+    pieces = list(recent.pieces(history.head.generations, chosen, EARLIEST_NANOS, LATEST_NANOS))
+    found = merge(len(chosen.ids), pieces)
+    rows = np.flatnonzero(np.diff(found.offsets))
+    ends = found.offsets[rows + 1] - 1
+    newer = found.times[ends] >= times[rows]
+    rows, ends = rows[newer], ends[newer]
+    times[rows], values[rows] = found.times[ends], found.values[ends]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from pathlib import Path
+from typing import Any
 
 
 def replace(path: Path, content: bytes) -> None:
     """Give a file new content, atomically and durably, its name included (blocking)."""
     aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)  # on a full disk half a file is in the way
+        raise
     sync(path.parent)
 
 
@@ -24,3 +31,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def encode(document: Any) -> bytes:
+    """Return a JSON document as a file holds it, with the checksum that `load` wants to see."""
+    body = json.dumps(document).encode()
+    return body + b"\n%08x" % zlib.crc32(body)
+
+
+def load(path: Path) -> Any:
+    """Return the document of a file (blocking); FileNotFoundError without one, OSError or ValueError if it is damaged."""
+    body, _, checksum = path.read_bytes().rpartition(b"\n")
+    if zlib.crc32(body) != int(checksum, 16):
+        raise ValueError("the file is not what was written")
+    return json.loads(body)

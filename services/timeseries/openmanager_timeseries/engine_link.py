@@ -68,11 +68,15 @@ class EngineLink:
         self._clock = clock
         self._state = state
         self._epoch, self._filled = self._load()
+        self._stored = self._filled
         # What was written and may still be lost, or not be seen: when, and the position and running total then.
         self._unsettled: deque[tuple[float, int, int]] = deque()
         self._seen: deque[tuple[float, int]] = deque()
         self._visible = 0
+        # The newest position that it was given.
+        self._through = 0
         self._rewound = False
+        self._filled_at = float("-inf")
 
     @property
     def ready(self) -> bool:
@@ -85,11 +89,16 @@ class EngineLink:
         """Write the frames of records."""
         if not self.ready:
             raise store_unavailable(self.name)
+        # What was read before the engine was filled is in it.
+        records = [record for record in records if record.position > self._through]
+        if not records:
+            return
         frames = []
         for record in records:
             frame = decode_trusted(frame_pb2.Frame.FromString(record.payload))
             frames.append(self._history.erasures.apply(frame, record.position))
         await self._write(frames)
+        self._through = records[-1].position
         now = self._clock.monotonic()
         self._unsettled.append((now, records[-1].position, records[-1].accepted))
         self._seen.append((now, records[-1].position))
@@ -114,11 +123,11 @@ class EngineLink:
     def settled(self, position: int, accepted: int) -> tuple[int, int]:
         """Return the position and the running total up to which nothing can be lost any more."""
         window = self.engine.capabilities.durable_after.total_seconds()
-        if not window:
-            self._unsettled.clear()
-            return position, accepted
         books = self._history.ledger.open_books(self.name)
         found = books.position, books.accepted
+        if not window:
+            self._unsettled.clear()
+            return max(found, (position, accepted))
         while self._unsettled and self._unsettled[0][0] + window <= self._clock.monotonic():
             found = self._unsettled.popleft()[1:]
         return found
@@ -162,6 +171,8 @@ class EngineLink:
         if self.found is not None and found.started != self.found.started:
             self._begin_again()
         self.found = found
+        if self._filled and not self._stored and not self._filled_lately():
+            self._store(self._epoch, filled=True)
         books = self._history.ledger.open_books(self.name)
         if books.position + 1 < self._history.log.first_position:
             self._filled = False  # it was away for longer than the log waits
@@ -176,10 +187,16 @@ class EngineLink:
 
     def _begin_again(self) -> None:
         """Its process is another one: what it had only in memory is gone."""
+        self._filled = self._filled and not self._filled_lately()
+        self._through = self._history.ledger.open_books(self.name).position
         if self._unsettled:
             log.warning("%s was restarted: what it may have lost is written again", self.name)
             self._unsettled.clear()
             self._rewound = True
+
+    def _filled_lately(self) -> bool:
+        """Say whether what it was filled with may still be lost."""
+        return self._clock.monotonic() - self._filled_at < self.engine.capabilities.durable_after.total_seconds()
 
     async def _fill(self, found: EngineState) -> None:
         """Write everything that the blocks hold, and let the log go on from there."""
@@ -200,8 +217,12 @@ class EngineLink:
         books.accepted = books.resynced = files[-1].about.accepted if files else 0
         books.dead_lettered = books.damaged = 0
         self._unsettled.clear()
+        self._through = books.position
+        self._seen.append((self._clock.monotonic(), books.position))
         self._rewound = True
-        self._store(self._epoch, filled=True)
+        self._filled, self._filled_at = True, self._clock.monotonic()
+        if not self.engine.capabilities.durable_after:
+            self._store(self._epoch, filled=True)
 
     # ── on disk ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -213,5 +234,5 @@ class EngineLink:
             return "", False
 
     def _store(self, epoch: str, *, filled: bool) -> None:
-        self._epoch, self._filled = epoch, filled
+        self._epoch, self._filled, self._stored = epoch, filled, filled
         durable.replace(self._state, json.dumps({"epoch": epoch, "filled": filled}).encode())

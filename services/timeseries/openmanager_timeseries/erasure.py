@@ -7,11 +7,11 @@ what was deleted. A deletion is remembered as long as the log has frames from be
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,12 +43,14 @@ class Erasure:
 
 
 class Erasures:
-    """The deletions of one shard, durable."""
+    """The deletions of one shard, durable; `newest` is the position that the log has come to when they are loaded."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, newest: int = 0) -> None:
         self._state = state
         self.entries: tuple[Erasure, ...] = ()
-        self._load()
+        # Up to here deletions may have been forgotten, for their file was damaged: nothing is made anew from the log.
+        self.unknown_through = 0
+        self._load(newest)
 
     def apply(self, frame: Frame, position: int) -> Frame:
         """Return a frame of the log without what was deleted of it."""
@@ -70,40 +72,50 @@ class Erasures:
     def forget(self, first_position: int) -> None:
         """Forget the deletions from before everything that the log still holds (blocking)."""
         kept = [each for each in self.entries if not each.done or each.position >= first_position]
-        if len(kept) < len(self.entries):
-            self._store(kept)
+        known = self.unknown_through < first_position
+        if len(kept) < len(self.entries) or (known and self.unknown_through):
+            self._store(kept, 0 if known else self.unknown_through)
 
-    def _store(self, entries: Iterable[Erasure]) -> None:
+    def _store(self, entries: Iterable[Erasure], unknown_through: int | None = None) -> None:
         entries = tuple(entries)
-        stored = [
-            {
-                "position": each.position,
-                "servers": sorted(each.servers),
-                "metrics": sorted(each.metrics),
-                "start": each.start,
-                "end": each.end,
-                "done": each.done,
-            }
-            for each in entries
-        ]
-        durable.replace(self._state, json.dumps(stored).encode())
-        self.entries = entries
+        unknown = self.unknown_through if unknown_through is None else unknown_through
+        durable.replace(
+            self._state, durable.encode({"entries": [_document(each) for each in entries], "unknown_through": unknown})
+        )
+        self.entries, self.unknown_through = entries, unknown
 
-    def _load(self) -> None:
+    def _load(self, newest: int) -> None:
         try:
-            stored = json.loads(self._state.read_text(encoding="utf-8"))
-            self.entries = tuple(
-                Erasure(
-                    position=int(each["position"]),
-                    servers=frozenset(each["servers"]),
-                    metrics=frozenset(each["metrics"]),
-                    start=int(each["start"]),
-                    end=int(each["end"]),
-                    done=bool(each["done"]),
-                )
-                for each in stored
-            )
+            stored = durable.load(self._state)
+            self.entries = tuple(_erasure_of(each) for each in stored["entries"])
+            self.unknown_through = int(stored["unknown_through"])
         except FileNotFoundError:
             return
         except (OSError, ValueError, LookupError, TypeError) as err:
-            log.warning("the deletions of the past cannot be read: %s", type(err).__name__)
+            self.entries, self.unknown_through = (), newest
+            log.error(  # noqa: TRY400  (where it happened says nothing)
+                "the deletions of the past cannot be read, and nothing is made anew from the log: %s",
+                type(err).__name__,
+            )
+
+
+def _document(erasure: Erasure) -> dict[str, Any]:
+    return {
+        "position": erasure.position,
+        "servers": sorted(erasure.servers),
+        "metrics": sorted(erasure.metrics),
+        "start": erasure.start,
+        "end": erasure.end,
+        "done": erasure.done,
+    }
+
+
+def _erasure_of(stored: Mapping[str, Any]) -> Erasure:
+    return Erasure(
+        position=int(stored["position"]),
+        servers=frozenset(stored["servers"]),
+        metrics=frozenset(stored["metrics"]),
+        start=int(stored["start"]),
+        end=int(stored["end"]),
+        done=bool(stored["done"]),
+    )

@@ -251,7 +251,14 @@ class History:
         with contextlib.suppress(OSError):
             await self.ledger.save(self.log)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(OSError):  # what was replaced by nothing would be back at the next start
+            await asyncio.to_thread(self._delete_replaced)
         await self.log.close()
+
+    def _delete_replaced(self) -> None:
+        tiers = self.roller.tiers
+        for store in (self.blocks, *(store for files in tiers for store in (files.buckets, files.sketches))):
+            store.delete_replaced(0.0)
 
 
 def nanos(duration: timedelta) -> int:
@@ -300,7 +307,7 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
         blocks=blocks,
         roller=roller,
         retention=retention,
-        erasures=Erasures(folder / "erasures.json"),
+        erasures=Erasures(folder / "erasures.json", source.state.head_position),
     )
     await history.replay()
     keeper = asyncio.create_task(Keeper(history, disk).keep())

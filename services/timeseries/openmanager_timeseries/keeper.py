@@ -43,6 +43,7 @@ class Keeper:
         """Do what is due, once a second."""
         steps = (
             self.delete_log,
+            self.delete_replaced,
             self.finish_deletions,
             self.expire,
             self.keep_within_budget,
@@ -80,6 +81,11 @@ class Keeper:
         await asyncio.to_thread(history.log.delete_through, history.ledger.slowest(), before)
         await asyncio.to_thread(history.erasures.forget, history.log.first_position)
 
+    async def delete_replaced(self) -> None:
+        """Delete the files that others stand for since a while: no query reads them any more."""
+        for _, store in self._stores():
+            await asyncio.to_thread(store.delete_replaced)
+
     async def finish_deletions(self) -> None:
         """Carry out the deletions that a crash came into."""
         for erasure in self._history.erasures.entries:
@@ -91,9 +97,14 @@ class Keeper:
         history = self._history
         if history.clock.monotonic() < self._expire_after:
             return
+        if not history.retention.certain:
+            return
         self._expire_after = history.clock.monotonic() + EXPIRE_SECONDS
+        before = history.retention.snapshot()
         for tier, store in self._stores():
             await self._expire(tier, store)
+        if (stored := history.retention.snapshot()) != before:
+            await asyncio.to_thread(history.retention.save, stored)
 
     def _stores(self) -> list[tuple[str, SealedStore]]:
         history = self._history
@@ -106,16 +117,21 @@ class Keeper:
         history, retention = self._history, self._history.retention
         now = history.clock.now_nanos()
         verdicts = retention.verdicts(tier)
-        rolled = history.roller.position
+        rolled, policy = history.roller.position, retention.changes
         for file in retention.due(store.files, verdicts, now):
             if tier == RAW and (file.about.last > rolled or history.roller.needs(file)):
                 continue  # what the tiers are still to be made of
             replaced, made = await asyncio.to_thread(retention.expire, store, file, verdicts, now)
+            if policy != retention.changes:  # it may be held since
+                retention.look_again()
+                if made is not None:
+                    store.discard(made)
+                self._expire_after = 0.0
+                return
             if replaced:
                 store.replace([file], made)
                 retention.count(tier, file, made)
                 log.info("retention deleted rows of %s from %s", tier, file.path.name)
-                await asyncio.to_thread(retention.save, retention.snapshot())
 
     async def keep_within_budget(self) -> None:
         """Look at how much disk is used, and delete early where the budget says so."""
@@ -177,7 +193,7 @@ class Keeper:
             self._rolled = stored
 
     async def merge_files(self) -> None:
-        """Merge small files, at most one run of neighbours of each kind, and delete what was merged a while ago."""
+        """Merge small files, at most one run of neighbours of each kind."""
         widths = {files.tier.name: tier_windows(files.tier.width) for files in self._history.roller.tiers}
         for tier, store in self._stores():
             await self._merge(store, BLOCK_WINDOWS if tier == RAW else widths[tier])
@@ -187,7 +203,6 @@ class Keeper:
         made = await asyncio.to_thread(store.merge, inputs) if inputs else None
         if made is not None:
             store.replace(inputs, made)
-        await asyncio.to_thread(store.delete_replaced)
 
     async def mend(self) -> None:
         """Make damaged blocks anew from what the log still holds, and the tiers where they are damaged."""

@@ -315,6 +315,7 @@ class _Layout:
 
 
 def _listed(numbers: Ints | Floats) -> tuple[_Bytes, Ints]:
-    """Return `[1.5,2.0]`, the shortest digits that read back to each number, and where each ends with its comma."""
+    """Return `[1.5,2.0,`, the shortest digits that read back to each number, and where each ends with its comma."""
     text = np.frombuffer(bytearray(orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)), np.uint8)
-    return text, np.append(np.flatnonzero(text == _COMMA), len(text) - 1) + 1
+    text[-1] = _COMMA
+    return text, np.flatnonzero(text == _COMMA) + 1

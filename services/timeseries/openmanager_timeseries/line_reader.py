@@ -10,6 +10,7 @@ import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -99,7 +100,8 @@ class _OpenQuoteError(_MalformedLineError):
 
 
 _TIME = re.compile(r"-?[0-9]{1,19}")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# Of these characters `float` takes what is a number in line protocol, and nothing else.
+_DIGITS = re.compile(r"[0-9.eE+,-]+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}[iu]")
 _TRUTH = {"t": 1.0, "T": 1.0, "true": 1.0, "True": 1.0, "TRUE": 1.0}
 _TRUTH |= {"f": 0.0, "F": 0.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
@@ -115,7 +117,7 @@ _NO_NAME = re.compile(r"[^A-Za-z0-9_.:/-]")
 class _Head:
     """What a line says before its fields: the server by its number, and how its fields are named.
 
-    `codes` are the numbers of metrics by field, as far as they were seen.
+    `codes` are the numbers of metrics by field, as far as they were seen; servers with the same attributes share them.
     """
 
     server: int
@@ -130,6 +132,7 @@ class _Reader:
     def __init__(self, unit: int) -> None:
         self._unit = unit
         self._heads: dict[str, _Head] = {}
+        self._codes: dict[tuple[str, frozenset[tuple[str, str]]], dict[str, int]] = {}
         self._servers: dict[str, int] = {}
         self._metrics: dict[str, int] = {}
         self._infos: dict[str, ServerInfo] = {}
@@ -142,18 +145,18 @@ class _Reader:
     def read(self, line: str) -> None:
         """Take the samples of a line; _MalformedLineError, and none is taken, when it is not one."""
         plain = "\\" not in line and '"' not in line
-        text, fields, time = _split_plain(line) if plain else _split_quoted(line)
+        text, names, values, time = _split_plain(line) if plain else _split_quoted(line)
         head = self._heads.get(text) or self._new_head(text)
         if not _TIME.fullmatch(time) or abs(nanos := int(time) * self._unit) >= 1 << 63:
             raise _MalformedLineError("has a time that is no number, or too large a one")
-        codes, numbers = [], []
-        for name, value in fields:
-            number = _number(value)
-            if number is not None:
-                code = head.codes.get(name)
-                codes.append(self._new_code(head, name) if code is None else code)
-                numbers.append(number)
-        self._text_count += len(fields) - len(numbers)
+        numbers = _numbers(values)
+        if len(names) > len(numbers):
+            names = [name for name, value in zip(names, values, strict=True) if value[0] != '"']
+        try:
+            codes = [head.codes[name] for name in names]
+        except KeyError:
+            codes = [self._code(head, name) for name in names]
+        self._text_count += len(values) - len(numbers)
         self._server_codes.extend([head.server] * len(numbers))
         self._metric_codes.extend(codes)
         self._times.extend([nanos - nanos % NANOS_PER_MILLI] * len(numbers))
@@ -199,33 +202,24 @@ class _Reader:
         server = tags.pop(SERVER_TAG, None) or tags.pop("host", None)
         if server is None:
             raise _MalformedLineError("has no tag server_id or host")
-        described = ServerInfo(
-            id=server,
-            hostname=tags.pop("hostname", ""),
-            environment=tags.pop("environment", ""),
-            role=tags.pop("role", ""),
-            location=tags.pop("location", ""),
-        )
-        try:
-            info = checked_info(info_message(described), "tags")
-        except InvalidArgumentError as err:
-            raise _MalformedLineError(f"has bad tags: {err.message}") from err
+        info = _described(server, *(tags.pop(tag, "") for tag in ("hostname", "environment", "role", "location")))
         name = attribute_name if native else _foreign_attribute
+        attributes = {name(tag): value for tag, value in tags.items()}
+        if len(attributes) < len(tags):
+            raise _MalformedLineError("has two tags that become one attribute")
         head = _Head(
             server=self._servers.setdefault(info.id, len(self._servers)),
             prefix="" if native else f"{measurement}.",
-            attributes={name(tag): value for tag, value in tags.items()},
-            codes={},
+            attributes=attributes,
+            codes=self._codes.setdefault((measurement, frozenset(attributes.items())), {}),
         )
-        if len(head.attributes) < len(tags):
-            raise _MalformedLineError("has two tags that become one attribute")
         self._infos[info.id] = _joined(self._infos.get(info.id, info), info)
         self._heads[text] = head
         return head
 
-    def _new_code(self, head: _Head, field: str) -> int:
-        if not field:
-            raise _MalformedLineError("has a field without a name")
+    def _code(self, head: _Head, field: str) -> int:
+        if field in head.codes:
+            return head.codes[field]
         name = _ESCAPED.sub(r"\1", field)
         key = make_key(_admitted(head.prefix + name) if head.prefix else name, head.attributes)
         try:
@@ -236,7 +230,8 @@ class _Reader:
         return code
 
 
-_Split = tuple[str, Sequence[tuple[str, str]], str]
+# Head, names and values of fields, time.
+_Split = tuple[str, Sequence[str], Sequence[str], str]
 
 
 def _split_plain(line: str) -> _Split:
@@ -244,11 +239,10 @@ def _split_plain(line: str) -> _Split:
     parts = [part for part in line.split(" ") if part]
     if len(parts) != 3:
         raise _MalformedLineError("is not `measurement,tags fields time`")
-    fields = []
-    for part in parts[1].split(","):
-        name, _, value = part.partition("=")
-        fields.append((name, value))
-    return parts[0], fields, parts[2]
+    fields = [field.split("=") for field in parts[1].split(",")]
+    if not all(len(field) == 2 and field[0] and field[1] for field in fields):
+        raise _MalformedLineError("has a field that is not name=value")
+    return parts[0], [field[0] for field in fields], [field[1] for field in fields], parts[2]
 
 
 def _split_quoted(line: str) -> _Split:
@@ -258,20 +252,21 @@ def _split_quoted(line: str) -> _Split:
     if end is None:
         raise _MalformedLineError("is not `measurement,tags fields time`")
     at = len(line) - len(line[end.end() :].lstrip(" "))
-    fields = []
+    names, values = [], []
     while True:
         found = _FIELD.match(line, at)
         if found is None:
             if _OPEN_QUOTE.match(line, at):
                 raise _OpenQuoteError("has a text without an end")
             raise _MalformedLineError("has a field that is not name=value")
-        fields.append((found[1], found[2]))
+        names.append(found[1])
+        values.append(found[2])
         at = found.end() + 1
         if line[at - 1 : at] != ",":
             break
     if line[at - 1 : at] != " ":
         raise _MalformedLineError("is not `measurement,tags fields time`")
-    return line[: end.start()], fields, line[at:].lstrip(" ")
+    return line[: end.start()], names, values, line[at:].lstrip(" ")
 
 
 def _measurement_and_tags(text: str) -> tuple[str, dict[str, str]]:
@@ -290,21 +285,37 @@ def _measurement_and_tags(text: str) -> tuple[str, dict[str, str]]:
     return _ESCAPED.sub(r"\1", measurement), tags
 
 
-def _number(text: str) -> float | None:
-    """Return the value of a field, None for a text; _MalformedLineError when it is neither."""
-    if _NUMBER.fullmatch(text):
-        number = float(text)
-    elif _INTEGER.fullmatch(text):
-        number = float(int(text[:-1]))
-    elif text[:1] == '"':
-        return None
-    elif text in _TRUTH:
-        return _TRUTH[text]
-    else:
-        raise _MalformedLineError("has a field without a name and a value")
-    if math.isinf(number):
+def _numbers(values: Sequence[str]) -> list[float]:
+    """Return the values of fields but for texts; _MalformedLineError when one is neither."""
+    try:
+        if _DIGITS.fullmatch(",".join(values)):
+            numbers = [float(value) for value in values]
+        else:
+            numbers = [_number(value) for value in values if value[0] != '"']
+    except ValueError as err:
+        raise _MalformedLineError("has a field with neither a number, a truth value nor a text") from err
+    if math.inf in numbers or -math.inf in numbers:
         raise _MalformedLineError("has a number that no double holds")
-    return number
+    return numbers
+
+
+def _number(text: str) -> float:
+    """Return a number or 1 for true and 0 for false; ValueError when it is neither."""
+    if text in _TRUTH:
+        return _TRUTH[text]
+    digits = text[:-1] if _INTEGER.fullmatch(text) else text
+    if not _DIGITS.fullmatch(digits):
+        raise ValueError(text)
+    return float(digits)
+
+
+@lru_cache(maxsize=4096)
+def _described(server: str, hostname: str, environment: str, role: str, location: str) -> ServerInfo:
+    info = ServerInfo(id=server, hostname=hostname, environment=environment, role=role, location=location)
+    try:
+        return checked_info(info_message(info), "tags")
+    except InvalidArgumentError as err:
+        raise _MalformedLineError(f"has bad tags: {err.message}") from err
 
 
 def _joined(known: ServerInfo, info: ServerInfo) -> ServerInfo:

@@ -12,23 +12,23 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from openmanager import grid
-from openmanager.errors import ConfigurationError, OpenManagerError, UnavailableError
+from openmanager.errors import OpenManagerError, UnavailableError
 from openmanager.frame import Frame, ServerInfo
-from openmanager.runtime.clock import Clock
 from openmanager_timeseries import durable
 from openmanager_timeseries.catalog import Selection
 from openmanager_timeseries.comparison import EXACT_DIGITS, Comparison, compare
 from openmanager_timeseries.config import TimeseriesConfig
+from openmanager_timeseries.engines import chosen, open_engine
 from openmanager_timeseries.engines.port import Capabilities, Coded, Engine, Wanted
 from openmanager_timeseries.history import History
 from openmanager_timeseries.query import RangeQuery
@@ -159,7 +159,8 @@ class Progress:
     checksum: int = 0
     # Samples that the target will never take, by reason.
     refused: Counter[str] = field(default_factory=Counter)
-    mismatches: list[Mismatch] = field(default_factory=list)
+    # At most MAX_TOLD of the series that differ.
+    mismatches: dict[tuple[str, str], Mismatch] = field(default_factory=dict)
     seen: Bools = field(init=False)
     differs: Bools = field(init=False)
 
@@ -193,15 +194,18 @@ class Progress:
         self.seen[servers + first[0], metrics + first[1]] = True
         servers, metrics = servers[found.differs], metrics[found.differs]
         self.differs[servers + first[0], metrics + first[1]] = True
-        self.mismatches += [
-            Mismatch(
-                server=wanted.servers[int(found.keys[at]) // len(wanted.metrics)],
-                metric=wanted.metrics[int(found.keys[at]) % len(wanted.metrics)],
-                source_count=int(found.source_counts[at]),
-                target_count=int(found.target_counts[at]),
+        for at in np.flatnonzero(found.differs).tolist():
+            server, metric = divmod(int(found.keys[at]), len(wanted.metrics))
+            name = wanted.servers[server], wanted.metrics[metric]
+            known = self.mismatches.get(name)
+            if known is None and len(self.mismatches) >= MAX_TOLD:
+                break
+            self.mismatches[name] = Mismatch(
+                server=name[0],
+                metric=name[1],
+                source_count=int(found.source_counts[at]) + (known.source_count if known else 0),
+                target_count=int(found.target_counts[at]) + (known.target_count if known else 0),
             )
-            for at in np.flatnonzero(found.differs)[: MAX_TOLD - len(self.mismatches)].tolist()
-        ]
 
 
 # ── moving ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -292,7 +296,7 @@ class Migration:
             "scope": _scope_key(progress.scope),
             **{name: getattr(progress, name) for name in _NUMBERS},
             "refused": progress.refused,
-            "mismatches": [asdict(each) for each in progress.mismatches],
+            "mismatches": [asdict(each) for each in progress.mismatches.values()],
             **{name: np.packbits(getattr(progress, name)).tobytes().hex() for name in ("seen", "differs")},
         }
         await asyncio.to_thread(durable.replace, self._state, json.dumps(state).encode())
@@ -332,7 +336,8 @@ def _load(state: Path, between: str, scope: Scope) -> Progress | None:
         for name in _NUMBERS:
             setattr(progress, name, int(stored[name]))
         progress.refused.update(stored["refused"])
-        progress.mismatches += [Mismatch(**each) for each in stored["mismatches"]]
+        told = [Mismatch(**each) for each in stored["mismatches"]]
+        progress.mismatches = {(each.server, each.metric): each for each in told}
         for name in ("seen", "differs"):
             bits = np.frombuffer(bytes.fromhex(stored[name]), np.uint8)
             mask = getattr(progress, name)
@@ -381,33 +386,14 @@ EXACT = Capabilities(
 # ── opening ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_engine(name: str, config: TimeseriesConfig, clock: Clock) -> Engine:
-    """Return an engine as it is configured; ConfigurationError when it is not. Nothing is asked of it yet."""
-    write_timeout = max(config.engine_write_timeout, WRITE_TIMEOUT)
-    query_timeout = max(config.engine_query_timeout, QUERY_TIMEOUT)
-    if name == "influxdb":
-        from openmanager_timeseries.engines.influxdb import InfluxEngine
-
-        if not config.influxdb_url:
-            raise ConfigurationError("INFLUXDB_URL is not set: where InfluxDB is")
-        return InfluxEngine(
-            url=config.influxdb_url,
-            token=config.influxdb_token.reveal(),
-            org=config.influxdb_org,
-            bucket=config.influxdb_bucket,
-            retention=config.raw_retention,
-            write_timeout=write_timeout,
-            query_timeout=query_timeout,
-            clock=clock,
-        )
-    from openmanager_timeseries.engines.victoriametrics import VictoriaEngine
-
-    if not config.victoriametrics_write_url:
-        raise ConfigurationError("VICTORIAMETRICS_WRITE_URL is not set: where VictoriaMetrics takes writes")
-    return VictoriaEngine(
-        write_url=config.victoriametrics_write_url,
-        read_url=config.victoriametrics_read_url,
-        write_timeout=write_timeout,
-        query_timeout=query_timeout,
-        clock=clock,
+def open_patient(config: TimeseriesConfig, name: Literal["influxdb", "victoriametrics"]) -> Engine:
+    """Return an engine with long timeouts; ConfigurationError when nothing says where it is."""
+    patient = replace(
+        config,
+        engine=name,
+        engine_write_timeout=max(config.engine_write_timeout, WRITE_TIMEOUT),
+        engine_query_timeout=max(config.engine_query_timeout, QUERY_TIMEOUT),
     )
+    engine = open_engine(patient, chosen(patient))
+    assert engine is not None  # noqa: S101  (only `blocks` is none)
+    return engine

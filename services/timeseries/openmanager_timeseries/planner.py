@@ -35,6 +35,8 @@ from openmanager_timeseries.span import Span, Spans
 from openmanager_timeseries.tier import RAW
 
 DAMAGED = "a block is damaged and was set aside"
+DAMAGED_TIER = "a file of a tier is damaged and was set aside"
+KEPT_SHORTER = "some of the series are kept for a shorter time, and the range begins before it"
 TOO_OLD = "samples are kept for a limited time, and the range begins before it"
 _PERCENTS = {"P50": 50.0, "P90": 90.0, "P95": 95.0, "P99": 99.0}
 
@@ -54,6 +56,8 @@ class Plan:
     counters: Bools
     sketched: bool
     partial_reason: str
+    # How many files of its stores had been damaged so far: of the blocks, and of all.
+    damages: tuple[int, int]
 
     @property
     def raw(self) -> Spans:
@@ -132,10 +136,12 @@ class Planner:
         sketched = asked.step > 0 and asked.aggregation in _PERCENTS
         tiers = self._eligible(asked, counters, delta, sketched=sketched)
         now = self._clock.now_nanos()
-        raw = Offer(width=0, kept_from=self._retention.kept_from(RAW, now))
-        offers = [self._offer(files, now) for files in tiers]
+        kept = [self._retention.kept_of(name, now, selection) for name in (RAW, *(each.tier.name for each in tiers))]
+        raw = Offer(width=0, kept_from=kept[0][0])
+        offers = [self._offer(files, kept_from) for files, (kept_from, _) in zip(tiers, kept[1:], strict=True)]
         wanted = (asked.start - asked.lookback, asked.end)
         found = coverage.cover(wanted, [raw, *offers] if sketched else [*offers, raw])
+        kept_wholly = [each for _, each in (kept if sketched else [*kept[1:], kept[0]])]
         lost = span.clip(found.lost, asked.start, asked.end)
         raw_part = found.parts[0 if sketched else -1]
         plan = Plan(
@@ -158,8 +164,37 @@ class Planner:
             counters=counters,
             sketched=sketched,
             partial_reason=self._missing(asked, selection, lost, raw_part) if len(selection.ids) else "",
+            damages=self._damages(tiers, sketched=sketched),
         )
-        return plan if not self._blocks.quarantined else replace(plan, partial_reason=DAMAGED)
+        if not plan.partial_reason and any(
+            span.clip(part, asked.start, min(asked.end, since))
+            for part, since in zip(found.parts, kept_wholly, strict=True)
+        ):
+            plan = replace(plan, partial_reason=KEPT_SHORTER)
+        damaged = self._damaged(plan)
+        return replace(plan, partial_reason=damaged) if damaged else plan
+
+    def _damaged(self, plan: Plan) -> str:
+        """Return what is to be said of files that were set aside; empty when a plan reads none of their store."""
+        found = self._damages(plan.tiers, sketched=plan.sketched)
+        if self._blocks.quarantined or found[0] != plan.damages[0]:
+            return DAMAGED
+        if found != plan.damages:
+            return DAMAGED_TIER
+        parts = plan.coverage.parts[1:] if plan.sketched else plan.coverage.parts[:-1]
+        for files, part, doubtful in zip(plan.tiers, parts, self._doubtful(plan), strict=True):
+            store = files.sketches if plan.sketched else files.buckets
+            if store.quarantined and (part or doubtful):
+                return DAMAGED_TIER
+        return ""
+
+    def _damages(self, tiers: Sequence[TierFiles], *, sketched: bool) -> tuple[int, int]:
+        blocks = self._blocks.damages
+        return blocks, blocks + sum((each.sketches if sketched else each.buckets).damages for each in tiers)
+
+    @staticmethod
+    def _doubtful(plan: Plan) -> Sequence[Spans]:
+        return plan.coverage.doubtful[1:] if plan.sketched else plan.coverage.doubtful[:-1]
 
     def _eligible(self, asked: RangeQuery, counters: Bools, delta: Bools, *, sketched: bool) -> list[TierFiles]:
         """Return the tiers whose buckets make up those that are asked for, coarsest first."""
@@ -172,11 +207,11 @@ class Planner:
             return []
         return [files for files in reversed(self._roller.tiers) if asked.step % files.tier.width == 0]
 
-    def _offer(self, files: TierFiles, now: int) -> Offer:
+    def _offer(self, files: TierFiles, kept_from: int) -> Offer:
         at = self._roller.tiers.index(files)
         fresh = [each for each in self._head.generations if not each.sealed or each.last > self._roller.position]
         dirty = span.union([*self._roller.dirty(at), *(part for each in fresh for part in each.spans)])
-        return Offer(width=files.tier.width, kept_from=self._retention.kept_from(files.tier.name, now), dirty=dirty)
+        return Offer(width=files.tier.width, kept_from=kept_from, dirty=dirty)
 
     def _missing(self, asked: RangeQuery, selection: Selection, lost: Spans, raw: Spans) -> str:
         """Return why something will be missing from the answer; empty when nothing will."""
@@ -201,7 +236,6 @@ class Planner:
 
     def compute(self, plan: Plan, stop: Stop, borrowed: Borrowed | None = None) -> Answer:
         """Return the answer to a plan (in a thread)."""
-        damaged = len(self._blocks.quarantined)
         pieces = list(self._read_raw(plan, stop, borrowed))
         samples = _within(merge(len(plan.selection.ids), pieces), plan.raw)
         source = "+".join(
@@ -223,9 +257,8 @@ class Planner:
             answer = self._bucketed(plan, parts, samples, stop)
         if borrowed is not None and borrowed.pushed is not None and answer.values is not None:
             _fill_in(answer.values, answer.starts, plan.query.step, borrowed.pushed)
-        if len(self._blocks.quarantined) > damaged:
-            answer = replace(answer, partial_reason=DAMAGED)
-        return answer
+        damaged = self._damaged(plan)  # found while reading
+        return replace(answer, partial_reason=damaged) if damaged else answer
 
     def _read_raw(self, plan: Plan, stop: Stop, borrowed: Borrowed | None) -> Iterator[Piece | Long]:
         if not plan.raw:

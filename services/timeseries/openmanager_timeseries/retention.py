@@ -6,19 +6,20 @@ nobody keeps are deleted, others written anew without the rows that go.
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from openmanager.errors import invalid, missing
+from openmanager.errors import InvalidArgumentError, invalid, missing
 from openmanager.frame import check_text
 from openmanager_timeseries import durable, sealed
-from openmanager_timeseries.catalog import Catalog
-from openmanager_timeseries.samples import Bools
+from openmanager_timeseries.catalog import Catalog, Selection
+from openmanager_timeseries.samples import Bools, Ints
 from openmanager_timeseries.sealed import Rows, Sealed
 from openmanager_timeseries.sealed_store import SealedStore
 from openmanager_timeseries.tier import RAW, Tier
@@ -28,6 +29,8 @@ _SHORTEST, _LONGEST = 60 * 10**9, 100 * 366 * 86_400 * 10**9
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _EVER = np.iinfo(np.int64).min
 _NEVER = np.iinfo(np.int64).max
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +100,15 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
-    """The policy as it applies to a tier now: retentions by selector, in order, and holds."""
+    """The policy as it applies to a tier now: retentions by selector, in order, and holds.
+
+    `width` is that of the tier's buckets, 1 for samples: a bucket is held when some of it is.
+    """
 
     default: int
     rules: Sequence[tuple[Match, int]]
     holds: Sequence[tuple[Match, int, int]]
+    width: int = 1
 
     @property
     def shortest(self) -> int:
@@ -122,8 +129,12 @@ class Verdicts:
         keep: Bools = (max_time >= now - retention)[rows.metrics, rows.servers]
         for match, start, end in self.holds:
             held = match.mask(metrics, servers)[rows.metrics, rows.servers]
-            keep |= held & (rows.times >= start) & (rows.times < end)
+            keep |= held & (rows.times > max(start, _EVER + self.width) - self.width) & (rows.times < end)
         return keep
+
+    def met(self, file: Sealed) -> bool:
+        """Say whether a hold may keep rows of a file."""
+        return any(file.meets(max(start, _EVER + self.width) - self.width + 1, end) for _, start, end in self.holds)
 
 
 class Retention:
@@ -131,8 +142,13 @@ class Retention:
 
     def __init__(self, *, tiers: Sequence[Tier], raw_retention: int, catalog: Catalog, state: Path) -> None:
         self.policy = Policy()
+        # False while neither the copy nor the place of the policy says what is held: nothing is deleted then.
+        self.certain = True
+        # How often a policy was adopted.
+        self.changes = 0
         self.defaults = {RAW: raw_retention, **{tier.name: tier.retention for tier in tiers}}
         self.deleted = {name: Deleted() for name in self.defaults}
+        self._widths = {RAW: 1, **{tier.name: tier.width for tier in tiers}}
         self._catalog = catalog
         self._state = state
         self._looked_at: dict[str, int] = {}
@@ -143,21 +159,47 @@ class Retention:
         longest = [rule.retention for rule in self.policy.rules if rule.tier in {"", tier}]
         return now - max([self.defaults[tier], *longest])
 
+    def kept_of(self, tier: str, now: int, selection: Selection) -> tuple[int, int]:
+        """Return since when some of the chosen series are kept in a tier, and since when all of them are."""
+        found = self._retentions(tier, selection)
+        if not len(found):
+            return now - self.defaults[tier], now - self.defaults[tier]
+        return now - int(found.max()), now - int(found.min())
+
+    def _retentions(self, tier: str, selection: Selection) -> Ints:
+        """Return how long each of the chosen series is kept in a tier (on the event loop)."""
+        rules = [rule for rule in self.policy.rules if rule.tier in {"", tier}]
+        found = np.full(len(selection.ids) if rules else 1, self.defaults[tier], np.int64)
+        for rule in rules:
+            some = self._select(rule.selector)
+            servers, metrics = self._catalog.server_of(selection.ids), self._catalog.metric_of(selection.ids)
+            found[some.servers[servers] & some.metrics[metrics]] = rule.retention
+        return found
+
     def adopt(self, policy: Policy) -> None:
         """Let a checked policy apply."""
         self.policy = policy
+        self.certain = True
+        self.changes += 1
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Look at every file anew: what was found out about some was under another policy."""
         self._looked_at.clear()
 
     # ── what goes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def match(self, selector: Selector) -> Match:
         """Return the names that a selector chooses (on the event loop)."""
-        found = self._catalog.select(selector.servers, selector.server_filter, selector.metrics)
+        found = self._select(selector)
         servers, metrics = self._catalog.servers, self._catalog.metrics
         return Match(
             frozenset(servers[at] for at in np.flatnonzero(found.servers).tolist()),
             frozenset(metrics[at] for at in np.flatnonzero(found.metrics).tolist()),
         )
+
+    def _select(self, selector: Selector) -> Selection:
+        return self._catalog.select(selector.servers, selector.server_filter, selector.metrics)
 
     def holds(self) -> list[tuple[Match, int, int, str]]:
         """Return what is held: series, [start, end), and the hold's name (on the event loop)."""
@@ -174,6 +216,7 @@ class Retention:
                 (self.match(rule.selector), rule.retention) for rule in self.policy.rules if rule.tier in {"", tier}
             ],
             holds=[held[:3] for held in self.holds()],
+            width=self._widths[tier],
         )
 
     def due(self, files: Sequence[Sealed], verdicts: Verdicts, now: int) -> list[Sealed]:
@@ -181,30 +224,39 @@ class Retention:
         return [
             file
             for file in files
-            if file.about.max_time < now - verdicts.shortest
-            and self._looked_at.get(file.path.name, 0) != _stage(file, verdicts, now)
+            if not file.about.row_count
+            or (
+                file.about.max_time < now - verdicts.shortest
+                and self._looked_at.get(file.path.name, 0) != _stage(file, verdicts, now)
+            )
         ]
 
     def expire(self, store: SealedStore, file: Sealed, verdicts: Verdicts, now: int) -> tuple[bool, Sealed | None]:
-        """Write a file anew without what goes (blocking): whether it is to be replaced, and by what."""
+        """Write a file anew without what goes (blocking): whether it is to be replaced, and by what.
+
+        A damaged file is set aside. The newest one stays, empty: its numbers say what need not be read again.
+        """
         max_time = file.about.max_time
-        wholly = max_time < now - verdicts.longest
-        if wholly and not any(file.meets(start, end) for _, start, end in verdicts.holds):
-            return True, None
+        newest = file.about.last == store.last
+        if not file.about.row_count:
+            return not newest, None
 
         def keep(metrics: Sequence[str], servers: Sequence[str], rows: Rows) -> Bools:
             return verdicts.stays(max_time, now, (metrics, servers), rows)
 
-        going = staying = 0
-        with sealed.Reader(file, store.kind) as reader:
-            for index in range(len(file.groups)):
-                metrics, servers, rows = reader.group(index, ())
-                kept = int(np.count_nonzero(keep(metrics, servers, rows)))
-                going, staying = going + len(rows.times) - kept, staying + kept
+        if max_time < now - verdicts.longest and not verdicts.met(file):
+            going, staying = True, False
+        else:
+            try:
+                going, staying = _divided(store, file, keep)
+            except (pa.ArrowException, OSError):
+                if not store.drop_unsound(file.about.min_time, max_time + 1):
+                    raise
+                return False, None
         if not going:
             self._looked_at[file.path.name] = _stage(file, verdicts, now)
             return False, None
-        if not staying:
+        if not staying and not newest:
             return True, None
         made = store.merge([file], keep)
         if made is not None:
@@ -216,29 +268,48 @@ class Retention:
         done = self.deleted[tier]
         done.rows += before.about.row_count - (after.about.row_count if after else 0)
         done.bytes += before.size_bytes - (after.size_bytes if after else 0)
+        self._looked_at.pop(before.path.name, None)
 
     # ── on disk ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _load(self) -> None:
         try:
-            stored = json.loads(self._state.read_text(encoding="utf-8"))
+            stored = durable.load(self._state)
             policy = policy_of(stored["policy"])
             deleted = {name: Deleted(**each) for name, each in stored["deleted"].items()}
+            self.certain = bool(stored["certain"])
         except FileNotFoundError:
             return
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return  # the metadata service has it too
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
+            self.certain = False
+            log.error(  # noqa: TRY400  (where it happened says nothing)
+                "the copy of the retention policy cannot be read, and nothing is deleted until its place answers: %s",
+                type(err).__name__,
+            )
+            return
         self.policy = policy
         self.deleted |= {name: each for name, each in deleted.items() if name in self.defaults}
 
     def snapshot(self) -> bytes:
         """Return what `save` writes."""
         deleted = {name: {"rows": each.rows, "bytes": each.bytes} for name, each in self.deleted.items()}
-        return json.dumps({"policy": document(self.policy), "deleted": deleted}).encode()
+        return durable.encode({"policy": document(self.policy), "certain": self.certain, "deleted": deleted})
 
     def save(self, stored: bytes) -> None:
         """Make the policy and the counts durable (blocking)."""
         durable.replace(self._state, stored)
+
+
+def _divided(store: SealedStore, file: Sealed, keep: sealed.Keep) -> tuple[bool, bool]:
+    """Return whether rows of a file go, and whether some stay (blocking)."""
+    going = staying = False
+    with sealed.Reader(file, store.kind) as reader:
+        for index in range(len(file.groups)):
+            kept = keep(*reader.group(index, ()))
+            going, staying = going or not kept.all(), staying or bool(kept.any())
+            if going and staying:
+                break
+    return going, staying
 
 
 def _stage(file: Sealed, verdicts: Verdicts, now: int) -> int:
@@ -304,16 +375,27 @@ def check(policy: Policy, retention: Retention) -> Policy:
             raise invalid("policy.rules.tier", f"must be one of {', '.join(retention.defaults)}, or empty")
         if not _SHORTEST <= rule.retention <= _LONGEST:
             raise invalid("policy.rules.retention", "must be from 1 minute to 100 years")
-        retention.match(rule.selector)
+        _check_selector(rule.selector, retention, "policy.rules")
     names = [hold.name for hold in policy.holds]
     for hold in policy.holds:
         if not hold.name:
             raise missing("policy.holds.name")
         if not _NAME.fullmatch(hold.name) or names.count(hold.name) > 1:
             raise invalid("policy.holds.name", f"must match {_NAME.pattern} and be there once")
-        if hold.end and hold.end <= hold.start:
+        if hold.end and hold.end <= (hold.start or _EVER):
             raise invalid("policy.holds.end_time", "must be after start_time")
         check_text("policy.holds.reason", hold.reason, 1000)
-        retention.match(hold.selector)
+        _check_selector(hold.selector, retention, "policy.holds")
     check_text("policy.etag", policy.etag, 64)
     return policy
+
+
+def _check_selector(selector: Selector, retention: Retention, above: str) -> None:
+    try:
+        retention.match(selector)
+    except InvalidArgumentError as err:
+        raise InvalidArgumentError(
+            f"{above}.{err.message}" if err.field and err.message.startswith(err.field) else err.message,
+            reason=err.reason,
+            field=f"{above}.{err.field or 'selector'}",
+        ) from err

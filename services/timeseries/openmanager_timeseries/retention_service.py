@@ -9,7 +9,7 @@ from typing import Any
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
-from openmanager.errors import OpenManagerError, invalid, missing
+from openmanager.errors import OpenManagerError, invalid, missing, store_unavailable
 from openmanager.runtime.edge import raw
 from openmanager_timeseries import retention
 from openmanager_timeseries.history import History
@@ -37,15 +37,21 @@ class RetentionService:
         context: Any,  # noqa: ARG002
     ) -> pb.GetRetentionPolicyResponse:
         """Return the policy, from our copy when its place is away."""
-        now = self._history.clock.now_nanos()
-        about = provenance_pb2.Provenance(source="postgresql")
+        now, copy = self._history.clock.now_nanos(), self._history.retention
+        degraded = ""
         try:
             policy = await self._policies.get()
         except OpenManagerError:
-            policy = self._history.retention.policy
-            about = provenance_pb2.Provenance(
-                source="snapshot", degraded=True, reason="the metadata service does not answer; this is our copy"
-            )
+            policy, degraded = copy.policy, "the metadata service does not answer; this is our copy"
+            if not copy.certain:
+                raise store_unavailable("the retention policy") from None
+        if policy is None:  # none was ever stored, or the place of policies has lost it
+            policy = copy.policy
+            if policy != Policy():
+                degraded = "the metadata service has no policy; this is our copy, which goes on"
+        about = provenance_pb2.Provenance(
+            source="snapshot" if degraded else "postgresql", degraded=bool(degraded), reason=degraded
+        )
         about.as_of_time.FromNanoseconds(now)
         return pb.GetRetentionPolicyResponse(policy=_policy_message(policy), provenance=about)
 
@@ -104,16 +110,19 @@ class ImportService:
         importing = RollupImport(self._history)
         try:
             async for data in _paced(requests):
-                due = data is None
-                if data is not None:
-                    frame = frame_of(pb.ImportRollupsRequest, data)
-                    if not importing.add(frame):
-                        for reply in await _flushed(importing):
-                            yield reply
-                        importing.add(frame)
-                    due = importing.full
-                for reply in await _flushed(importing) if due else ():
-                    yield reply
+                fits, failure = True, None
+                try:
+                    frame = None if data is None else frame_of(pb.ImportRollupsRequest, data)
+                    fits = frame is None or importing.add(frame)
+                except OpenManagerError as err:
+                    fits, failure = False, err
+                if data is None or not fits or importing.full:
+                    for reply in await _flushed(importing):
+                        yield reply
+                if failure is not None:  # those before it have been answered
+                    raise failure
+                if not fits and frame is not None:
+                    importing.add(frame)
         finally:
             importing.finish()
 
@@ -162,7 +171,9 @@ def _tier(history: History, name: str, width: int, stores: Sequence[SealedStore]
     tier.retention.FromNanoseconds(history.retention.defaults[name])
     if width:
         tier.resolution.FromNanoseconds(width)
-    times = [(file.about.min_time, file.about.max_time + max(width, 1)) for file in stores[0].files]
+    times = [
+        (file.about.min_time, file.about.max_time + max(width, 1)) for file in stores[0].files if file.about.row_count
+    ]
     if times:
         tier.oldest_time.FromNanoseconds(min(first for first, _ in times))
         tier.newest_time.FromNanoseconds(max(last for _, last in times))

@@ -87,13 +87,25 @@ class Roller:
         self._patterns = [metric.Pattern.parse(text).matcher() for text in sketch_metrics]
         self._dirty: list[Spans] = [() for _ in tiers]
         self._building: list[Spans] = [() for _ in tiers]
+        # What somebody is bringing at present: the number of the tier, and where, by whom.
+        self._expected: dict[int, list[Spans]] = {}
         self._load()
 
     # ── what is to be done ─────────────────────────────────────────────────────────────────────────────────────────
 
     def dirty(self, at: int) -> Spans:
         """Return where buckets of a tier are not what the blocks say."""
-        return span.union((*self._dirty[at], *self._building[at]))
+        expected = (part for spans in self._expected.values() for part in spans[at])
+        return span.union((*self._dirty[at], *self._building[at], *expected))
+
+    def expect(self, whom: int, at: int, spans: Spans) -> None:
+        """Have buckets of a tier count as dirty while somebody may still bring them, and not be computed yet."""
+        expected = self._expected.setdefault(whom, [() for _ in self.tiers])
+        expected[at] = span.union((*expected[at], *span.outward(spans, self.tiers[at].tier.width)))
+
+    def expect_no_more(self, whom: int) -> None:
+        """Let go of what somebody was to bring."""
+        self._expected.pop(whom, None)
 
     def mark(self, at: int, spans: Spans) -> None:
         """Have the buckets of a tier that meet some spans computed again, and then those of the coarser ones."""

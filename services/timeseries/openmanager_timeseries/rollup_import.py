@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
-from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, invalid, missing
+from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, UnavailableError, invalid, missing
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, Frame
 from openmanager.rollup import COLUMNS, Grid, decode_grid
 from openmanager_timeseries import sealed, span
@@ -18,10 +20,16 @@ from openmanager_timeseries.roller import TierFiles, better
 from openmanager_timeseries.rollup_file import ROLLUPS
 from openmanager_timeseries.samples import Bools, Floats, Ints
 from openmanager_timeseries.sealed import About, Batch, ByMetric, Rows, Sealed
+from openmanager_timeseries.shield import shielded
 from openmanager_timeseries.span import Spans
 
 # Buckets that are gathered for one file, at most: some 200 MB.
 FILE_BUCKETS = 3_000_000
+# Sets of metrics that are compared with each other, at most.
+_MAX_METRIC_SETS = 256
+
+log = logging.getLogger(__name__)
+Names = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,17 +41,64 @@ class Taken:
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """Requests of one tier and one set of names that wait for their file; all of them dense."""
+class _Group:
+    """Requests of the same names, ascending in time; all of them dense. `numbers` are those in the stream."""
 
-    files: TierFiles
     layout: Layout
+    numbers: list[int] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
     masks: list[Bools] = field(default_factory=list)
+    last: int = np.iinfo(np.int64).min
 
     @property
-    def size(self) -> int:
-        return sum(grid.columns["count"].size for grid in self.grids)
+    def names(self) -> Names:
+        return self.grids[0].servers, self.grids[0].metrics
+
+    @property
+    def times(self) -> Ints:
+        return np.concatenate([grid.times for grid in self.grids])
+
+    def add(self, number: int, grid: Grid, there: Bools) -> None:
+        self.numbers.append(number)
+        self.grids.append(grid)
+        self.masks.append(there)
+        if len(grid.times):
+            self.last = int(grid.times[-1])
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Requests of one tier that wait for their file: no bucket stands in two of them."""
+
+    files: TierFiles
+    groups: dict[Names, _Group] = field(default_factory=dict)
+    # The servers by the metrics that they have buckets of.
+    servers: dict[tuple[str, ...], set[str]] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
+    size: int = 0
+
+    def takes(self, files: TierFiles, grid: Grid) -> bool:
+        """Say whether a request can wait with the others."""
+        if self.files is not files:
+            return False
+        group = self.groups.get((grid.servers, grid.metrics))
+        if group is not None:
+            return not len(grid.times) or int(grid.times[0]) > group.last
+        if len(self.servers) >= _MAX_METRIC_SETS and grid.metrics not in self.servers:
+            return False
+        metrics = set(grid.metrics)
+        return all(
+            servers.isdisjoint(grid.servers) or (keys != grid.metrics and metrics.isdisjoint(keys))
+            for keys, servers in self.servers.items()
+        )
+
+    def add(self, layout: Layout, grid: Grid, there: Bools) -> None:
+        """Let a request wait that `takes` was true for."""
+        group = self.groups.setdefault((grid.servers, grid.metrics), _Group(layout))
+        group.add(len(self.asked), grid, there)
+        self.servers.setdefault(grid.metrics, set()).update(grid.servers)
+        self.asked.append(int(np.count_nonzero(grid.columns["count"])))
+        self.size += grid.columns["count"].size
 
 
 class RollupImport:
@@ -52,7 +107,10 @@ class RollupImport:
     def __init__(self, history: History) -> None:
         self._history = history
         self._waiting: _Waiting | None = None
-        self._imported: dict[str, Spans] = {}
+        # Where buckets came, by their names and by tier.
+        self._brought: dict[Names, dict[int, Spans]] = {}
+        self._flushing = False
+        self._ended = False
 
     def add(self, data: bytes) -> bool:
         """Take a RollupFrame; False when what waits has to be written first.
@@ -61,24 +119,17 @@ class RollupImport:
         """
         name, grid = decode_grid(data)
         files = self._tier(name, grid)
-        history = self._history
-        layout = history.catalog.layout(grid.servers, grid.metrics)
-        waiting = self._waiting
-        if waiting is not None and not (
-            waiting.files is files and waiting.layout is layout and _follows(waiting, grid)
-        ):
+        if self._waiting is not None and not self._waiting.takes(files, grid):
             return False
-        if waiting is None:
-            waiting = self._waiting = _Waiting(files, layout)
-        there: Bools = grid.columns["count"] > 0
-        refused = history.catalog.admit(layout, np.any(there, axis=0))
-        if refused is not None:
+        history = self._history
+        kept_from = history.retention.kept_from(name, history.clock.now_nanos())
+        there: Bools = (grid.columns["count"] > 0) & (grid.times >= kept_from)[:, None, None]
+        layout = history.catalog.layout(grid.servers, grid.metrics)
+        if history.catalog.admit(layout, np.any(there, axis=0)) is not None:
             raise ResourceExhaustedError("there is no room for more series", reason=Reason.SERIES_LIMIT)
         history.catalog.learn(grid.server_infos, grid.metric_infos)
-        kept_from = history.retention.kept_from(name, history.clock.now_nanos())
-        there &= (grid.times + files.tier.width > kept_from)[:, None, None]
-        waiting.grids.append(grid)
-        waiting.masks.append(there)
+        self._waiting = self._waiting or _Waiting(files)
+        self._waiting.add(layout, grid, there)
         return True
 
     @property
@@ -103,109 +154,183 @@ class RollupImport:
         return tiers[name]
 
     async def flush(self) -> list[Taken]:
-        """Write what waits; return what became of each request, in order."""
+        """Write what waits; return what became of each request, in order.
+
+        UnavailableError when the disk does not take it. What was begun goes on to its end, whoever waits for it.
+        """
         waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return []
+        return await shielded(self._flush(waiting)) if waiting is not None else []
+
+    async def _flush(self, waiting: _Waiting) -> list[Taken]:
+        self._flushing = True
+        try:
+            async with self._history.changing:
+                return await self._write(waiting)
+        except OSError as err:
+            raise UnavailableError("the buckets could not be written to disk", reason=Reason.STORE_UNAVAILABLE) from err
+        finally:
+            self._flushing = False
+            if self._ended:
+                self.finish()
+
+    async def _write(self, waiting: _Waiting) -> list[Taken]:
         history = self._history
-        known = history.catalog.count
-        async with history.changing:
-            made, taken = await asyncio.to_thread(_write, waiting)
-            if made is not None:
-                waiting.files.buckets.add(made)
-                spans = self._imported.get(waiting.files.tier.name, ())
-                self._imported[waiting.files.tier.name] = span.union((*spans, *made.spans))
-        _observe(history, waiting)
-        if made is not None and history.catalog.count > known:
-            await history.save_catalog(history.blocks.last)
+        self._note(waiting)
+        # Before the file: should a crash come between, the coarser buckets are computed from what was written of it.
+        await asyncio.to_thread(history.roller.save, history.roller.snapshot())
+        made, taken = await asyncio.to_thread(_write, waiting)
+        if made is not None:
+            waiting.files.buckets.add(made)
+            alive = history.catalog.alive
+            for group in waiting.groups.values():
+                _observe(history, group)
+            if history.catalog.alive != alive:
+                await history.save_catalog(history.blocks.last)
         return taken
 
+    def _note(self, waiting: _Waiting) -> None:
+        """Note where buckets come; coarser ones are not to be relied on there until the stream has ended."""
+        roller, tier = self._history.roller, waiting.files.tier
+        at = [files.tier.name for files in roller.tiers].index(tier.name)
+        for names, group in waiting.groups.items():
+            brought = self._brought.setdefault(names, {})
+            spans = _spans(group.times, tier.width)
+            brought[at] = span.union((*brought.get(at, ()), *spans))
+            for coarser in range(at + 1, len(roller.tiers)):
+                roller.expect(id(self), coarser, spans)
+
     def finish(self) -> None:
-        """Have coarser tiers computed where nobody has sent their buckets."""
-        tiers = self._history.roller.tiers
-        for at, files in enumerate(tiers[:-1]):
-            imported = self._imported.get(files.tier.name, ())
-            for coarser in range(at + 1, len(tiers)):
-                there = span.union(part for file in tiers[coarser].buckets.files for part in file.spans)
-                self._history.roller.mark_one(coarser, span.difference(imported, there))
+        """Have coarser buckets computed where nobody has sent them."""
+        self._ended = True
+        if self._flushing:
+            return
+        roller = self._history.roller
+        roller.expect_no_more(id(self))
+        for brought in self._brought.values():
+            for at, spans in brought.items():
+                for coarser in range(at + 1, len(roller.tiers)):
+                    roller.mark_one(coarser, span.difference(spans, brought.get(coarser, ())))
+        self._brought.clear()
 
 
-def _follows(waiting: _Waiting, grid: Grid) -> bool:
-    return not len(grid.times) or all(
-        not len(each.times) or each.times[-1] < grid.times[0] for each in waiting.grids[-1:]
-    )
+def _spans(times: Ints, width: int) -> Spans:
+    """Return the time of buckets."""
+    times = np.unique(times)
+    begins = np.flatnonzero(np.diff(times, prepend=times[:1] - 2 * width) > width)
+    ends = np.append(begins[1:], len(times)) - 1
+    return tuple(zip(times[begins].tolist(), (times[ends] + width).tolist(), strict=True)) if len(times) else ()
 
 
-def _observe(history: History, waiting: _Waiting) -> None:
+def _observe(history: History, group: _Group) -> None:
     """Let series that have buckets alone be found; their newest sample is dated to the start of its bucket."""
-    times = np.concatenate([grid.times for grid in waiting.grids])
-    there = np.concatenate(waiting.masks)
+    times, there = group.times, np.concatenate(group.masks)
     if not there.any():
         return
     newest = len(times) - 1 - there[::-1].argmax(axis=0)
-    lasts = np.concatenate([grid.columns["last"] for grid in waiting.grids])
-    first = waiting.grids[0]
+    lasts = np.concatenate([grid.columns["last"] for grid in group.grids])
+    servers, metrics = group.names
     for at in np.unique(newest[there.any(axis=0)]).tolist():
         values = np.where((newest == at) & there[at], lasts[at], np.nan)
-        frame = Frame(times=times[at : at + 1], servers=first.servers, metrics=first.metrics, values=values[None])
-        history.catalog.observe(waiting.layout, frame)
+        frame = Frame(times=times[at : at + 1], servers=servers, metrics=metrics, values=values[None])
+        history.catalog.observe(group.layout, frame)
 
 
 def _write(waiting: _Waiting) -> tuple[Sealed | None, list[Taken]]:
     """Write a file (blocking); the file, if there was something for it, and what became of each request."""
-    times = np.concatenate([grid.times for grid in waiting.grids])
-    there = np.concatenate(waiting.masks)
-    store = waiting.files.buckets
-    first = waiting.grids[0]
-    spans = span.union((time, time + waiting.files.tier.width) for time in times.tolist())
-    existing = [file for file in store.files if any(file.meets(*each) for each in spans)]
-    servers = sorted({*first.servers, *sealed.server_names(ROLLUPS, existing)})
-    rank = {name: code for code, name in enumerate(servers)}
-    written = np.zeros(len(times), np.int64)  # by time
-    number = waiting.files.number()
-    with ByMetric(ROLLUPS, existing, rank) as old:
-
-        def batches() -> Iterator[Batch]:
-            for key, rows in _by_metric(waiting, times, there, rank):
-                kept = better(rows, old.rows(key), new_only=True) if existing else rows
-                np.add.at(written, np.searchsorted(times, kept.times), 1)
-                yield Batch([key], kept)
-
-        made = sealed.write(store.folder, ROLLUPS, About(first=number, last=number, spans=spans), servers, batches())
-    taken, at = [], 0
-    for grid in waiting.grids:
-        accepted = int(written[at : at + len(grid.times)].sum())
-        asked = int(np.count_nonzero(grid.columns["count"]))
-        taken.append(Taken(accepted=accepted, rejected=asked - accepted))
-        at += len(grid.times)
+    store, width = waiting.files.buckets, waiting.files.tier.width
+    spans = span.union(part for group in waiting.groups.values() for part in _spans(group.times, width))
+    while True:
+        existing = [file for file in store.files if any(file.meets(*each) for each in spans)]
+        try:
+            made, written = _written(waiting, existing, spans)
+            break
+        except (pa.ArrowException, OSError):
+            if not any(store.drop_unsound(*each) for each in spans):
+                raise  # the disk is full, say
+    taken = [
+        Taken(accepted=accepted, rejected=asked - accepted)
+        for accepted, asked in zip(written.tolist(), waiting.asked, strict=True)
+    ]
     if not made.about.row_count:
         store.discard(made)
         return None, taken
     return made, taken
 
 
-def _by_metric(waiting: _Waiting, times: Ints, there: Bools, rank: dict[str, int]) -> Iterator[tuple[str, Rows]]:
-    """Yield the rows of each metric, by server and time, metrics in the order of their keys."""
-    first = waiting.grids[0]
-    codes = np.asarray([rank[name] for name in first.servers], np.int64)
-    order = np.argsort(codes)
-    for at in sorted(range(len(first.metrics)), key=first.metrics.__getitem__):
-        present = there[:, order, at].T
-        columns = {
-            name: _column([grid.columns[name] for grid in waiting.grids], order, at)[present] for name in COLUMNS
-        }
+def _written(waiting: _Waiting, existing: Sequence[Sealed], spans: Spans) -> tuple[Sealed, Ints]:
+    """Write a file; it and how many buckets of each request went into it."""
+    store, number = waiting.files.buckets, waiting.files.number()
+    servers = sorted(set().union(*waiting.servers.values(), sealed.server_names(ROLLUPS, existing)))
+    rank = {name: code for code, name in enumerate(servers)}
+    written = np.zeros(len(waiting.asked), np.int64)
+    with ByMetric(ROLLUPS, existing, rank) as old:
+
+        def batches() -> Iterator[Batch]:
+            for key, rows in _by_metric(waiting, rank):
+                kept = better(rows, old.rows(key), new_only=True) if existing else rows
+                columns = dict(kept.values)
+                np.add.at(written, columns.pop("request"), 1)
+                yield Batch([key], kept._replace(values=columns))
+
+        about = About(first=number, last=number, spans=spans)
+        return sealed.write(store.folder, ROLLUPS, about, servers, batches()), written
+
+
+def _by_metric(waiting: _Waiting, rank: dict[str, int]) -> Iterator[tuple[str, Rows]]:
+    """Yield the rows of each metric, by server and time, metrics in the order of their keys.
+
+    Besides the columns of a bucket they have `request`, the number of the request that each is of.
+    """
+    places: dict[str, list[tuple[_Laid, int]]] = {}
+    for group in waiting.groups.values():
+        laid = _Laid.of(group, rank)
+        for at, key in enumerate(group.names[1]):
+            places.setdefault(key, []).append((laid, at))
+    for key in sorted(places):
+        parts = [laid.rows(at) for laid, at in places[key]]
+        yield key, _joined(parts) if len(parts) > 1 else parts[0]
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    rows = Rows(
+        np.concatenate([part.metrics for part in parts]),
+        np.concatenate([part.servers for part in parts]),
+        np.concatenate([part.times for part in parts]),
+        {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
+    )
+    return rows.take(np.lexsort((rows.times, rows.servers)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Laid:
+    """A group as it is laid out in a file: servers in the order of their codes."""
+
+    group: _Group
+    codes: Ints
+    order: Ints
+    times: Ints
+    there: Bools
+    requests: Ints
+
+    @classmethod
+    def of(cls, group: _Group, rank: dict[str, int]) -> _Laid:
+        codes = np.asarray([rank[name] for name in group.names[0]], np.int64)
+        order = np.argsort(codes)
+        requests = np.repeat(group.numbers, [len(grid.times) for grid in group.grids])
+        return cls(group, codes[order], order, group.times, np.concatenate(group.masks), requests)
+
+    def rows(self, at: int) -> Rows:
+        """Return the buckets of one metric."""
+        present = self.there[:, self.order, at].T
         shape = present.shape
-        yield (
-            first.metrics[at],
-            Rows(
-                np.zeros(int(present.sum()), np.int64),
-                np.broadcast_to(codes[order][:, None], shape)[present],
-                np.broadcast_to(times, shape)[present],
-                columns,
-            ),
+        columns = {name: self._column(name, at)[present] for name in COLUMNS}
+        return Rows(
+            np.zeros(int(present.sum()), np.int64),
+            np.broadcast_to(self.codes[:, None], shape)[present],
+            np.broadcast_to(self.times, shape)[present],
+            {**columns, "request": np.broadcast_to(self.requests, shape)[present]},
         )
 
-
-def _column(columns: Sequence[Floats], order: Ints, at: int) -> Floats:
-    """Return one column of one metric: float64[S, T]."""
-    return np.concatenate([column[:, order, at] for column in columns]).T
+    def _column(self, name: str, at: int) -> Floats:
+        """Return one column of one metric: float64[S, T]."""
+        return np.concatenate([grid.columns[name][:, self.order, at] for grid in self.group.grids]).T

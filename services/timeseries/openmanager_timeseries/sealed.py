@@ -223,6 +223,19 @@ def _concatenated(batches: Sequence[Batch]) -> Rows:
 def write(folder: Path, kind: Format, about: About, servers: Sequence[str], batches: Iterable[Batch]) -> Sealed:
     """Write a file: aside, synced, renamed. `about` says what the rows do not: numbers and revision."""
     aside = folder / f"{about.first:020d}-{about.last:020d}-{about.revision}{NEW}"
+    try:
+        _write(aside, kind, about, servers, batches)
+        durable.sync(aside)
+        path = folder / str(Name(about.first, about.last, about.revision, _footer_checksum(aside)))
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # on a full disk half a file is in the way of what makes room
+        raise
+    durable.sync(folder)
+    return open_sealed(path)
+
+
+def _write(aside: Path, kind: Format, about: About, servers: Sequence[str], batches: Iterable[Batch]) -> None:
     with pq.ParquetWriter(
         aside,
         kind.schema,
@@ -247,11 +260,6 @@ def write(folder: Path, kind: Format, about: About, servers: Sequence[str], batc
         text = {name: getattr(whole, name) for name in About.__slots__}
         text["groups"] = groups.groups
         writer.add_key_value_metadata({_KEY: json.dumps(text, separators=(",", ":")).encode()})
-    durable.sync(aside)
-    path = folder / str(Name(about.first, about.last, about.revision, _footer_checksum(aside)))
-    aside.replace(path)
-    durable.sync(folder)
-    return open_sealed(path)
 
 
 # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────

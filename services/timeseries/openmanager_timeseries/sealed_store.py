@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,11 +31,15 @@ class SealedStore:
         self.files: tuple[Sealed, ...] = ()
         # The names of files that were set aside.
         self.quarantined: list[str] = []
+        # How many were set aside so far, also those that have been made anew since.
+        self.damages = 0
         self._catalog = catalog
         self._clock = clock
         self._replaced: list[tuple[float, Path]] = []
         # Those of them that nobody has tried to mend yet, with the times of their rows where these are known.
         self._unmended: dict[str, Spans] = {}
+        # Those whose rows are being computed again from what is all there.
+        self.mending: dict[str, Spans] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
 
     def open(self) -> None:
@@ -59,8 +64,10 @@ class SealedStore:
     def _set_aside(self, path: Path, spans: Spans = ()) -> None:
         log.error("the file %s of history is damaged and was set aside", path.name)
         self.quarantined.append(path.name)
+        self.damages += 1
         self._unmended[path.name] = spans
-        path.rename(path.with_name(path.name + DAMAGED))
+        with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
+            path.rename(path.with_name(path.name + DAMAGED))
 
     @property
     def last(self) -> int:
@@ -121,9 +128,14 @@ class SealedStore:
         found, self._unmended = self._unmended, {}
         return found
 
+    def return_damaged(self, name: str, spans: Spans) -> None:
+        """Let a file that was set aside be mended another time."""
+        self._unmended[name] = spans
+
     def forget_damaged(self, name: str) -> None:
         """Delete a file that was set aside and has been made anew (blocking)."""
         self.quarantined = [each for each in self.quarantined if each != name]
+        self.mending.pop(name, None)
         (self.folder / f"{name}{DAMAGED}").unlink(missing_ok=True)
 
     def drop_unsound(self, start: int, end: int) -> bool:
@@ -148,13 +160,12 @@ class SealedStore:
         now = self._clock.monotonic()
         self._replaced += [(now, each.path) for each in inputs]
 
-    def delete_replaced(self) -> None:
+    def delete_replaced(self, linger: float = LINGER_SECONDS) -> None:
         """Delete the files that were replaced a while ago (blocking)."""
-        until = self._clock.monotonic() - LINGER_SECONDS
-        due = [path for since, path in self._replaced if since <= until]
-        self._replaced = [each for each in self._replaced if each[0] > until]
-        for path in due:
-            path.unlink(missing_ok=True)
+        until = self._clock.monotonic() - linger
+        while self._replaced and self._replaced[0][0] <= until:
+            self._replaced[0][1].unlink(missing_ok=True)
+            del self._replaced[0]
 
     def delete_before(self, time: int) -> list[Sealed]:
         """Delete the files whose rows are all older than `time` (blocking); return them."""

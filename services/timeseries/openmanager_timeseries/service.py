@@ -110,7 +110,10 @@ class TimeseriesService:
         now = self._history.clock.now_nanos()
         export = Export(self._history, _export(request, now), request.resume_token)
         source = "head+blocks" if request.tier in {"", RAW} else "tiers"
-        about = provenance_pb2.Provenance(source=source, tier=request.tier or RAW)
+        missing_part = export.partial_reason
+        about = provenance_pb2.Provenance(
+            source=source, tier=request.tier or RAW, partial=bool(missing_part), reason=missing_part
+        )
         about.as_of_time.FromNanoseconds(now)
         yield pb.ExportSeriesResponse(header=pb.ExportHeader(provenance=about, series_count=export.series_count))
         async for chunk in export.chunks():
@@ -196,7 +199,15 @@ def _export(request: pb.ExportSeriesRequest, now: int) -> Asked:
     start, end = time_of(request, "start_time", None), time_of(request, "end_time", now)
     if end <= start:
         raise invalid("end_time", "must be after start_time")
-    return Asked(servers=servers, server_filter=text, metrics=metrics, start=start, end=end, tier=request.tier or RAW)
+    return Asked(
+        servers=servers,
+        server_filter=text,
+        metrics=metrics,
+        start=start,
+        end=end,
+        tier=request.tier or RAW,
+        open_end=not request.HasField("end_time"),
+    )
 
 
 def _range_query(request: pb.QueryRangeRequest, now: int) -> RangeQuery:

@@ -65,23 +65,23 @@ class Server:
             assert time.monotonic() < end, f"{self.command[0]} does not serve"
             time.sleep(0.02)
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def stop(self) -> None:
+    def stop(self, number: int = signal.SIGKILL) -> None:
         if self.process is not None:
-            self.process.kill()
-            self.process.wait(timeout=10)
+            self.process.send_signal(number)
+            self.process.wait(timeout=20)
             self.process = None
 
     @contextlib.contextmanager
     def hung(self) -> Iterator[None]:
-        self.signal(signal.SIGSTOP)
+        self.send(signal.SIGSTOP)
         try:
             yield
         finally:
-            self.signal(signal.SIGCONT)
+            self.send(signal.SIGCONT)
 
 
 class Store(Protocol):

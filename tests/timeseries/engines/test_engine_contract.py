@@ -18,6 +18,7 @@ from openmanager_timeseries.samples import Ragged
 
 from openmanager.errors import FailedPreconditionError, OpenManagerError, Reason, UnavailableError
 from openmanager.frame import LATEST_PLAUSIBLE_NANOS, Frame, ServerInfo
+from openmanager.metric import check_key, make_key
 
 SECOND = 10**9
 MINUTE = 60 * SECOND
@@ -341,8 +342,6 @@ async def test_the_later_of_two_values_counts_where_that_is_promised(engine, wri
 
 
 async def test_hostile_attributes_come_back_as_they_were(engine, write, prefix):
-    from openmanager.metric import check_key, make_key
-
     keys = [make_key("m", {"plain": text}) for text in HOSTILE]
     keys += [make_key("m", {text: "plain"}) for text in HOSTILE]
     keys += [make_key("m", {text: text, "other": "x"}) for text in HOSTILE]
@@ -353,6 +352,16 @@ async def test_hostile_attributes_come_back_as_they_were(engine, write, prefix):
     for key in keys:
         wanted = Wanted(servers=[prefix], metrics=[key], start=START, end=START + HOUR)
         assert_same(model.read(wanted), rows(await engine.read(wanted)), 12)
+
+
+async def test_attributes_of_any_characters_come_back_as_they_were(engine, write, prefix, generator):
+    alphabet = list("\\,= \"'{}|.*a1é∅⧹0\U0001f600\u00a0")
+    texts = ["".join(generator.choice(alphabet, generator.integers(1, 7))) for _ in range(200)]
+    keys = sorted({make_key("m", {texts[at]: texts[-at], "b": texts[at - 1]}) for at in range(200)})
+    model = await write(frame([START], [prefix], keys, np.arange(len(keys))))
+    for chosen in (keys, keys[:3], keys[100:101]):
+        wanted = Wanted(servers=[prefix], metrics=chosen, start=START, end=START + HOUR)
+        assert_same(model.read(wanted), rows(await engine.read(wanted)), engine.capabilities.digits)
 
 
 async def test_an_empty_attribute_is_not_a_missing_one(engine, write, prefix):

@@ -30,7 +30,9 @@ NAMES_BYTES = 32_000
 
 EARLIEST = 0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MIXED_TYPES = b"schema collision"
 _END = b"\r\n"
+_LARGEST = np.iinfo(np.int64).max - 1
 _NUMBERS = frozenset({"double", "long", "unsignedLong"})
 _OWN_COLUMNS = frozenset({"", "result", "table", "_time", "_value"})
 _UNUSED = ", ".join(f'"{name}"' for name in ("_start", "_stop", "_measurement", *sorted(SERVER_TAGS - {SERVER_TAG})))
@@ -41,6 +43,10 @@ class AnswerError(Exception):
     """An answer is cut off, says that the query failed, or cannot be read."""
 
 
+class MixedTypesError(Exception):
+    """Series cannot be one table: somebody else wrote integers or texts into our measurement."""
+
+
 def literal(text: str) -> str:
     """Return a string literal; no part of the text is ever code."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${")
@@ -49,7 +55,7 @@ def literal(text: str) -> str:
 
 def instant(nanos: int) -> str:
     """Return a time literal of nanoseconds since the epoch."""
-    seconds, rest = divmod(nanos, 10**9)
+    seconds, rest = divmod(int(nanos), 10**9)
     return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
 
 
@@ -58,11 +64,8 @@ def source(bucket: str, start: int, end: int) -> str:
     return f"from(bucket: {literal(bucket)}) |> range(start: {instant(start)}, stop: {instant(end)})"
 
 
-def programs(bucket: str, wanted: Wanted, then: str = "|> group()") -> Iterator[str]:
-    """Yield the queries for samples of wanted series, and of others beside them; `then` is done to every series.
-
-    A table costs as much as some 200 samples: all series are one where nothing else is done to them.
-    """
+def programs(bucket: str, wanted: Wanted, then: str) -> Iterator[str]:
+    """Yield the queries for samples of wanted series, and of others beside them; `then` is done to every series."""
     for fields in _field_filters(wanted.metrics):
         yield from _streams(bucket, wanted, fields, then)
 
@@ -76,6 +79,10 @@ def marker_program(bucket: str, measurement: str, end: int) -> str:
     """Return the query for the last marker of every epoch; the epoch is read as if it was a server."""
     marked = f"|> filter(fn: (r) => r._measurement == {literal(measurement)}) |> last()"
     return f'{source(bucket, EARLIEST, end)} {marked} |> rename(columns: {{epoch: "{SERVER_TAG}"}}) {_DROP}'
+
+
+# A table costs as much as some 200 samples: all series are one where nothing else is done to them.
+ONE_TABLE = "|> group()"
 
 
 def window(step: int, function: str) -> str:
@@ -114,7 +121,7 @@ def _field_filters(metrics: Sequence[str]) -> Iterator[str]:
         while count < len(names) and size < NAMES_BYTES:
             size += len(names[count]) + 1
             count += 1
-        alternatives = "|".join(re.sub(r"([^A-Za-z0-9_])", r"\\\1", name) for name in names[:count])
+        alternatives = "|".join(re.sub(r"([./])", r"\\\1", name) for name in names[:count])
         yield f" and r._field =~ /^(?:{alternatives})$/"
         names = names[count:]
 
@@ -157,11 +164,12 @@ class Answer:
         self._end = (self._end + lines[-4:])[-4:]
         bodies: dict[bytes, list[bytes]] = {}
         for block in (self._head + lines).split(_END + _END):
-            kind, _, rest = block.removeprefix(_END).partition(_END)
-            names, _, body = rest.partition(_END)
-            self._head = _END.join((kind, names, b"")) if kind else b""
-            if b",error," in names + b"," and names.startswith(b",error"):
-                raise AnswerError("the query failed")
+            kind, names, body = (*block.removeprefix(_END).split(_END, 2), b"", b"")[:3]
+            if kind and not kind.startswith(b"#datatype,"):
+                raise AnswerError("the answer is not annotated CSV")
+            if names.startswith(b",error,"):
+                raise MixedTypesError if MIXED_TYPES in body else AnswerError("the query failed")
+            self._head = b"".join(line + _END for line in (kind, names) if line)
             if body:
                 bodies.setdefault(self._head, []).append(body)
         parts = [_part(head, _END.join(found)) for head, found in bodies.items()]
@@ -230,6 +238,8 @@ def _keys(columns: Mapping[str, tuple[Ints, Sequence[str]]]) -> tuple[list[str],
     """Return metric keys, and which of them each row of codes is."""
     combined = np.zeros(len(columns["_field"][0]), np.int64)
     for codes, texts in columns.values():
+        if combined.max(initial=0) >= _LARGEST // len(texts):
+            combined = np.unique(combined, return_inverse=True)[1].reshape(-1)
         combined = combined * len(texts) + codes
     _, first, inverse = np.unique(combined, return_index=True, return_inverse=True)
     keys = []

@@ -24,7 +24,7 @@ from openmanager.frame import LATEST_PLAUSIBLE_NANOS, NANOS_PER_MILLI, Frame
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager_timeseries.aggregate import aggregate, bucket_starts
 from openmanager_timeseries.engines import flux
-from openmanager_timeseries.engines.flux import Answer, AnswerError, Part
+from openmanager_timeseries.engines.flux import Answer, AnswerError, MixedTypesError, Part
 from openmanager_timeseries.engines.port import Capabilities, Coded, EngineState, InfoOf, Refused, Wanted
 from openmanager_timeseries.line_protocol import LineEncoder, split
 from openmanager_timeseries.samples import Ragged
@@ -264,7 +264,10 @@ class InfluxEngine:
     # Reading.
 
     async def _read(self, wanted: Wanted) -> Coded:
-        parts = await self._ask(flux.programs, wanted)
+        try:
+            parts = await self._ask(flux.programs, wanted, flux.ONE_TABLE)
+        except MixedTypesError:
+            parts = await self._ask(flux.programs, wanted, "")
         samples, _ = await asyncio.to_thread(flux.coded, wanted, parts)
         return samples
 
@@ -281,6 +284,8 @@ class InfluxEngine:
         answer, parts, size = Answer(), [], 0
         body = {"query": program, "dialect": {"header": True, "annotations": ["datatype"]}}
         async with self._call("POST", "/api/v2/query", {"org": self._org}, body) as response:
+            if response.status == 400 and flux.MIXED_TYPES in await response.read():
+                raise MixedTypesError
             _expect(response, 200)
             buffer = bytearray()
             async for chunk in response.content.iter_any():
@@ -431,7 +436,10 @@ def _bucketed(samples: Coded, wanted: Wanted, step: int, aggregation: str) -> Co
     found, counts = np.unique(series, return_counts=True)
     ragged = Ragged(np.append(0, np.cumsum(counts)), samples.times[order], samples.values[order])
     starts, rows = bucket_starts(wanted.start, wanted.end, step), np.arange(len(found))
-    dense = aggregate(ragged, aggregation, starts=starts, step=step, groups=rows, delta=np.zeros(len(rows), np.bool_))
+    with np.errstate(over="ignore"):  # a sum may be infinite, as InfluxDB's is
+        dense = aggregate(
+            ragged, aggregation, starts=starts, step=step, groups=rows, delta=np.zeros(len(rows), np.bool_)
+        )
     row, bucket = np.nonzero(~np.isnan(dense))
     servers, metrics = np.divmod(found[row], len(wanted.metrics))
     return replace(samples, server_codes=servers, metric_codes=metrics, times=starts[bucket], values=dense[row, bucket])

@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from openmanager.errors import FailedPreconditionError, Reason, UnavailableError, store_unavailable
+from openmanager.errors import FailedPreconditionError, Reason, store_unavailable
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, NANOS_PER_MILLI, Frame
 from openmanager.metric import parse_key
 from openmanager.runtime.clock import Clock, SystemClock
@@ -51,6 +51,9 @@ LINE_BYTES = 240_000
 MAX_ATTRIBUTES = 27
 # Samples further ahead are dropped in silence.
 AHEAD = timedelta(days=2)
+FAR = timedelta(days=3)
+# The answers of a store that keeps its own metrics to itself: -metricsAuthKey, or a proxy before it.
+CLOSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
 # The selectors of one request.
 MATCHES = 500
 ROWS_PER_LINE = 10_000
@@ -86,6 +89,7 @@ _ROLLUPS = {name: f"{name.lower()}_over_time" for name in DEDUPLICATED}
 class VictoriaEngine:
     """Raw samples in VictoriaMetrics.
 
+    `write_timeout` and `query_timeout` are those of one request for writing and one call for reading.
     Of two samples of one series and time both are kept, and the larger one is read; MIN sees both. `capabilities` has SUM
     and COUNT once `check` has seen that the store removes repeated samples.
     """
@@ -156,6 +160,7 @@ class VictoriaEngine:
         """Return aggregates: from rollups where these are settled, and by us from samples for the last buckets."""
         if aggregation not in self.capabilities.aggregations or step % NANOS_PER_MILLI:
             raise _cannot(f"the engine does not compute {aggregation} in steps of {step} ns")
+        wanted = self._possible(wanted, step)
         unsettled = self._clock.now_nanos() - _nanos(UNSETTLED)
         middle = min(wanted.end, max(wanted.start, unsettled // step * step))
         async with asyncio.timeout(self._query_seconds):
@@ -249,7 +254,13 @@ class VictoriaEngine:
 
     def _far_end(self) -> str:
         """Return a time after every sample: without one, the newest samples are not answered."""
-        return str(self._clock.now_nanos() // 10**9 + 3 * 86_400)
+        return str((self._clock.now_nanos() + _nanos(FAR)) // 10**9)
+
+    def _possible(self, wanted: Wanted, step: int) -> Wanted:
+        """Return what is wanted without the buckets in which no sample can be."""
+        start = EARLIEST_PLAUSIBLE_NANOS // step * step
+        end = (self._clock.now_nanos() + _nanos(FAR)) // step * step
+        return replace(wanted, start=min(max(wanted.start, start), wanted.end), end=min(wanted.end, end))
 
     async def _write_marker(self, epoch: str, time: int) -> None:
         tag = re.sub(r"([\\ ,=])", r"\\\1", epoch)
@@ -258,10 +269,9 @@ class VictoriaEngine:
     async def _own_metrics(self) -> str:
         """Return what the store exposes of itself; nothing where that is closed to us."""
         root = self._read_url.partition("/select/")[0]
-        try:
-            return (await self._post(root + "/metrics", [])).decode()
-        except (UnavailableError, UnicodeDecodeError):
-            return ""
+        async with self._answer(root + "/metrics", b"", HTTPStatus.OK, *CLOSED) as answer:
+            shown = await _whole(answer) if answer.status == HTTPStatus.OK else b""
+        return shown.decode(errors="replace")
 
     # How it is asked.
 
@@ -274,12 +284,8 @@ class VictoriaEngine:
 
     async def _post(self, url: str, form: Sequence[tuple[str, str]], status: int = HTTPStatus.OK) -> bytes:
         """Return an answer as a whole."""
-        body = bytearray()
         async with self._answer(url, aiohttp.FormData(form), status) as answer:
-            async for piece in answer.content.iter_any():
-                body += piece
-                _check_size(len(body))
-        return bytes(body)
+            return await _whole(answer)
 
     async def _stream(self, url: str, form: Sequence[tuple[str, str]], take: Callable[[bytes], None]) -> None:
         """Hand an answer to `take`, in a thread, some MiB of whole lines at a time."""
@@ -291,6 +297,8 @@ class VictoriaEngine:
                 _check_size(size)
                 if len(buffer) >= PARSE_BYTES:
                     whole = buffer.rfind(b"\n") + 1
+                    if not whole:
+                        raise store_unavailable(NAME)  # no line of its is so long
                     await _parse(take, bytes(buffer[:whole]))
                     del buffer[:whole]
         if buffer and not buffer.endswith(b"\n"):
@@ -299,7 +307,7 @@ class VictoriaEngine:
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, url: str, data: bytes | aiohttp.FormData, status: int
+        self, url: str, data: bytes | aiohttp.FormData, *statuses: int
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open the answer to a POST; UnavailableError for every other answer, and for none."""
         if self._session is None:
@@ -311,7 +319,7 @@ class VictoriaEngine:
             )
         try:
             async with self._session.post(url, data=data, allow_redirects=False) as answer:
-                if answer.status != status:
+                if answer.status not in statuses:
                     raise store_unavailable(NAME)
                 yield answer
         except (aiohttp.ClientError, OSError) as err:
@@ -340,6 +348,14 @@ async def _parse(take: Callable[[bytes], None], lines: bytes) -> None:
         await asyncio.to_thread(take, lines)
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise store_unavailable(NAME) from err
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in answer.content.iter_any():
+        body += piece
+        _check_size(len(body))
+    return bytes(body)
 
 
 def _check_size(size: int) -> None:
@@ -460,12 +476,12 @@ def _warnings(
 ) -> Iterator[str]:
     if cluster:
         yield "a crash of a vmstorage goes unnoticed: what it had not yet written is not delivered again"
-    elif not found:
+    elif not found["vm_app_start_timestamp"]:
         yield "the engine's own metrics are closed: a crash of it goes unnoticed"
     if deduplication not in {"", "0s", "1ms"}:
         yield f"the engine keeps one sample of each {deduplication}: the others are missing from its answers"
-    elif found and deduplication != "1ms":
-        yield f"without -{DEDUPLICATION}=1ms the engine computes neither SUM nor COUNT"
+    elif deduplication != "1ms":
+        yield f"it is not known to run with -{DEDUPLICATION}=1ms, without which it computes neither SUM nor COUNT"
     lost = sum(int(float(value)) for name in LOSSES for _, value in found[name])
     if lost:
         yield f"the engine has dropped {lost} samples or labels since it started"
