@@ -144,6 +144,8 @@ def _question(options: dict[str, Any]) -> _Question:
     if start >= end:
         raise click.UsageError(f"the range ends at {render.show_moment(end)}, before it begins")
     step = options["step"] or timedelta(seconds=plot.nice_step((end - start).total_seconds() / POINTS))
+    if not options["start"] and not options["raw"]:  # whole buckets: half of the first one would be no mean of it
+        start -= timedelta(seconds=start.timestamp() % step.total_seconds())
     return _Question(
         metrics=options["metrics"],
         servers=options["servers"],

@@ -81,7 +81,7 @@ def test_an_address_that_is_none_is_a_usage_error(run, address):
 def test_health_is_asked_by_full_name_by_area_and_for_the_whole(run):
     assert run("health").out == "SERVING\n"
     assert json.loads(run("health", "--json").out) == {"status": "SERVING"}
-    assert run("health", "timeseries").out.count("SERVING") == 3
+    assert run("health", "timeseries").out.count("SERVING") == 4
     assert run("health", "openmanager.api.gateway.v1.GatewayService").code == 0
     assert run("health", "--all").out.count("SERVING") > 5
     unknown = run("health", "nothing")

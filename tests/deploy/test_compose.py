@@ -259,7 +259,7 @@ def test_each_secret_is_known_only_to_those_who_need_it():
         "POSTGRES_PASSWORD": {"postgres", "metadata"},
         "REDIS_PASSWORD": {"redis", "cache"},
         "INFLUXDB_PASSWORD": {"influxdb"},
-        "INFLUXDB_TOKEN": {"influxdb", "grafana"},
+        "INFLUXDB_TOKEN": {"influxdb", "timeseries", "grafana"},
         "GRAFANA_PASSWORD": {"grafana"},
     }
 

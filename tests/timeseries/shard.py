@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
+from openmanager_timeseries import keeper
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.history import History, open_history
@@ -47,9 +49,12 @@ def config(folder: Path) -> TimeseriesConfig:
 
 @contextlib.asynccontextmanager
 async def opened(folder: Path, **changes) -> AsyncIterator[History]:
+    """Open a shard whose upkeep is done by the test, step by step."""
     settings_ = replace(config(folder), **changes)
-    async with open_history(settings_, PosixDisk(folder / "log"), StillClock()) as history:
-        yield history
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeper, "KEEP_SECONDS", 1e6)
+        async with open_history(settings_, PosixDisk(folder / "log"), StillClock()) as history:
+            yield history
 
 
 def frame(time: int, values: dict[str, dict[str, float]], **more) -> Frame:
@@ -110,15 +115,28 @@ async def write(history: History, times, servers=("a",), **metrics) -> None:
 async def rolled(history: History) -> None:
     """Seal, and compute every bucket that is over."""
     await history.seal()
-    keeper = Keeper(history, NoDisk())
+    upkeep = Keeper(history, NoDisk())
     while history.roller.next() is not None:
-        await keeper.roll_up()
+        await upkeep.roll_up()
 
 
 async def ask(history: History, start: int, end: int, step: int, aggregation: str = "MEAN", **changes) -> Answer:
     """Ask for times in nanoseconds."""
-    query = asked(0, 0, start=start, end=end, step=step, aggregation=aggregation)
+    query = replace(asked(0, 0), start=start, end=end, step=step, aggregation=aggregation)
     return await history.query_range(replace(query, **changes), 10)
+
+
+async def both(
+    history: History, start: int, end: int, step: int, aggregation: str, **changes
+) -> tuple[Answer, Answer]:
+    """Return the answer as it comes, and the one made of samples alone."""
+    found = await ask(history, start, end, step, aggregation, **changes)
+    tiers, history.roller.tiers = history.roller.tiers, ()
+    try:
+        samples = await ask(history, start, end, step, aggregation, **changes)
+    finally:
+        history.roller.tiers = tiers
+    return found, samples
 
 
 def ticks(start: int, count: int, interval: int = 10 * SECOND) -> list[int]:

@@ -22,6 +22,7 @@ from timeseries.shard import (
     SECOND,
     NoDisk,
     ask,
+    both,
     decimals,
     grid,
     imported,
@@ -35,17 +36,6 @@ from openmanager.errors import FailedPreconditionError, InvalidArgumentError
 from openmanager.rollup import encode_grid
 
 EXACT = ("MIN", "MAX", "COUNT", "LAST", "SUM", "MEAN")
-
-
-async def both(history: History, start: int, end: int, step: int, aggregation: str, **changes):
-    """Return the answer as it comes, and the one made of samples alone."""
-    found = await ask(history, start, end, step, aggregation, **changes)
-    tiers, history.roller.tiers = history.roller.tiers, ()
-    try:
-        samples = await ask(history, start, end, step, aggregation, **changes)
-    finally:
-        history.roller.tiers = tiers
-    return found, samples
 
 
 # ── equal to samples ───────────────────────────────────────────────────────────────────────────────────────────────

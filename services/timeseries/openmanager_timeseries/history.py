@@ -87,6 +87,8 @@ class History:
         self.usage = Usage()
         # Whoever changes files holds it: merging, rolling up, expiring and deleting would undo each other.
         self.changing = asyncio.Lock()
+        # Until then, by the monotonic clock, files keep coming in bulk, and merging them would be done again and again.
+        self.importing_until = 0.0
         # Set by whoever runs an engine beside the blocks.
         self.engine: RawSource | None = None
         self._admission = Admission(

@@ -194,6 +194,8 @@ class Keeper:
 
     async def merge_files(self) -> None:
         """Merge small files, at most one run of neighbours of each kind."""
+        if self._history.clock.monotonic() < self._history.importing_until:
+            return
         widths = {files.tier.name: tier_windows(files.tier.width) for files in self._history.roller.tiers}
         for tier, store in self._stores():
             await self._merge(store, BLOCK_WINDOWS if tier == RAW else widths[tier])

@@ -1,0 +1,168 @@
+"""The time-series service as a process of its own, and a client that feeds and asks it over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from bench.rpc import cpu_seconds, free_ports
+from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
+
+START_SECONDS = 120.0
+SERVICE = "/openmanager.api.timeseries.v1.TimeseriesService/"
+GET_LEDGER = "/openmanager.api.timeseries.v1.LogService/GetLedger"
+OPTIONS = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running time-series service."""
+
+    pid: int
+    target: str
+    folder: Path
+    # From the start of the process to its first answer.
+    seconds: float
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that its process has used."""
+        return cpu_seconds(self.pid)
+
+    def rss(self) -> int:
+        """Return the bytes of memory that its process has."""
+        return memory(self.pid)["VmRSS"]
+
+    def peak(self) -> int:
+        """Return the most bytes of memory that its process has had."""
+        return memory(self.pid)["VmHWM"]
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Return what the kernel says of a process's memory, in bytes."""
+    found = {}
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name in {"VmRSS", "VmHWM"}:
+            found[name] = int(rest.split()[0]) * 1024
+    return found
+
+
+@contextlib.contextmanager
+def timeseries(folder: Path, **settings: str) -> Iterator[Server]:
+    """Run `openmanager serve timeseries` on a folder; settings are those of its section, as the environment has them."""
+    base = free_ports(2)
+    target = f"127.0.0.1:{base}"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("OPENMANAGER_TIMESERIES")},
+        "OPENMANAGER_ALLOW_INSECURE": "1",
+        "OPENMANAGER_TIMESERIES_DATA_DIR": str(folder),
+        "OPENMANAGER_TIMESERIES_ENGINE": "blocks",
+        # Nobody is there: the inventory waits.
+        "OPENMANAGER_MESH_METADATA": f"127.0.0.1:{base + 1}",
+        **{f"OPENMANAGER_TIMESERIES_{name.upper()}": value for name, value in settings.items()},
+    }
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openmanager.cli", "serve", "timeseries", "--listen", target],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        asyncio.run(_answers(target, process))
+        yield Server(process.pid, target, folder, time.perf_counter() - start)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def _answers(target: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_SECONDS
+    while True:
+        async with Client(target) as client:
+            try:
+                await client.ledger(0.5)
+            except grpc.aio.AioRpcError:
+                if process.poll() is not None or time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+
+class Client:
+    """A connection without codecs: requests and replies are bytes."""
+
+    def __init__(self, target: str) -> None:
+        self._channel = grpc.aio.insecure_channel(target, OPTIONS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def ledger(self, seconds: float = 10.0) -> Any:
+        """Return the books."""
+        reply = await self._channel.unary_unary(GET_LEDGER)(b"", timeout=seconds)
+        return pb.GetLedgerResponse.FromString(reply).ledger
+
+    async def unary(self, path: str, request: bytes) -> bytes:
+        reply: bytes = await self._channel.unary_unary(path)(request, timeout=60)
+        return reply
+
+    async def stream(self, path: str, request: bytes) -> list[bytes]:
+        """Return the replies of a call that streams them."""
+        return [reply async for reply in self._channel.unary_stream(path)(request, timeout=60)]
+
+    async def write(
+        self, requests: Sequence[bytes], in_flight: int, path: str = f"{SERVICE}WriteFrames"
+    ) -> list[float]:
+        """Send frames on one stream; return the seconds from sending each to its acknowledgement."""
+        room = asyncio.Semaphore(in_flight)
+        sent: list[float] = []
+
+        async def outgoing() -> AsyncIterator[bytes]:
+            for request in requests:
+                await room.acquire()
+                sent.append(time.perf_counter())
+                yield request
+
+        waits = []
+        call = self._channel.stream_stream(path)(outgoing(), timeout=600)
+        async for _ in call:
+            waits.append(time.perf_counter() - sent[len(waits)])
+            room.release()
+        if len(waits) != len(requests):
+            raise OSError(f"{len(waits)} of {len(requests)} frames were acknowledged")
+        return waits
+
+    async def caught_up(self, *names: str, seconds: float = 120.0) -> None:
+        """Return when some consumers of the log have come to its end."""
+        end = time.monotonic() + seconds
+        while True:
+            ledger = await self.ledger()
+            positions = {each.name: each.position for each in ledger.consumers}
+            if all(positions.get(name, 0) >= ledger.head_position for name in names):
+                return
+            if time.monotonic() > end:
+                raise TimeoutError(f"{names} are at {positions} of {ledger.head_position}")
+            await asyncio.sleep(0.1)
