@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 
+import grpc
+
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.errors import InternalError, UnavailableError
 from openmanager.frame import Frame, encode_write_request
 from openmanager.runtime.peer import Peer
 from openmanager_simulator.plan import Tier
@@ -63,10 +66,21 @@ class GatewayHistory:
 
     async def import_rollups(self, requests: AsyncIterator[bytes]) -> AsyncIterator[int]:
         """Send requests of ImportRollups; yield of each how many buckets were taken."""
-        async for data in self._peer.bidi_stream(IMPORT_ROLLUPS, requests):
+        async for data in self._answers(IMPORT_ROLLUPS, requests):
             yield timeseries_pb2.ImportRollupsResponse.FromString(data).accepted_bucket_count
 
     async def import_frames(self, requests: AsyncIterator[bytes]) -> AsyncIterator[int]:
         """Send requests of ImportFrames; yield of each how many samples were taken."""
-        async for data in self._peer.bidi_stream(IMPORT_FRAMES, requests):
+        async for data in self._answers(IMPORT_FRAMES, requests):
             yield timeseries_pb2.ImportFramesResponse.FromString(data).ack.accepted_sample_count
+
+    async def _answers(self, path: str, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for data in self._peer.bidi_stream(path, requests):
+                yield data
+        except InternalError as err:
+            cause = err.__cause__
+            # gRPC says so itself of a stream that the other side ends while a request is being sent; why is lost.
+            if isinstance(cause, grpc.aio.AioRpcError) and not cause.trailing_metadata():
+                raise UnavailableError("the import was broken off") from err
+            raise

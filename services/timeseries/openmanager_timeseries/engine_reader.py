@@ -12,7 +12,7 @@ from openmanager_timeseries import span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.engine_link import EngineLink
 from openmanager_timeseries.engines.port import Coded, Wanted
-from openmanager_timeseries.planner import Borrowed, Plan, Pushed
+from openmanager_timeseries.plan import Borrowed, Plan, Pushed
 from openmanager_timeseries.retention import Match
 from openmanager_timeseries.samples import Long
 from openmanager_timeseries.span import Span

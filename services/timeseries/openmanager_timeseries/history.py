@@ -35,7 +35,8 @@ from openmanager_timeseries.head import Generation, Head
 from openmanager_timeseries.ingest import Admission, Admitted
 from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log import Cursor, Log, LogOptions
-from openmanager_timeseries.planner import Planner, RawSource
+from openmanager_timeseries.plan import RawSource
+from openmanager_timeseries.planner import Planner
 from openmanager_timeseries.query import Answer, Limits, RangeQuery, Stop
 from openmanager_timeseries.record import Record
 from openmanager_timeseries.retention import Retention

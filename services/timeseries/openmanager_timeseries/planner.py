@@ -8,8 +8,7 @@ what is not kept any more is said, never clipped in silence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,15 +22,15 @@ from openmanager_timeseries import head as recent
 from openmanager_timeseries import sketch as sketches
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.cell import Cells
-from openmanager_timeseries.coverage import Coverage, Offer
-from openmanager_timeseries.head import Generation, Head
+from openmanager_timeseries.coverage import Offer
+from openmanager_timeseries.head import Head
+from openmanager_timeseries.plan import Borrowed, Plan, asked_part, data_of, fill_in, hulls, within
 from openmanager_timeseries.query import GROWTH, Answer, Limits, Part, RangeQuery, SeriesName, Stop
-from openmanager_timeseries.retention import Match, Retention
+from openmanager_timeseries.retention import Retention
 from openmanager_timeseries.roller import COUNTER, Roller, TierFiles
 from openmanager_timeseries.samples import Bools, Floats, Ints, Long, Piece, Ragged, merge
-from openmanager_timeseries.sealed import Sealed
 from openmanager_timeseries.sealed_store import SealedStore
-from openmanager_timeseries.span import Span, Spans
+from openmanager_timeseries.span import Spans
 from openmanager_timeseries.tier import RAW
 
 DAMAGED = "a block is damaged and was set aside"
@@ -39,59 +38,6 @@ DAMAGED_TIER = "a file of a tier is damaged and was set aside"
 KEPT_SHORTER = "some of the series are kept for a shorter time, and the range begins before it"
 TOO_OLD = "samples are kept for a limited time, and the range begins before it"
 _PERCENTS = {"P50": 50.0, "P90": 90.0, "P95": 95.0, "P99": 99.0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is read for a query. `tiers` are those that may answer, coarsest first; `coverage` has raw as its last."""
-
-    query: RangeQuery
-    selection: Selection
-    tiers: Sequence[TierFiles]
-    files: Sequence[Sequence[Sealed]]
-    coverage: Coverage
-    generations: tuple[Generation, ...]
-    blocks: tuple[Sealed, ...]
-    delta: Bools
-    counters: Bools
-    sketched: bool
-    partial_reason: str
-    # How many files of its stores had been damaged so far: of the blocks, and of all.
-    damages: tuple[int, int]
-
-    @property
-    def raw(self) -> Spans:
-        """The part that raw samples answer."""
-        return self.coverage.parts[0 if self.sketched else -1]
-
-
-@dataclass(frozen=True, slots=True)
-class Pushed:
-    """Buckets of a span that an engine has computed: the times of `buckets` are their starts."""
-
-    span: Span
-    buckets: Long
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Borrowed:
-    """What an engine answered instead of the blocks: raw samples, and buckets where it computed them itself."""
-
-    engine: str
-    samples: Sequence[Long]
-    pushed: Pushed | None = None
-
-
-class RawSource(Protocol):
-    """Another place than the blocks for raw samples: it is asked first, and the blocks answer when it cannot."""
-
-    async def read(self, plan: Plan, first_position: int) -> tuple[Borrowed | None, str]:
-        """Return what it has of a plan, or None and why not; the head holds everything from a position on."""
-        ...
-
-    async def delete(self, match: Match, start: int, end: int) -> None:
-        """Delete series; an OpenManagerError, and nothing is deleted, when it cannot be done now."""
-        ...
 
 
 class Planner:
@@ -149,7 +95,7 @@ class Planner:
             selection=selection,
             tiers=tiers,
             files=[
-                [file for file in (each.sketches if sketched else each.buckets).files if _meets(file, wanted)]
+                [file for file in (each.sketches if sketched else each.buckets).files if file.meets(*wanted)]
                 for each in tiers
             ],
             coverage=found,
@@ -215,7 +161,7 @@ class Planner:
 
     def _missing(self, asked: RangeQuery, selection: Selection, lost: Spans, raw: Spans) -> str:
         """Return why something will be missing from the answer; empty when nothing will."""
-        held = {files.tier.name: _data(files.buckets) for files in self._roller.tiers}
+        held = {files.tier.name: data_of(files.buckets) for files in self._roller.tiers}
         coarser = [name for name, spans in held.items() if span.intersection(spans, lost)]
         why = f"only buckets of {' and '.join(coarser)} are kept there, which do not give this exactly"
         if lost and not span.difference(((asked.start, asked.end),), lost) and coarser:
@@ -225,9 +171,13 @@ class Planner:
         if lost:
             return TOO_OLD
         raw = span.clip(raw, asked.start, asked.end)
-        data = span.union((*_data(self._blocks), *(part for each in self._head.generations for part in each.spans)))
-        thin = span.difference(raw, tuple((low - span.GAP_NANOS, high + span.GAP_NANOS) for low, high in data))
-        coarser = [name for name, spans in held.items() if span.intersection(spans, thin)]
+        data = span.union((*data_of(self._blocks), *(part for each in self._head.generations for part in each.spans)))
+        near = span.union((low - span.GAP_NANOS, high + span.GAP_NANOS) for low, high in data)
+        coarser = [
+            files.tier.name
+            for files in self._roller.tiers
+            if span.intersection(held[files.tier.name], span.difference(raw, span.outward(near, files.tier.width)))
+        ]
         if coarser and len(selection.ids):
             return f"a part of the range has only buckets of {' and '.join(coarser)}: widen the step to see it"
         return ""
@@ -237,7 +187,7 @@ class Planner:
     def compute(self, plan: Plan, stop: Stop, borrowed: Borrowed | None = None) -> Answer:
         """Return the answer to a plan (in a thread)."""
         pieces = list(self._read_raw(plan, stop, borrowed))
-        samples = _within(merge(len(plan.selection.ids), pieces), plan.raw)
+        samples = within(merge(len(plan.selection.ids), pieces), plan.raw)
         source = "+".join(
             name
             for name, used in (
@@ -248,7 +198,9 @@ class Planner:
             if used
         )
         stop.check()
-        parts = [Part(source=source or "head", tier=RAW, start=start, end=end) for start, end in _asked(plan, plan.raw)]
+        parts = [
+            Part(source=source or "head", tier=RAW, start=start, end=end) for start, end in asked_part(plan, plan.raw)
+        ]
         if plan.query.step == 0:
             answer = self._answer(plan, parts, samples)
         elif plan.sketched:
@@ -256,7 +208,7 @@ class Planner:
         else:
             answer = self._bucketed(plan, parts, samples, stop)
         if borrowed is not None and borrowed.pushed is not None and answer.values is not None:
-            _fill_in(answer.values, answer.starts, plan.query.step, borrowed.pushed)
+            fill_in(answer.values, answer.starts, plan.query.step, borrowed.pushed)
         damaged = self._damaged(plan)  # found while reading
         return replace(answer, partial_reason=damaged) if damaged else answer
 
@@ -267,7 +219,7 @@ class Planner:
             yield from borrowed.samples
         else:
             for file in plan.blocks:
-                for start, end in _hulls(plan.raw, file.spans):
+                for start, end in hulls(plan.raw, file.spans):
                     found = self._blocks.read(file, plan.selection, start, end, block.FORMAT.names, stop.check)
                     yield from (block.samples(file, each) for each in found)
         yield from recent.pieces(plan.generations, plan.selection, plan.raw[0][0], plan.raw[-1][1])
@@ -317,7 +269,7 @@ class Planner:
                 whole = cell.joined([whole, self._read_tier(plan, at, clean, names, stop)], names)
             used += [
                 Part(source="tiers", tier=files.tier.name, start=start, end=end, width=files.tier.width)
-                for start, end in _asked(plan, clean)
+                for start, end in asked_part(plan, clean)
             ]
         return whole, used
 
@@ -326,7 +278,7 @@ class Planner:
         found = [
             Cells(each.rows, each.times, each.values)
             for file in plan.files[at]
-            for start, end in _hulls(spans, file.spans)
+            for start, end in hulls(spans, file.spans)
             for each in store.read(file, plan.selection, start, end, names, stop.check)
         ]
         cells = cell.joined(found, names)
@@ -362,7 +314,7 @@ class Planner:
         for at, files in enumerate(plan.tiers):
             clean = span.clip(plan.coverage.parts[at + 1], asked.start, asked.end)
             for file in plan.files[at]:
-                for start, end in _hulls(clean, file.spans):
+                for start, end in hulls(clean, file.spans):
                     for found in files.sketches.read(file, plan.selection, start, end, ("sketch",), stop.check):
                         seen[found.rows] = True
                         places = groups[found.rows] * len(starts) + (found.times - starts[0]) // asked.step
@@ -433,39 +385,3 @@ class Planner:
         if group_by == "ALL":
             return "all"
         return (info.role if group_by == "ROLE" else info.environment) if info else ""
-
-
-def _fill_in(values: Floats, starts: Ints, step: int, pushed: Pushed) -> None:
-    """Put the buckets that an engine has computed into their places; no sample of ours lies in their span."""
-    found = pushed.buckets
-    values[found.rows, (found.times - starts[0]) // step] = found.values
-
-
-def _meets(file: Sealed, wanted: tuple[int, int]) -> bool:
-    return file.meets(*wanted)
-
-
-def _data(store: SealedStore) -> Spans:
-    return span.union(part for file in store.files for part in file.spans)
-
-
-def _asked(plan: Plan, spans: Spans) -> Spans:
-    """Return spans without what is only looked back at."""
-    return span.clip(spans, plan.query.start, plan.query.end)
-
-
-def _hulls(spans: Spans, data: Spans) -> Spans:
-    """Return one range around what is wanted of some data; nothing when there is none."""
-    meeting = span.intersection(spans, data)
-    return ((meeting[0][0], meeting[-1][1]),) if meeting else ()
-
-
-def _within(samples: Ragged, spans: Spans) -> Ragged:
-    """Return the samples that are in the spans."""
-    if not len(samples.times):
-        return samples
-    keep = span.inside(samples.times, spans)
-    if keep.all():
-        return samples
-    kept = np.concatenate(([0], np.cumsum(keep)))
-    return Ragged(kept[samples.offsets], samples.times[keep], samples.values[keep])
