@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -35,11 +35,11 @@ class HistoryStore(Protocol):
         """Return for how long samples are kept, in nanoseconds, and the rollup tiers, the finest first."""
         ...
 
-    def import_rollups(self, requests: AsyncIterator[bytes]) -> AsyncIterator[int]:
+    def import_rollups(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[int, None]:
         """Send requests of ImportRollups; yield of each how many buckets were taken."""
         ...
 
-    def import_frames(self, requests: AsyncIterator[bytes]) -> AsyncIterator[int]:
+    def import_frames(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[int, None]:
         """Send requests of ImportFrames; yield of each how many samples were taken."""
         ...
 
@@ -86,7 +86,7 @@ class Backfill:
         self._schedule = schedule
         self._running = False
 
-    async def run(self, wanted: Wanted) -> AsyncIterator[Progress]:
+    async def run(self, wanted: Wanted) -> AsyncGenerator[Progress, None]:
         """Do it, and yield how far it has come: at once, every second, and when it is done.
 
         FailedPreconditionError, reason SIMULATION_RUNNING, while another one runs.
@@ -100,7 +100,7 @@ class Backfill:
             progress = _resumed(key, wanted.resume_token) or self._fresh(wanted)
             job = await self._job(settings, progress, raw=wanted.raw)
             run = _Run(self._store, job, _without_unkept(progress, job.plan, fresh=not wanted.resume_token))
-            async with aclosing(closable(run.watched())) as steps:
+            async with aclosing(run.watched()) as steps:
                 async for step in steps:
                     yield step if step.done else replace(step, resume_token=_token(key, step))
         finally:
@@ -157,7 +157,7 @@ class _Run:
         # In the order of the plan: the units that are not durable yet.
         self._units: deque[_UnderWay] = deque()
 
-    async def watched(self) -> AsyncIterator[Progress]:
+    async def watched(self) -> AsyncGenerator[Progress, None]:
         """Work, and yield how far it has come: at once, every second, and at the end."""
         work = asyncio.create_task(self._work())
         try:
@@ -195,7 +195,7 @@ class _Run:
                 self._settle()
 
         method = self._store.import_frames if raw else self._store.import_rollups
-        async with aclosing(closable(method(requests()))) as answers:
+        async with aclosing(method(requests())) as answers:
             async for accepted in answers:
                 slots.release()
                 sent.popleft().unanswered -= 1
@@ -227,11 +227,6 @@ class _UnderWay:
     unit: Unit
     unanswered: int = 0
     made: bool = False
-
-
-def closable(iterator: AsyncIterator[Any]) -> Any:
-    """Return what an async generator function made as what it is: something that can be closed."""
-    return iterator
 
 
 # ── the token ──────────────────────────────────────────────────────────────────────────────────────────────────────

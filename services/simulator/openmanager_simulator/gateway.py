@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Any
 
 import grpc
 
@@ -64,20 +66,24 @@ class GatewayHistory:
         raw_retention = max((tier.retention for tier in tiers if not tier.width), default=0)
         return raw_retention, tuple(tier for tier in tiers if tier.width)
 
-    async def import_rollups(self, requests: AsyncIterator[bytes]) -> AsyncIterator[int]:
+    async def import_rollups(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[int, None]:
         """Send requests of ImportRollups; yield of each how many buckets were taken."""
-        async for data in self._answers(IMPORT_ROLLUPS, requests):
-            yield timeseries_pb2.ImportRollupsResponse.FromString(data).accepted_bucket_count
+        async with aclosing(self._answers(IMPORT_ROLLUPS, requests)) as answers:
+            async for data in answers:
+                yield timeseries_pb2.ImportRollupsResponse.FromString(data).accepted_bucket_count
 
-    async def import_frames(self, requests: AsyncIterator[bytes]) -> AsyncIterator[int]:
+    async def import_frames(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[int, None]:
         """Send requests of ImportFrames; yield of each how many samples were taken."""
-        async for data in self._answers(IMPORT_FRAMES, requests):
-            yield timeseries_pb2.ImportFramesResponse.FromString(data).ack.accepted_sample_count
+        async with aclosing(self._answers(IMPORT_FRAMES, requests)) as answers:
+            async for data in answers:
+                yield timeseries_pb2.ImportFramesResponse.FromString(data).ack.accepted_sample_count
 
-    async def _answers(self, path: str, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _answers(self, path: str, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        stream: Any = self._peer.bidi_stream(path, requests)
         try:
-            async for data in self._peer.bidi_stream(path, requests):
-                yield data
+            async with aclosing(stream):
+                async for data in stream:
+                    yield data
         except InternalError as err:
             cause = err.__cause__
             # gRPC says so itself of a stream that the other side ends while a request is being sent; why is lost.

@@ -14,7 +14,7 @@ from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, 
 from openmanager.frame import check_server_id, check_text, encode, length_delimited
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import unbounded
-from openmanager_simulator.backfill import Backfill, Progress, Wanted, closable
+from openmanager_simulator.backfill import Backfill, Progress, Wanted
 from openmanager_simulator.catalogue import Metric
 from openmanager_simulator.fault import Fault, FaultPattern
 from openmanager_simulator.faults import FaultDesk, FaultRequest
@@ -86,7 +86,7 @@ class SimulatorService:
         context: Any,  # noqa: ARG002
     ) -> AsyncIterator[pb.BackfillHistoryResponse]:
         """Write the history of a range."""
-        async with aclosing(closable(self._backfill.run(_wanted(request)))) as steps:
+        async with aclosing(self._backfill.run(_wanted(request))) as steps:
             async for step in steps:
                 yield _progress(step)
 

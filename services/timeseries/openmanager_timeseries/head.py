@@ -15,8 +15,9 @@ import numpy as np
 
 from openmanager.frame import Frame
 from openmanager_timeseries import span
-from openmanager_timeseries.catalog import Layout, Selection
+from openmanager_timeseries.catalog import Selection
 from openmanager_timeseries.samples import Bools, Floats, Ints, Piece
+from openmanager_timeseries.series_index import Layout
 from openmanager_timeseries.span import GAP_NANOS, MAX_DATA_SPANS, Spans
 
 CHUNK_TICKS = 64

@@ -15,8 +15,9 @@ import numpy as np
 from openmanager.errors import Reason, ResourceExhaustedError
 from openmanager.frame import MAX_FRAME_BYTES, Frame, FrameReader, encode
 from openmanager.runtime.clock import Clock
-from openmanager_timeseries.catalog import Catalog, Layout
+from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.samples import Bools
+from openmanager_timeseries.series_index import Layout
 
 MAX_REJECTIONS = 100
 _NANOS = 1_000_000_000

@@ -14,12 +14,12 @@ from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, 
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, Frame
 from openmanager.rollup import COLUMNS, Grid, decode_grid
 from openmanager_timeseries import sealed, span
-from openmanager_timeseries.catalog import Layout
 from openmanager_timeseries.history import History
 from openmanager_timeseries.roller import TierFiles, better
 from openmanager_timeseries.rollup_file import ROLLUPS
 from openmanager_timeseries.samples import Bools, Floats, Ints
 from openmanager_timeseries.sealed import About, Batch, ByMetric, Rows, Sealed
+from openmanager_timeseries.series_index import Layout
 from openmanager_timeseries.shield import shielded
 from openmanager_timeseries.span import Spans
 

@@ -1,0 +1,86 @@
+"""Questions to history: put to it in this process, and to its process over gRPC."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from openmanager_timeseries.history import History
+from openmanager_timeseries.query import RangeQuery
+
+from bench.history_server import SERVICE, Client, Server
+from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
+
+QUERY_RANGE = f"{SERVICE}QueryRange"
+SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A range query: times and step in nanoseconds, names as in the contract."""
+
+    start: int
+    end: int
+    step: int
+    aggregation: str
+    servers: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    group_by: str = "SERVER"
+
+    def of(self, *metrics: str) -> Asked:
+        return replace(self, metrics=metrics)
+
+    def query(self) -> RangeQuery:
+        """Return it as history takes it."""
+        return RangeQuery(
+            servers=self.servers,
+            server_filter="",
+            metrics=self.metrics,
+            start=self.start,
+            end=self.end,
+            step=self.step,
+            aggregation=self.aggregation,
+            group_by=self.group_by,
+        )
+
+    def message(self) -> bytes:
+        """Return it on the wire."""
+        request = pb.QueryRangeRequest(
+            aggregation=pb.Aggregation.Value(f"AGGREGATION_{self.aggregation}"),
+            group_by=pb.GroupBy.Value(f"GROUP_BY_{self.group_by}"),
+        )
+        request.selector.servers.extend(self.servers)
+        request.selector.metrics.extend(self.metrics)
+        request.start_time.FromNanoseconds(self.start)
+        request.end_time.FromNanoseconds(self.end)
+        request.step.FromNanoseconds(self.step)
+        return request.SerializeToString()
+
+
+async def ask(history: History, asked: Asked) -> np.ndarray:
+    """Return the buckets of each series: float64[N, B]."""
+    answer = await history.query_range(asked.query(), SECONDS)
+    assert answer.values is not None
+    return answer.values
+
+
+def buckets(replies: Sequence[bytes]) -> np.ndarray:
+    """Return the buckets of each series of a streamed answer: float64[N, B]."""
+    parts = [pb.QueryRangeResponse.FromString(reply) for reply in replies]
+    return np.array([np.array(part.series.values) for part in parts[1:]])
+
+
+async def ask_process(server: Server, asked: Sequence[Asked]) -> float:
+    """Put questions to a process, one after the other; return the median of seconds until the values are at hand."""
+    found = []
+    async with Client(server.target) as client:
+        for each in asked:
+            message = each.message()
+            start = time.perf_counter()
+            values = buckets(await client.stream(QUERY_RANGE, message))
+            found.append(time.perf_counter() - start)
+            assert values.size
+    return statistics.median(found)
