@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from openmanager_timeseries.history import History
-from openmanager_timeseries.query import RangeQuery
+from openmanager_timeseries.query import Answer, RangeQuery
 
 from bench.history_server import SERVICE, Client, Server
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
+from openmanager.frame import Frame
 
 QUERY_RANGE = f"{SERVICE}QueryRange"
 SECONDS = 30.0
@@ -58,6 +59,54 @@ class Asked:
         request.end_time.FromNanoseconds(self.end)
         request.step.FromNanoseconds(self.step)
         return request.SerializeToString()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reply:
+    """An answer however it came: `names` (server, metric) of each row, and the times and values of each."""
+
+    names: Sequence[tuple[str, str]]
+    times: Sequence[np.ndarray]
+    values: Sequence[np.ndarray]
+
+    @classmethod
+    def of_answer(cls, answer: Answer) -> Reply:
+        """Return what history answered in this process."""
+        names = [(name.server, name.metric) for name in answer.names]
+        if answer.values is not None:
+            return cls(names, [answer.starts] * len(names), list(answer.values))
+        assert answer.raw is not None
+        ends = answer.raw.offsets[1:-1]
+        return cls(names, np.split(answer.raw.times, ends), np.split(answer.raw.values, ends))
+
+    @classmethod
+    def of_range(cls, replies: Sequence[bytes]) -> Reply:
+        """Return what QueryRange streamed: long raw series come in parts."""
+        header, *parts = [pb.QueryRangeResponse.FromString(reply) for reply in replies]
+        starts = np.array(header.header.time_unix_nanos)
+        found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+        for part in parts:
+            series = part.series
+            times = np.array(series.time_unix_nanos) if series.time_unix_nanos else starts
+            found.setdefault((series.server, series.metric), []).append((times, np.array(series.values)))
+        columns = [tuple(np.concatenate(side) for side in zip(*pieces, strict=True)) for pieces in found.values()]
+        return cls(list(found), [times for times, _ in columns], [values for _, values in columns])
+
+    @classmethod
+    def of_latest(cls, frames: Sequence[Frame]) -> Reply:
+        """Return the newest samples: one value of each series."""
+        found = {}
+        for frame in frames:
+            for server, values in zip(frame.servers, frame.values[0], strict=True):
+                for metric, value in zip(frame.metrics, values, strict=True):
+                    if not np.isnan(value):
+                        found[server, metric] = frame.times, np.array([value])
+        return cls(list(found), [times for times, _ in found.values()], [values for _, values in found.values()])
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Return the values of some rows by name: float64[N, B]."""
+        found = dict(zip(self.names, self.values, strict=True))
+        return np.array([found[name] for name in rows])
 
 
 async def ask(history: History, asked: Asked) -> np.ndarray:

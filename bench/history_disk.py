@@ -86,7 +86,9 @@ def restart() -> Iterator[Row]:
     first, nothing = (statistics.median(side) for side in zip(*found, strict=True))
     samples = (23 * HOUR_TICKS + len(tail)) * SERVERS * METRICS
     note = f"{log / 1e6:.0f} MB of log; an empty folder takes {nothing:.2g} s"
-    name = f"start to first answer, a day of {SERVERS} × {METRICS} ({samples / 1e6:.0f} M samples), the last hour unsealed"
+    name = (
+        f"start to first answer, a day of {SERVERS} × {METRICS} ({samples / 1e6:.0f} M samples), the last hour unsealed"
+    )
     yield at_most(f"{name}, at most 5 s", (first, 5.0, first / 5.0), 1, "s", 1, note)
 
 
@@ -151,7 +153,10 @@ def write_tier(folder: Path, ids: Sequence[str], keys: Sequence[str], start: int
 def _columns(generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
     """Return buckets of 360 samples of the standard series each."""
     middle = np.round(generator.uniform(10, 80, count), 2)
-    low, high = np.round(middle - generator.uniform(3, 8, count), 2), np.round(middle + generator.uniform(3, 8, count), 2)
+    low, high = (
+        np.round(middle - generator.uniform(3, 8, count), 2),
+        np.round(middle + generator.uniform(3, 8, count), 2),
+    )
     nothing = np.full(count, np.nan)
     found = (low, high, np.round(middle * 360, 2), np.full(count, 360.0), middle, nothing, nothing)
     return dict(zip(COLUMNS, found, strict=True))

@@ -65,9 +65,7 @@ def acknowledged() -> Iterator[Row]:
                 yield from _acknowledged(server, sink, fleet, count, in_flight, Path(folder) / "bare")
 
 
-def _acknowledged(
-    server: Server, sink: str, fleet: Fleet, count: int, in_flight: int, bare: Path
-) -> Iterator[Row]:
+def _acknowledged(server: Server, sink: str, fleet: Fleet, count: int, in_flight: int, bare: Path) -> Iterator[Row]:
     samples = count * len(fleet.servers) * METRICS
     cpu: list[float] = []
 
@@ -146,7 +144,9 @@ def engines() -> Iterator[Row]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         # The head is sealed at once, so that what sealing and rolling up take is counted.
         server = stack.enter_context(timeseries(folder, seal_interval="1s"))
-        takers: dict[str, Callable[[Sequence[Frame]], Cost]] = {"ours": lambda frames: asyncio.run(_ours(server, frames))}
+        takers: dict[str, Callable[[Sequence[Frame]], Cost]] = {
+            "ours": lambda frames: asyncio.run(_ours(server, frames))
+        }
         if victoria := stack.enter_context(store.victoria()):
             takers["VictoriaMetrics"] = lambda frames: _lines(victoria, frames)
         if influx := stack.enter_context(store.influx()):
@@ -197,9 +197,14 @@ async def _ours(server: Server, frames: Sequence[Frame]) -> Cost:
         return Cost(acknowledged / count, wall / count, (server.cpu() - before) / count)
 
 
+def wide_field(metric: int) -> str:
+    """Return the name of a field of `wide_lines`."""
+    return f"system_cpu_utilization_{metric}"
+
+
 def wide_lines(frames: Sequence[Frame]) -> list[bytes]:
     """Return frames as the rivals like them best: one line with all fields for each server and time, 1 MiB a request."""
-    keys = tuple(f"system_cpu_utilization_{at}" for at in range(len(frames[0].metrics)))
+    keys = tuple(wide_field(at) for at in range(len(frames[0].metrics)))
     lines = LineEncoder().encode([replace(frame, metrics=keys) for frame in frames], lambda name: ServerInfo(id=name))
     return list(split(lines, BATCH_BYTES))
 

@@ -62,13 +62,18 @@ def memory(pid: int) -> dict[str, int]:
     return found
 
 
+def clean_environment() -> dict[str, str]:
+    """Return the environment without settings of ours: those of tests are not known to the program."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("OPENMANAGER_")}
+
+
 @contextlib.contextmanager
 def timeseries(folder: Path, **settings: str) -> Iterator[Server]:
     """Run `openmanager serve timeseries` on a folder; settings are those of its section, as the environment has them."""
     base = free_ports(2)
     target = f"127.0.0.1:{base}"
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("OPENMANAGER_TIMESERIES")},
+        **clean_environment(),
         "OPENMANAGER_ALLOW_INSECURE": "1",
         "OPENMANAGER_TIMESERIES_DATA_DIR": str(folder),
         "OPENMANAGER_TIMESERIES_ENGINE": "blocks",
@@ -80,7 +85,7 @@ def timeseries(folder: Path, **settings: str) -> Iterator[Server]:
     process = subprocess.Popen(
         [sys.executable, "-m", "openmanager.cli", "serve", "timeseries", "--listen", target],
         env=environment,
-        stderr=subprocess.DEVNULL,
+        stderr=None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL,
     )
     try:
         asyncio.run(_answers(target, process))
@@ -92,6 +97,24 @@ def timeseries(folder: Path, **settings: str) -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def mesh(folder: Path) -> Iterator[str]:
+    """Run the whole mesh on a data directory, without a simulation; yield the gateway's address."""
+    gateway = f"127.0.0.1:{free_ports(6)}"
+    command = [sys.executable, "-m", "openmanager.cli", "up", "--data-dir", str(folder), "--gateway", gateway]
+    process = subprocess.Popen(
+        [*command, "--no-simulation"], env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        if not any("is up" in line for line in process.stdout):
+            raise OSError("the mesh did not start")
+        yield gateway
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
 
 
 async def _answers(target: str, process: subprocess.Popen[bytes]) -> None:

@@ -101,9 +101,9 @@ class Victoria(Store):
             time.sleep(1.0)
         self.settle()
 
-    def query_range(self, query: str, start: int, end: int, step: int) -> list[dict[str, Any]]:
+    def query_range(self, query: str, start: float, end: float, step: int) -> list[dict[str, Any]]:
         """Return the series of a range of seconds, asked for as a client would, without its cache of answers."""
-        ends = {"start": str(start), "end": str(end), "step": f"{step}s", "nocache": "1"}
+        ends = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step}s", "nocache": "1"}
         form = urllib.parse.urlencode({"query": query, **ends}).encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         found: list[dict[str, Any]] = json.loads(self.request("POST", "/api/v1/query_range", form, headers))["data"][

@@ -23,8 +23,9 @@ from openmanager_simulator.ticker import Settings, Ticker
 from openmanager_simulator.worker import Job
 
 PROGRESS_SECONDS = 1.0
-# Requests that are sent and not answered, at most 4 MiB each.
-UNDER_WAY = 4
+# Requests that are sent and not answered: more than are gathered for one file on the other side, which answers a file's
+# requests together, and early only when none come for a while.
+UNDER_WAY = 64
 _HOUR = 3600 * 10**9
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from openmanager.errors import FailedPreconditionError, Reason, UnavailableError
 from openmanager_timeseries import head as recent
-from openmanager_timeseries import sealed, selection
+from openmanager_timeseries import sealed, selection, span
 from openmanager_timeseries.catalog import NEVER, Catalog, Selection
 from openmanager_timeseries.erasure import Erasure
 from openmanager_timeseries.history import History
@@ -235,10 +235,13 @@ def _has_some(store: SealedStore, file: Sealed, scope: _Scope, taken: sealed.Kee
 
 
 def _mark_edges(history: History, scope: _Scope) -> None:
-    """Have the buckets computed again of which only a part went."""
+    """Have the buckets computed again of which only a part went, where there is anything to compute them from."""
+    held = [part for file in history.blocks.files for part in file.spans]
     for at, files in enumerate(history.roller.tiers):
-        edges = [(time, time + 1) for time in (scope.start, scope.end) if time % files.tier.width]
-        history.roller.mark_one(at, tuple(edges))
+        width = files.tier.width
+        edges = span.outward(tuple((time, time + 1) for time in (scope.start, scope.end) if time % width), width)
+        history.roller.mark_one(at, span.intersection(edges, span.union(held)))
+        held += [part for file in files.buckets.files for part in file.spans]
 
 
 # ── the catalogue ──────────────────────────────────────────────────────────────────────────────────────────────────

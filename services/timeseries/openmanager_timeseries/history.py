@@ -325,8 +325,8 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
 def _tier_files(folder: Path, tier: Tier, catalog: Catalog, clock: Clock) -> TierFiles:
     return TierFiles(
         tier=tier,
-        buckets=SealedStore(folder / "tiers" / tier.name, ROLLUPS, catalog, clock),
-        sketches=SealedStore(folder / "sketches" / tier.name, SKETCHES, catalog, clock),
+        buckets=SealedStore(folder / "tiers" / tier.name, ROLLUPS, catalog, clock, width=tier.width),
+        sketches=SealedStore(folder / "sketches" / tier.name, SKETCHES, catalog, clock, width=tier.width),
     )
 
 

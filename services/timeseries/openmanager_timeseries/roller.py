@@ -217,13 +217,15 @@ class Roller:
                             sketches.append(_sketched(batch, own.tier.width, _of_samples))
                     yield Batch([key], better(made, old))
 
-            made = [(own.buckets, sealed.write(own.buckets.folder, ROLLUPS, about, servers, batches()))]
+            made = [(own.buckets, sealed.write(own.buckets.folder, ROLLUPS, about, servers, batches(), own.tier.width))]
         if work.at:
             with ByMetric(SKETCHES, work.sketches, rank, keep) as finest:
                 sketches = [_sketched(batch, own.tier.width, _of_sketches) for batch in finest]
         sketches = [_without(batch, outnumbered.get(batch.metrics[0])) for batch in sketches]
         if any(len(batch.rows.times) for batch in sketches):
-            made.append((own.sketches, sealed.write(own.sketches.folder, SKETCHES, about, servers, sketches)))
+            made.append(
+                (own.sketches, sealed.write(own.sketches.folder, SKETCHES, about, servers, sketches, own.tier.width))
+            )
         return [(store, file) for store, file in made if file.about.row_count or store.discard(file)]
 
     def _reduced(self, batch: Batch, width: int, *, raw: bool) -> Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,10 +79,8 @@ class _Waiting:
     asked: list[int] = field(default_factory=list)
     size: int = 0
 
-    def takes(self, files: TierFiles, grid: Grid) -> bool:
+    def takes(self, grid: Grid) -> bool:
         """Say whether a request can wait with the others."""
-        if self.files is not files:
-            return False
         group = self.groups.get((grid.servers, grid.metrics))
         if group is not None:
             return not len(grid.times) or int(grid.times[0]) > group.last
@@ -108,7 +106,9 @@ class RollupImport:
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._waiting: _Waiting | None = None
+        # By tier, and the tier of each request in the order in which they came.
+        self._waiting: dict[str, _Waiting] = {}
+        self._order: list[str] = []
         # Where buckets came, by their names and by tier.
         self._brought: dict[Names, dict[int, Spans]] = {}
         self._flushing = False
@@ -121,7 +121,8 @@ class RollupImport:
         """
         name, grid = decode_grid(data)
         files = self._tier(name, grid)
-        if self._waiting is not None and not self._waiting.takes(files, grid):
+        waiting = self._waiting.get(name) or _Waiting(files)
+        if not waiting.takes(grid):
             return False
         history = self._history
         kept_from = history.retention.kept_from(name, history.clock.now_nanos())
@@ -130,14 +131,15 @@ class RollupImport:
         if history.catalog.admit(layout, np.any(there, axis=0)) is not None:
             raise ResourceExhaustedError("there is no room for more series", reason=Reason.SERIES_LIMIT)
         history.catalog.learn(grid.server_infos, grid.metric_infos)
-        self._waiting = self._waiting or _Waiting(files)
-        self._waiting.add(layout, grid, there)
+        waiting.add(layout, grid, there)
+        self._waiting[name] = waiting
+        self._order.append(name)
         return True
 
     @property
     def full(self) -> bool:
         """Whether enough waits for a file."""
-        return self._waiting is not None and self._waiting.size >= FILE_BUCKETS
+        return sum(waiting.size for waiting in self._waiting.values()) >= FILE_BUCKETS
 
     def _tier(self, name: str, grid: Grid) -> TierFiles:
         if not name:
@@ -160,14 +162,18 @@ class RollupImport:
 
         UnavailableError when the disk does not take it. What was begun goes on to its end, whoever waits for it.
         """
-        waiting, self._waiting = self._waiting, None
-        return await shielded(self._flush(waiting)) if waiting is not None else []
+        waiting, self._waiting = self._waiting, {}
+        order, self._order = self._order, []
+        if not order:
+            return []
+        taken = {name: iter(found) for name, found in (await shielded(self._flush(waiting))).items()}
+        return [next(taken[name]) for name in order]
 
-    async def _flush(self, waiting: _Waiting) -> list[Taken]:
+    async def _flush(self, waiting: Mapping[str, _Waiting]) -> dict[str, list[Taken]]:
         self._flushing = True
         try:
             async with self._history.changing:
-                return await self._write(waiting)
+                return {name: await self._write(each) for name, each in waiting.items()}
         except OSError as err:
             raise UnavailableError("the buckets could not be written to disk", reason=Reason.STORE_UNAVAILABLE) from err
         finally:
@@ -177,6 +183,7 @@ class RollupImport:
 
     async def _write(self, waiting: _Waiting) -> list[Taken]:
         history = self._history
+        history.importing_until = history.clock.monotonic() + QUIET_SECONDS
         self._note(waiting)
         # Before the file: should a crash come between, the coarser buckets are computed from what was written of it.
         await asyncio.to_thread(history.roller.save, history.roller.snapshot())
@@ -275,7 +282,7 @@ def _written(waiting: _Waiting, existing: Sequence[Sealed], spans: Spans) -> tup
                 yield Batch([key], kept._replace(values=columns))
 
         about = About(first=number, last=number, spans=spans)
-        return sealed.write(store.folder, ROLLUPS, about, servers, batches()), written
+        return sealed.write(store.folder, ROLLUPS, about, servers, batches(), store.width), written
 
 
 def _by_metric(waiting: _Waiting, rank: dict[str, int]) -> Iterator[tuple[str, Rows]]:

@@ -177,16 +177,33 @@ class _Writer:
         self.row_count = 0
         self.min_time = np.iinfo(np.int64).max
         self.max_time = np.iinfo(np.int64).min
+        self._slots: set[int] = set()
 
     def add(self, batch: Batch) -> None:
         if not len(batch.rows.times):
             return
         self._waiting.append(batch)
+        slots = batch.rows.times // span.GAP_NANOS
+        first = int(slots.min())
+        seen = np.zeros(int(slots.max()) - first + 1, np.bool_)
+        seen[slots - first] = True
+        self._slots.update((np.flatnonzero(seen) + first).tolist())
         self.row_count += len(batch.rows.times)
         self.min_time = min(self.min_time, int(batch.rows.times.min()))
         self.max_time = max(self.max_time, int(batch.rows.times.max()))
         if sum(len(each.rows.times) for each in self._waiting) >= self._kind.group_rows:
             self.flush()
+
+    def spans(self, width: int) -> Spans:
+        """Return the times of the rows: what is no farther apart than buckets of `width` is one span."""
+        slots = np.sort(np.fromiter(self._slots, np.int64, len(self._slots)))
+        if not len(slots):
+            return ()
+        breaks = np.flatnonzero(np.diff(slots) > max(1, width // span.GAP_NANOS))
+        starts, ends = slots[np.append(0, breaks + 1)], slots[np.append(breaks, len(slots) - 1)] + 1
+        whole = [(start * span.GAP_NANOS, end * span.GAP_NANOS) for start, end in zip(starts, ends, strict=True)]
+        whole = whole if len(whole) <= span.MAX_DATA_SPANS else [(whole[0][0], whole[-1][1])]
+        return span.clip(tuple((int(a), int(b)) for a, b in whole), int(self.min_time), int(self.max_time) + 1)
 
     def flush(self) -> None:
         if not self._waiting:
@@ -220,11 +237,16 @@ def _concatenated(batches: Sequence[Batch]) -> Rows:
     )
 
 
-def write(folder: Path, kind: Format, about: About, servers: Sequence[str], batches: Iterable[Batch]) -> Sealed:
-    """Write a file: aside, synced, renamed. `about` says what the rows do not: numbers and revision."""
+def write(  # noqa: PLR0917
+    folder: Path, kind: Format, about: About, servers: Sequence[str], batches: Iterable[Batch], width: int = 1
+) -> Sealed:
+    """Write a file: aside, synced, renamed.
+
+    `about` says what the rows do not: numbers and revision. `width` is that of buckets in nanoseconds, 1 for samples.
+    """
     aside = folder / f"{about.first:020d}-{about.last:020d}-{about.revision}{NEW}"
     try:
-        _write(aside, kind, about, servers, batches)
+        _write(aside, kind, about, servers, batches, width)
         durable.sync(aside)
         path = folder / str(Name(about.first, about.last, about.revision, _footer_checksum(aside)))
         aside.replace(path)
@@ -235,7 +257,9 @@ def write(folder: Path, kind: Format, about: About, servers: Sequence[str], batc
     return open_sealed(path)
 
 
-def _write(aside: Path, kind: Format, about: About, servers: Sequence[str], batches: Iterable[Batch]) -> None:
+def _write(  # noqa: PLR0917
+    aside: Path, kind: Format, about: About, servers: Sequence[str], batches: Iterable[Batch], width: int
+) -> None:
     with pq.ParquetWriter(
         aside,
         kind.schema,
@@ -256,6 +280,7 @@ def _write(aside: Path, kind: Format, about: About, servers: Sequence[str], batc
             row_count=groups.row_count,
             min_time=int(groups.min_time) if groups.row_count else 0,
             max_time=int(groups.max_time) if groups.row_count else 0,
+            spans=span.intersection(about.spans, groups.spans(width)) if about.spans else (),
         )
         text = {name: getattr(whole, name) for name in About.__slots__}
         text["groups"] = groups.groups
@@ -361,7 +386,7 @@ def read(  # noqa: PLR0917
 Keep = Callable[[Sequence[str], Sequence[str], Rows], Bools]
 
 
-def merge(folder: Path, kind: Format, inputs: Sequence[Sealed], keep: Keep | None = None) -> Sealed:
+def merge(folder: Path, kind: Format, inputs: Sequence[Sealed], keep: Keep | None = None, width: int = 1) -> Sealed:
     """Write one file of the rows of neighbours, ascending in their numbers, without those that do not stay (blocking)."""
     about = About(
         first=inputs[0].about.first,
@@ -373,7 +398,7 @@ def merge(folder: Path, kind: Format, inputs: Sequence[Sealed], keep: Keep | Non
     servers = server_names(kind, inputs)  # known before the first row group is written
     rank = {name: at for at, name in enumerate(servers)}
     with ByMetric(kind, inputs, rank, keep) as batches:
-        return write(folder, kind, about, servers, batches)
+        return write(folder, kind, about, servers, batches, width)
 
 
 class ByMetric:

@@ -25,8 +25,10 @@ LINGER_SECONDS = 60.0
 class SealedStore:
     """The sealed files of one kind of one shard, ascending in their numbers."""
 
-    def __init__(self, folder: Path, kind: Format, catalog: Catalog, clock: Clock) -> None:
+    def __init__(self, folder: Path, kind: Format, catalog: Catalog, clock: Clock, *, width: int = 1) -> None:
         self.folder = folder
+        # Of a bucket in nanoseconds; 1 for samples.
+        self.width = width
         self.kind = kind
         self.files: tuple[Sealed, ...] = ()
         # The names of files that were set aside.
@@ -100,7 +102,7 @@ class SealedStore:
         None when one of them is damaged: it is set aside then.
         """
         try:
-            return sealed.merge(self.folder, self.kind, inputs, keep)
+            return sealed.merge(self.folder, self.kind, inputs, keep, self.width)
         except (pa.ArrowException, OSError):
             damaged = [file for file in inputs if not self._is_sound(file)]
             if not damaged:
