@@ -80,9 +80,10 @@ def _batches(connection: Any, query: str) -> Generator[Any]:
                     return
                 yield batch
         finally:
+            connection.interrupt()  # what nobody asks for any more goes on in DuckDB's own threads
             while not future.done():
-                connection.interrupt()  # one that comes before the work has begun is lost
                 wait([future], INTERRUPT_SECONDS)
+                connection.interrupt()  # one that comes before the work has begun is lost
 
 
 def _reader(connection: Any, query: str) -> Any:

@@ -41,10 +41,10 @@ def data(history: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(history, tmp_path / "data"))
 
 
-@pytest.fixture(scope="module")
-def victoria(tmp_path_factory) -> Iterator[str]:
+@pytest.fixture
+def victoria(tmp_path: Path) -> Iterator[str]:
     """The address of a VictoriaMetrics."""
-    server = victoria_server(tmp_path_factory.mktemp("victoria"), "-dedup.minScrapeInterval=1ms")
+    server = victoria_server(tmp_path / "victoria", "-dedup.minScrapeInterval=1ms")
     if server is None:
         pytest.skip("victoria-metrics is missing: it is a Debian package")
     server.start()

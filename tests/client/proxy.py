@@ -14,6 +14,7 @@ class Proxy:
         self.address = ""
         self.open = asyncio.Event()
         self.open.set()
+        self.cut_after = 0  # bytes that are still carried before a cut; 0: none is to come
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._writers: set[asyncio.StreamWriter] = set()
@@ -41,6 +42,10 @@ class Proxy:
                 await self.open.wait()
                 writer.write(data)
                 await writer.drain()
+                if self.cut_after:
+                    self.cut_after = max(0, self.cut_after - len(data))
+                    if not self.cut_after:
+                        self.cut()
         writer.close()
 
 

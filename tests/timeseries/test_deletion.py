@@ -215,7 +215,7 @@ async def test_what_was_deleted_stays_gone_and_all_else_stays(tmp_path_factory, 
         assert on_disk(shard.folder / "blocks") <= shard.model.keys()
         if step[0] == "damage" and files:
             break_file(files[len(wanted) % len(files)])
-            step = ("restart",)
+        step = ("restart",)
 
 
 def break_file(path: Path) -> None:

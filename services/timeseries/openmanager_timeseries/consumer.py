@@ -17,7 +17,6 @@ from openmanager_timeseries.port import Consumer
 from openmanager_timeseries.record import Record
 
 BATCH_BYTES = 4 << 20
-TAKE_SECONDS = 5.0
 READ_RETRY_SECONDS = 1.0
 # How often a consumer is asked, while nothing comes, what of the past is now for good.
 IDLE_SECONDS = 1.0
@@ -80,7 +79,7 @@ class Runner:
         attempt = 0
         while True:
             try:
-                async with asyncio.timeout(TAKE_SECONDS):
+                async with asyncio.timeout(self._consumer.take_seconds):
                     await self._consumer.take(records)
             except (OpenManagerError, TimeoutError) as err:
                 if not self.failure:

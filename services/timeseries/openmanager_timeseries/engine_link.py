@@ -57,6 +57,9 @@ class Progress:
 class EngineLink:
     """The consumer of an engine's name."""
 
+    # Many requests, each with a deadline of its own: an engine takes seconds for a tick of a thousand servers.
+    take_seconds = 60.0
+
     def __init__(self, engine: Engine, history: History, clock: Clock, state: Path) -> None:
         self.engine = engine
         self.name = engine.name

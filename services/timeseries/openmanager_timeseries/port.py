@@ -12,6 +12,8 @@ class Consumer(Protocol):
     """A reader of the log in this process: it takes records in order, and may be slow or down."""
 
     name: str
+    # How long it may take for one batch of records.
+    take_seconds: float
 
     async def take(self, records: Sequence[Record]) -> None:
         """Deal with the records for good; an OpenManagerError means “again later”."""

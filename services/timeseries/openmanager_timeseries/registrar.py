@@ -30,6 +30,7 @@ class Registrar:
     """The consumer `registrar`."""
 
     name = "registrar"
+    take_seconds = 5.0
 
     def __init__(self, inventory: Inventory, clock: Clock) -> None:
         self._inventory = inventory
