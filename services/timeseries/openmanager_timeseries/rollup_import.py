@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, UnavailableError, invalid, missing
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, Frame
@@ -314,25 +316,26 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 class _Laid:
     """A group as it is laid out in a file: servers in the order of their codes."""
 
-    group: _Group
     codes: Ints
-    order: Ints
     times: Ints
-    there: Bools
     requests: Ints
+    there: Bools  # bool[M, S, T]
+    columns: Mapping[str, Floats]  # float64[M, S, T]
 
     @classmethod
     def of(cls, group: _Group, rank: dict[str, int]) -> _Laid:
         codes = np.asarray([rank[name] for name in group.names[0]], np.int64)
         order = np.argsort(codes)
         requests = np.repeat(group.numbers, [len(grid.times) for grid in group.grids])
-        return cls(group, codes[order], order, group.times, np.concatenate(group.masks), requests)
+        there = _turned(group.masks, order)
+        columns = {name: _turned([grid.columns[name] for grid in group.grids], order) for name in COLUMNS}
+        return cls(codes[order], group.times, requests, there, columns)
 
     def rows(self, at: int) -> Rows:
         """Return the buckets of one metric."""
-        present = self.there[:, self.order, at].T
+        present = self.there[at]
         shape = present.shape
-        columns = {name: self._column(name, at)[present] for name in COLUMNS}
+        columns = {name: column[at][present] for name, column in self.columns.items()}
         return Rows(
             np.zeros(int(present.sum()), np.int64),
             np.broadcast_to(self.codes[:, None], shape)[present],
@@ -340,6 +343,13 @@ class _Laid:
             {**columns, "request": np.broadcast_to(self.requests, shape)[present]},
         )
 
-    def _column(self, name: str, at: int) -> Floats:
-        """Return one column of one metric: float64[S, T]."""
-        return np.concatenate([grid.columns[name][:, self.order, at] for grid in self.group.grids]).T
+
+def _turned(parts: Sequence[NDArray[Any]], order: Ints) -> NDArray[Any]:
+    """Return arrays [T, S, M] one after the other as [M, S, T], the servers in some order."""
+    servers, metrics = parts[0].shape[1:]
+    out = np.empty((metrics, servers, sum(len(part) for part in parts)), parts[0].dtype)
+    at = 0
+    for part in parts:  # each is small enough to be turned in the cache
+        out[:, :, at : at + len(part)] = part.transpose(2, 1, 0)[:, order]
+        at += len(part)
+    return out
