@@ -95,16 +95,15 @@ def test_a_series_that_differs_is_shown_and_is_exit_code_1(migrate, victoria, mo
     monkeypatch.setenv("VICTORIAMETRICS_WRITE_URL", victoria)
     monkeypatch.setattr(domain, "LOOK_AGAIN_SECONDS", 60.0)  # longer than anything may stay invisible
 
-    async def at_once(_: float) -> None:
-        return
+    async def flush(_: float) -> None:
+        await asyncio.to_thread(lambda: urllib.request.urlopen(f"{victoria}/internal/force_flush", timeout=10).close())
 
-    monkeypatch.setitem(domain.Migration.__init__.__kwdefaults__, "pause", at_once)
+    monkeypatch.setitem(domain.Migration.__init__.__kwdefaults__, "pause", flush)
     more = urllib.request.Request(
         f"{victoria}/write?precision=ms",
         data=f"server_metrics,environment=production,role=database,server_id=web-00 cpu_usage=1 {millis()}\n".encode(),
     )
     urllib.request.urlopen(more, timeout=10).close()
-    urllib.request.urlopen(f"{victoria}/internal/force_flush", timeout=10).close()
     code, out, _ = migrate("--from", "blocks", "--to", "victoriametrics")
     assert code == 1
     source, target = map(int, re.search(r"^web-00 +cpu_usage +(\d+) +(\d+)$", out, re.MULTILINE).groups())

@@ -101,12 +101,10 @@ async def test_an_export_chooses_series_and_a_range(client: Client):
 async def test_an_export_that_is_cut_goes_on_without_loss_or_repetition(client: Client, road):
     whole = await written(client, 40, 4000)
     away: list[OpenManagerError] = []
-    chunks = []
     road.cut_after = 3 << 20
     async with asyncio.timeout(50), Client(road.address) as far:
         async with aclosing(far.export_series(start=start_of(whole), on_away=away.append)) as export:
-            async for chunk in export:
-                chunks.append(chunk)
+            chunks = [chunk async for chunk in export]
     keys = [
         (metric, server, moment)
         for chunk in chunks

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openmanager_simulator.catalogue import load_catalogue
+from openmanager_simulator.fleet import make_fleet
+from openmanager_simulator.info import metric_infos
+from openmanager_simulator.simulation import Simulation
 from openmanager_timeseries import keeper as upkeep
 from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import Keeper
@@ -33,7 +37,8 @@ from timeseries.shard import (
 )
 
 from openmanager.errors import FailedPreconditionError, InvalidArgumentError
-from openmanager.rollup import encode_grid
+from openmanager.frame import Frame, encode, split
+from openmanager.rollup import COLUMNS, coarsen, encode_grid, reduce_ticks
 
 EXACT = ("MIN", "MAX", "COUNT", "LAST", "SUM", "MEAN")
 
@@ -378,3 +383,40 @@ async def test_small_files_of_a_tier_become_one(tmp_path: Path, monkeypatch):
         assert len(history.roller.tiers[0].buckets.files) < files
         after = await ask(history, start, start + DAY, HOUR, "SUM")
         assert after.values.tolist() == before.values.tolist()
+
+
+# ── history that is made ahead ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_live_ticks_leave_bit_for_bit_what_a_backfill_sends(tmp_path: Path):
+    """The simulator makes buckets of ticks without us; those that we make of the same ticks are the same doubles."""
+    catalogue, fleet = load_catalogue(), make_fleet(2)
+    simulation = Simulation(fleet=fleet, catalogue=catalogue, seed=11, interval_nanos=10 * SECOND)
+    counters = np.asarray([metric.kind == "counter" for metric in catalogue.metrics])
+    start = END - 2 * HOUR
+    values = simulation.values(start // (10 * SECOND), 720)
+    keys = tuple(metric.key for metric in catalogue.metrics)
+    servers = tuple(server.id for server in fleet)
+    async with opened(tmp_path, max_series=10_000) as history:
+        for first in range(0, 720, 97):
+            part = values[first : first + 97]
+            times = np.asarray(ticks(start + first * 10 * SECOND, len(part)), np.int64)
+            made = Frame(times=times, servers=servers, metrics=keys, values=part, metric_infos=metric_infos(catalogue))
+            for frame in split(made):
+                await history.write(encode(frame))
+            if first % 2:
+                await rolled(history)
+        await rolled(history)
+        selection = history.catalog.select((), "", keys)
+        names = list(zip(*history.catalog.names(selection.ids), strict=True))
+        place = [(servers.index(server), keys.index(key)) for server, key in names]
+        flat = values.reshape(720, -1)
+        fine = [reduce_ticks(flat[at : at + 30], np.tile(counters, 2)) for at in range(0, 720, 30)]
+        for files, per_bucket in zip(history.roller.tiers, (1, 12), strict=True):
+            found = await history.read_buckets(files, selection, start, END, 10)
+            assert len(found.rows) == len(names) * 24 // per_bucket
+            for row, (server, metric) in enumerate(place):
+                series = {name: np.asarray([each[name][server * 511 + metric] for each in fine]) for name in COLUMNS}
+                expected = series if per_bucket == 1 else coarsen(series, np.arange(24) // 12)[1]
+                for name in COLUMNS:
+                    np.testing.assert_array_equal(found.columns[name][found.rows == row], expected[name], err_msg=name)
