@@ -126,9 +126,7 @@ async def ask(history: History, start: int, end: int, step: int, aggregation: st
     return await history.query_range(replace(query, **changes), 10)
 
 
-async def both(
-    history: History, start: int, end: int, step: int, aggregation: str, **changes
-) -> tuple[Answer, Answer]:
+async def both(history: History, start: int, end: int, step: int, aggregation: str, **changes) -> tuple[Answer, Answer]:
     """Return the answer as it comes, and the one made of samples alone."""
     found = await ask(history, start, end, step, aggregation, **changes)
     tiers, history.roller.tiers = history.roller.tiers, ()

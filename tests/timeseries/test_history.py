@@ -13,7 +13,7 @@ from openmanager_timeseries import block as parquet
 from timeseries.shard import NOW, SECOND, asked, frame, opened, raw
 
 from openmanager.errors import InvalidArgumentError, OutOfRangeError, ResourceExhaustedError
-from openmanager.frame import MetricInfo, ServerInfo, encode
+from openmanager.frame import Frame, MetricInfo, ServerInfo, encode
 
 writes = st.lists(
     st.tuples(
@@ -54,6 +54,19 @@ async def test_every_sample_is_read_as_written_across_seals_and_restarts(tmp_pat
             total = history.ledger.message(history.log)
             for consumer in total.consumers:
                 assert consumer.delivered_sample_count + consumer.waiting_sample_count == total.accepted_sample_count
+
+
+async def test_names_in_any_order_keep_their_values_in_a_block(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        values = np.array([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])
+        times = np.array([NOW - SECOND])
+        made = Frame(times=times, servers=("b", "a"), metrics=("z", "x", "y"), values=values)
+        await history.write(encode(made))
+        expected = await raw(history)
+        assert expected["a", "x"] == [(-1, 5.0)]
+        await history.seal()
+        history.head.drop(-1)
+        assert await raw(history) == expected
 
 
 async def test_selection_by_server_filter_name_and_attributes(tmp_path: Path):

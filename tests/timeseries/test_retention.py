@@ -23,7 +23,6 @@ from timeseries.shard import (
     HOUR,
     MINUTE,
     NOW,
-    SECOND,
     NoDisk,
     ask,
     decimals,
@@ -75,9 +74,9 @@ def rows(folder: Path) -> set[tuple[str, str, int]]:
 
 
 async def fill(history: History, days: int = 13, *, servers=("a", "b")) -> None:
-    """Write a few samples at each noon, each day a block, and roll them up."""
+    """Write a few samples at six each evening, each day a block, and roll them up."""
     for day in range(days, 0, -1):
-        await write(history, ticks(MIDNIGHT - day * DAY + 12 * HOUR, 6), servers, load=[1.0] * 6, requests=[2.0] * 6)
+        await write(history, ticks(MIDNIGHT - day * DAY + 18 * HOUR, 6), servers, load=[1.0] * 6, requests=[2.0] * 6)
         await rolled(history)
 
 

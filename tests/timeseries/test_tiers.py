@@ -230,6 +230,27 @@ async def test_percentiles_beyond_raw_come_from_sketches_with_their_error(tmp_pa
             await ask(history, END - 2 * HOUR, END, HOUR, "P90", metrics=("requests",))
 
 
+async def test_a_late_sample_is_counted_once_in_a_percentile_too(tmp_path: Path):
+    async with opened(tmp_path, sketch_metrics="load") as history:
+        await write(history, ticks(END - HOUR, 20), load=[1.0] * 20)
+        await rolled(history)
+        await write(history, ticks(END - HOUR + SECOND, 29), load=[9.0] * 29)
+        await rolled(history)
+        only_tiers(history)
+        found = await ask(history, END - HOUR, END, 5 * MINUTE, "P50")
+        assert found.values[0, 0] == 9.0
+
+
+async def test_a_percentile_takes_no_sketch_from_where_samples_answer(tmp_path: Path):
+    async with opened(tmp_path, sketch_metrics="load") as history:
+        await write(history, ticks(END - HOUR, 360), load=[1.0] * 180 + [9.0] * 180)
+        await rolled(history)
+        await write(history, [END - 30 * MINUTE + SECOND], load=[9.0])
+        history.retention.defaults["raw"] = NOW - (END - 40 * MINUTE)
+        found = await ask(history, END - HOUR, END, HOUR, "P50")
+        assert (found.values.tolist(), found.rank_error) == ([[9.0]], pytest.approx(0.0, abs=0.02))
+
+
 async def test_a_percentile_over_the_border_of_raw_is_made_of_both(tmp_path: Path):
     async with opened(tmp_path, sketch_metrics="load") as history:
         values = decimals(120)

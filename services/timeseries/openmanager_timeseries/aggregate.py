@@ -41,13 +41,48 @@ def aggregate(samples: Ragged, name: str, *, starts: Ints, step: int, groups: In
     `groups` (int64[N]) gives the group of each row; rows of one group are pooled. `delta` (bool[N]) marks rows whose
     samples are changes. Samples before the first bucket are used by RATE and INCREASE only, as what came before.
     """
-    group_count = int(groups.max(initial=-1)) + 1
-    rows = samples.rows
     if name in {"RATE", "INCREASE"}:
-        values = increases(samples, delta)
-        grown = _reduce(_Cells(groups[rows], samples.times, values), starts, step, group_count, _BY_NAME["SUM"])
-        return grown / (step / 1e9) if name == "RATE" else grown
-    return _reduce(_Cells(groups[rows], samples.times, samples.values), starts, step, group_count, _BY_NAME[name])
+        grown = Ragged(samples.offsets, samples.times, increases(samples, delta))
+        found = _aggregate(grown, _BY_NAME["SUM"], starts, step, groups)
+        return found / (step / 1e9) if name == "RATE" else found
+    return _aggregate(samples, _BY_NAME[name], starts, step, groups)
+
+
+def _aggregate(samples: Ragged, reducer: Reducer, starts: Ints, step: int, groups: Ints) -> Floats:
+    times = samples.shared_times
+    sizes = np.bincount(groups)
+    if times is not None and len(starts) and (sizes == sizes[0]).all():
+        grid = samples.values.reshape(len(groups), len(times))
+        first, last = np.searchsorted(times, [starts[0], starts[-1] + step]).tolist()
+        if not np.isnan(grid[:, first:last]).any():
+            return _reduce_grid(grid[:, first:last], times[first:last], reducer, starts, step, groups)
+    cells = _Cells(groups[samples.rows], samples.times, samples.values)
+    return _reduce(cells, starts, step, int(groups.max(initial=-1)) + 1, reducer)
+
+
+def _reduce_grid(  # noqa: PLR0917
+    grid: Floats, times: Ints, reducer: Reducer, starts: Ints, step: int, groups: Ints
+) -> Floats:
+    """Do as `_reduce` does where all rows have the same times, all in buckets, and all groups as many rows.
+
+    `grid` is float64[N, T]. Where the buckets begin is found once, not for every row.
+    """
+    group_count = int(groups[-1] if len(groups) == 1 else groups.max()) + 1
+    out = np.full((group_count, len(starts)), np.nan)
+    if not len(times):
+        return out
+    size = len(groups) // group_count
+    if group_count < len(groups) or (groups[1:] < groups[:-1]).any():
+        grid = grid[np.argsort(groups, kind="stable")]
+    # Pooled samples come by time, and those of one time by row.
+    values = np.ascontiguousarray(grid.reshape(group_count, size, len(times)).transpose(0, 2, 1)).ravel()
+    buckets = (times - starts[0]) // step
+    begins = np.flatnonzero(np.concatenate(([True], buckets[1:] != buckets[:-1])))
+    counts = np.diff(np.append(begins, len(times)))
+    firsts = (np.arange(group_count)[:, None] * len(times) + begins) * size
+    found = reducer(values, firsts.ravel(), np.tile(counts * size, group_count))
+    out[:, buckets[begins]] = found.reshape(group_count, len(begins))
+    return out
 
 
 def increases(samples: Ragged, delta: NDArray[np.bool_]) -> Floats:

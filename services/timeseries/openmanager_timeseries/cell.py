@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from openmanager import rollup
-from openmanager_timeseries.samples import Bools, Floats, Ints, Ragged
+from openmanager_timeseries.samples import Bools, Floats, Ints, Ragged, ascend, order_of
 
 # What each aggregation is made of. Those that are not here need the samples themselves.
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -54,16 +54,21 @@ def of_samples(samples: Ragged, names: Sequence[str]) -> Cells:
 
 def joined(parts: Sequence[Cells], names: Sequence[str]) -> Cells:
     """Return all cells by row and time; of two of one row and time the later part's."""
+    parts = [part for part in parts if len(part.rows)]
     if not parts:
         return Cells(np.empty(0, np.int64), np.empty(0, np.int64), {name: np.empty(0) for name in names})
-    rows = np.concatenate([part.rows for part in parts])
-    times = np.concatenate([part.times for part in parts])
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
-    whole = Cells(rows, times, columns)
-    later = (rows[1:] > rows[:-1]) | ((rows[1:] == rows[:-1]) & (times[1:] > times[:-1]))
-    if later.all():
+    if len(parts) == 1:
+        whole = Cells(parts[0].rows, parts[0].times, {name: parts[0].columns[name] for name in names})
+    else:
+        rows = np.concatenate([part.rows for part in parts])
+        times = np.concatenate([part.times for part in parts])
+        whole = Cells(rows, times, {name: np.concatenate([part.columns[name] for part in parts]) for name in names})
+    if ascend(whole.rows, whole.times):
         return whole
-    order = np.lexsort((times, rows))  # stable: later parts stay behind earlier ones
+    # By row alone first: parts mostly follow each other in time. Stable: later parts stay behind earlier ones.
+    order = order_of(whole.rows, int(whole.rows.max()) + 1)
+    if not ascend(whole.rows[order], whole.times[order]):
+        order = np.lexsort((whole.times, whole.rows))
     whole = whole.take(order)
     last = np.ones(len(order), np.bool_)
     last[:-1] = (whole.rows[1:] != whole.rows[:-1]) | (whole.times[1:] != whole.times[:-1])
@@ -109,10 +114,11 @@ def aggregate(cells: Cells, name: str, *, starts: Ints, step: int, groups: Ints,
         inside &= ~np.isnan(columns["grown"])
     if name == "FIRST":
         inside &= ~np.isnan(columns["first"])
-    places = (groups[cells.rows] * len(starts) + buckets)[inside]
+    places = groups[cells.rows] * len(starts) + buckets
+    if not inside.all():
+        places, columns = places[inside], {key: column[inside] for key, column in columns.items()}
     if not len(places):
         return out
-    columns = {key: column[inside] for key, column in columns.items()}
     if (places[1:] < places[:-1]).any():
         order = np.argsort(places, kind="stable")
         places, columns = places[order], {key: column[order] for key, column in columns.items()}
@@ -135,15 +141,20 @@ def _grown(cells: Cells, delta: Bools) -> Floats:
     return np.where(delta[cells.rows], columns["sum"], grown)
 
 
+def _added(values: Floats, begins: Ints) -> Floats:
+    """Return the sum of what begins at each place."""
+    return values if len(begins) == len(values) else np.add.reduceat(values, begins)
+
+
 _Reduce = Callable[[Mapping[str, Floats], Ints, Ints], Floats]
 _REDUCE: dict[str, _Reduce] = {
-    "MEAN": lambda of, begins, _: np.add.reduceat(of["sum"], begins) / np.add.reduceat(of["count"], begins),
+    "MEAN": lambda of, begins, _: _added(of["sum"], begins) / _added(of["count"], begins),
     "MIN": lambda of, begins, _: np.minimum.reduceat(of["min"], begins),
     "MAX": lambda of, begins, _: np.maximum.reduceat(of["max"], begins),
-    "SUM": lambda of, begins, _: np.add.reduceat(of["sum"], begins),
-    "COUNT": lambda of, begins, _: np.add.reduceat(of["count"], begins),
+    "SUM": lambda of, begins, _: _added(of["sum"], begins),
+    "COUNT": lambda of, begins, _: _added(of["count"], begins),
     "LAST": lambda of, _, ends: of["last"][ends],
     "FIRST": lambda of, begins, _: of["first"][begins],
-    "INCREASE": lambda of, begins, _: np.add.reduceat(of["grown"], begins),
-    "RATE": lambda of, begins, _: np.add.reduceat(of["grown"], begins),
+    "INCREASE": lambda of, begins, _: _added(of["grown"], begins),
+    "RATE": lambda of, begins, _: _added(of["grown"], begins),
 }

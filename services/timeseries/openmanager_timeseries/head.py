@@ -70,12 +70,17 @@ class Chunk:
     def series(self, servers: Ints, metrics: Ints, ticks: slice) -> Floats:
         """Return the values of some servers and metrics (indices into the layout): float64[M', S', T']."""
         if self._series is not None:
-            by_metric = self._series if len(metrics) == len(self._series) else self._series[metrics]
-            by_server = by_metric if len(servers) == by_metric.shape[1] else by_metric[:, servers]
+            by_metric = self._series if _is_all(metrics, len(self._series)) else self._series[metrics]
+            by_server = by_metric if _is_all(servers, by_metric.shape[1]) else by_metric[:, servers]
             return by_server[:, :, ticks]
         assert self._ticks is not None  # noqa: S101  (either form is there)
         chosen = self._ticks[: self.count][ticks][:, servers[:, None], metrics[None, :]]
         return np.ascontiguousarray(chosen.transpose(2, 1, 0))
+
+
+def _is_all(indices: Ints, count: int) -> bool:
+    """Say whether indices are all there are, in order: then there is nothing to copy."""
+    return len(indices) == count and bool((indices[1:] > indices[:-1]).all())
 
 
 @dataclass(slots=True, kw_only=True)

@@ -313,13 +313,17 @@ class Planner:
         seen = np.zeros(len(plan.selection.ids), np.bool_)
         for at, files in enumerate(plan.tiers):
             clean = span.clip(plan.coverage.parts[at + 1], asked.start, asked.end)
+            blobs: dict[tuple[int, int], bytes] = {}  # of a bucket that several files have that of the last one
             for file in plan.files[at]:
                 for start, end in hulls(clean, file.spans):
                     for found in files.sketches.read(file, plan.selection, start, end, ("sketch",), stop.check):
-                        seen[found.rows] = True
-                        places = groups[found.rows] * len(starts) + (found.times - starts[0]) // asked.step
-                        for place, blob in zip(places.tolist(), found.values["sketch"], strict=True):
-                            gathered.setdefault(place, []).append(blob)
+                        inside = span.inside(found.times, clean)
+                        keys = zip(found.rows[inside].tolist(), found.times[inside].tolist(), strict=True)
+                        blobs.update(zip(keys, found.values["sketch"][inside], strict=True))
+            for (row, time), blob in blobs.items():
+                seen[row] = True
+                place = int(groups[row]) * len(starts) + (time - int(starts[0])) // asked.step
+                gathered.setdefault(place, []).append(blob)
             parts += [
                 Part(source="tiers", tier=files.tier.name, start=start, end=end, width=files.tier.width)
                 for start, end in clean

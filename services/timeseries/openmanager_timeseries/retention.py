@@ -156,8 +156,11 @@ class Retention:
 
     def kept_from(self, tier: str, now: int) -> int:
         """Return since when anything of a tier is kept."""
-        longest = [rule.retention for rule in self.policy.rules if rule.tier in {"", tier}]
-        return now - max([self.defaults[tier], *longest])
+        applying = {self.defaults[tier]}
+        for rule in self.policy.rules:
+            if rule.tier in {"", tier}:
+                applying = {rule.retention} if rule.selector == Selector() else applying | {rule.retention}
+        return now - max(applying)
 
     def kept_of(self, tier: str, now: int, selection: Selection) -> tuple[int, int]:
         """Return since when some of the chosen series are kept in a tier, and since when all of them are."""

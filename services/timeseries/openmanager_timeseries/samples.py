@@ -14,6 +14,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+# What int16 counts.
+_FEW_ROWS = 1 << 15
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -49,6 +52,15 @@ class Ragged:
     offsets: Ints
     times: Ints
     values: Floats
+
+    @property
+    def shared_times(self) -> Ints | None:
+        """The times of every row where all rows have the same, None where they do not: int64[T]."""
+        count, rows = int(self.offsets[1]) if len(self.offsets) > 1 else 0, len(self.offsets) - 1
+        if count == 0 or count * rows != len(self.times) or (np.diff(self.offsets) != count).any():
+            return None
+        grid = self.times.reshape(rows, count)
+        return grid[0] if (grid[1:] == grid[0]).all() else None
 
     @property
     def rows(self) -> Ints:
@@ -111,13 +123,37 @@ def _to_long(piece: Piece | Long) -> Long:
 def _from_long(row_count: int, pieces: Sequence[Long]) -> Ragged:
     if not pieces:
         return Ragged(np.zeros(row_count + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))
-    rows = np.concatenate([piece.rows for piece in pieces])
-    times = np.concatenate([piece.times for piece in pieces])
-    positions = np.concatenate([piece.positions for piece in pieces])
-    values = np.concatenate([piece.values for piece in pieces])
-    order = np.lexsort((positions, times, rows))
-    rows, times, values = rows[order], times[order], values[order]
+    if len(pieces) == 1:
+        rows, times, values = pieces[0].rows, pieces[0].times, pieces[0].values
+    else:
+        rows = np.concatenate([piece.rows for piece in pieces])
+        times = np.concatenate([piece.times for piece in pieces])
+        values = np.concatenate([piece.values for piece in pieces])
+    if not ascend(rows, times):
+        # By row alone first: pieces mostly follow each other in time.
+        order = order_of(rows, row_count)
+        if not ascend(rows[order], times[order]):
+            positions = np.concatenate([piece.positions for piece in pieces])
+            order = np.lexsort((positions, times, rows))
+            order = order[_newest(rows[order], times[order])]
+        rows, times, values = rows[order], times[order], values[order]
+    return Ragged(np.searchsorted(rows, np.arange(row_count + 1)), times, values)
+
+
+def order_of(rows: Ints, row_count: int) -> Ints:
+    """Return what sorts samples by row, stably; 16 bits are sorted by radix."""
+    order: Ints = np.argsort(rows.astype(np.int16) if row_count <= _FEW_ROWS else rows, kind="stable")
+    return order
+
+
+def ascend(rows: Ints, times: Ints) -> bool:
+    """Say whether samples come by row and time, and none twice."""
+    same = rows[1:] == rows[:-1]
+    return bool(((rows[1:] > rows[:-1]) | (same & (times[1:] > times[:-1]))).all())
+
+
+def _newest(rows: Ints, times: Ints) -> Bools:
+    """Return which of the samples by row, time and position are the last of their row and time."""
     newest = np.ones(len(rows), np.bool_)
     newest[:-1] = (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])
-    rows, times, values = rows[newest], times[newest], values[newest]
-    return Ragged(np.searchsorted(rows, np.arange(row_count + 1)), times, values)
+    return newest

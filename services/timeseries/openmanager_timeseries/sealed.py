@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -21,6 +21,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from openmanager_timeseries import durable, span
 from openmanager_timeseries.catalog import Catalog, Selection
@@ -326,12 +327,16 @@ class Reader:
 
     def group(self, index: int, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Rows]:
         """Return a row group: the names of metrics and of servers that its codes stand for, and its rows."""
-        table = self._file.read_row_group(index, columns=[*_KEY_NAMES, *self._kind.stored(names)], use_threads=False)
+        table = self.table(index, names)
         (metrics, metric_codes), (servers, server_codes) = codes(table, "metric"), codes(table, "server")
+        return metrics, servers, Rows(metric_codes, server_codes, _times(table), self._kind.decode(table, names))
+
+    def table(self, index: int, names: Sequence[str]) -> pa.Table:
+        """Return the columns of a row group that hold its keys and some columns of its rows."""
+        table = self._file.read_row_group(index, columns=[*_KEY_NAMES, *self._kind.stored(names)], use_threads=False)
         if len(table) != self.sealed.metadata.row_group(index).num_rows:
             raise pa.ArrowInvalid("a row group is not as long as the metadata says")
-        times = table.column("time").cast(pa.int64()).to_numpy() * _NANOS_PER_MILLI
-        return metrics, servers, Rows(metric_codes, server_codes, times, self._kind.decode(table, names))
+        return table
 
     def servers(self) -> set[str]:
         """Return the names of all servers in the file."""
@@ -344,13 +349,19 @@ class Reader:
 
 def codes(table: pa.Table, name: str) -> tuple[list[str], Ints]:
     """Return the dictionary of a column and the index of every row in it; pa.ArrowInvalid when there is none such."""
+    names, indices = _dictionary(table, name)
+    return names, indices.astype(np.int64)
+
+
+def _dictionary(table: pa.Table, name: str) -> tuple[list[str], NDArray[np.integer[Any]]]:
+    """Do as `codes` does, with the indices as they are stored: of 32 bits."""
     column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
     if not isinstance(column, pa.DictionaryArray):
         column = column.dictionary_encode()
     column.validate(full=True)
-    return column.dictionary.to_pylist(), column.indices.to_numpy().astype(np.int64)
+    return column.dictionary.to_pylist(), column.indices.to_numpy()
 
 
 def read(  # noqa: PLR0917
@@ -371,13 +382,40 @@ def read(  # noqa: PLR0917
             if wanted.isdisjoint(keys):
                 continue
             check()
-            metrics, servers, rows = reader.group(index, names)
-            ids = catalog.find((servers, rows.servers), (metrics, rows.metrics))
-            chosen = np.where((ids >= 0) & (ids < len(selection.rows)), selection.rows[np.clip(ids, 0, None)], -1)
-            keep = (chosen >= 0) & (rows.times >= start) & (rows.times < end)
-            if keep.any():
-                kept = rows.take(keep)
-                yield Found(chosen[keep], kept.times, kept.values)
+            table = _of_metrics(reader.table(index, names), wanted)
+            chosen, times = _chosen_rows(table, catalog, selection), _times(table)
+            keep = (chosen >= 0) & (times >= start) & (times < end)
+            if not keep.any():
+                continue
+            if not keep.all():
+                table, chosen, times = table.take(np.flatnonzero(keep)), chosen[keep], times[keep]
+            yield Found(chosen, times, kind.decode(table, names))
+
+
+def _of_metrics(table: pa.Table, wanted: Set[str]) -> pa.Table:
+    """Return the rows from the first to the last of some metrics; all where metrics do not come one after the other."""
+    metrics, metric_codes = _dictionary(table, "metric")
+    some = [code for code, key in enumerate(metrics) if key in wanted]
+    if len(some) == len(metrics) or (metric_codes[1:] < metric_codes[:-1]).any():
+        return table
+    first, last = np.searchsorted(metric_codes, [some[0], some[-1] + 1] if some else [0, 0]).tolist()
+    return table.slice(first, last - first)
+
+
+def _chosen_rows(table: pa.Table, catalog: Catalog, selection: Selection) -> Ints:
+    """Return the row of a selection that each row of a table is of, −1 where it is of none: int64[K]."""
+    (metrics, metric_codes), (servers, server_codes) = (_dictionary(table, name) for name in ("metric", "server"))
+    # Looked up once for each pair of names, not for each row.
+    every = np.arange(len(servers))[:, None], np.arange(len(metrics))[None, :]
+    ids = catalog.find((servers, every[0]), (metrics, every[1]))
+    known = (ids >= 0) & (ids < len(selection.rows))
+    chosen = np.where(known, selection.rows[np.where(known, ids, 0)], -1) if len(selection.rows) else ids * 0 - 1
+    found: Ints = chosen[server_codes, metric_codes]
+    return found
+
+
+def _times(table: pa.Table) -> Ints:
+    return table.column("time").cast(pa.int64()).to_numpy() * _NANOS_PER_MILLI
 
 
 # ── merging ────────────────────────────────────────────────────────────────────────────────────────────────────────
