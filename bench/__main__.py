@@ -1,16 +1,17 @@
-"""`make bench`: print the table."""
+"""`make bench` and `make bench-history`: print the table."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
-from bench import local, rpc
+from bench import backfill, local, rpc
 from bench.pair import Row
 
 PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
@@ -20,31 +21,55 @@ PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
     "ack-1000": lambda: local.acknowledged(1000, 48, 4),
     "block": local.block,
     "rpc": rpc.rows,
+    "backfill": backfill.rows,
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="only these parts")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    options = parser.parse_args()
+    options = _options()
+    parts = _parts(options)
+    width = 116 if options.history else 88
     if not options.json:
         print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.platform()}\n")
-        print(f"{'what':88} {'ours':>12} {'peer':>12} {'ratio':>8} {'goal':>8}")
+        print(f"{'what':{width}} {'ours':>14} {'peer':>14} {'ratio':>8} {'goal':>8}")
     missed = 0
-    for part in options.parts or PARTS:
+    for part in options.parts or parts:
         if sys.stderr.isatty():
             print(f"measuring {part} …", end="\r", file=sys.stderr, flush=True)
-        found = PARTS[part]()
+        found = parts[part]()
         for row in [found] if isinstance(found, Row) else found:
             missed += not row.met
-            if options.json:
-                print(json.dumps(asdict(row)), flush=True)
-            else:
-                mark = "" if row.met else "  missed"
-                print(f"{row.name:88} {row.ours:>12} {row.peer:>12} {row.ratio:8.3f} {row.goal:>8}{mark}", flush=True)
+            print(json.dumps(asdict(row)) if options.json else _line(row, width), flush=True)
     if missed and not options.json:
         print(f"\n{missed} goals missed")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", help="only these parts")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--history", action="store_true", help="the parts about history beside real engines")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of history: how long a steady load goes on")
+    parser.add_argument("--pace", type=float, default=1.0, help="of history: seconds from one frame of it to the next")
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in _parts(options)]:
+        parser.error(f"there is no {', '.join(unknown)}; there is {', '.join(_parts(options))}")
+    return options
+
+
+def _parts(options: argparse.Namespace) -> Mapping[str, Callable[[], Row | Iterable[Row]]]:
+    if not options.history:
+        return PARTS
+    from bench.history import parts
+
+    return parts(options.minutes, options.pace)
+
+
+def _line(row: Row, width: int) -> str:
+    mark = "" if row.met else "  missed"
+    ratio = "—" if math.isnan(row.ratio) else f"{row.ratio:.3f}"
+    note = f"\n    {row.note}" if row.note else ""
+    return f"{row.name:{width}} {row.ours:>14} {row.peer:>14} {ratio:>8} {row.goal:>8}{mark}{note}"
 
 
 if __name__ == "__main__":

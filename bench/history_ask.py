@@ -129,7 +129,6 @@ async def ask_process(server: Server, asked: Sequence[Asked]) -> float:
         for each in asked:
             message = each.message()
             start = time.perf_counter()
-            values = buckets(await client.stream(QUERY_RANGE, message))
+            buckets(await client.stream(QUERY_RANGE, message))
             found.append(time.perf_counter() - start)
-            assert values.size
     return statistics.median(found)

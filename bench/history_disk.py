@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import statistics
 import tempfile
@@ -74,21 +75,20 @@ def restart() -> Iterator[Row]:
         day, empty = Path(folder) / "day", Path(folder) / "empty"
         tail = series.ticks(HOUR_TICKS - 6)
         asyncio.run(fill(day, fleet, start, 23, lambda _: series.ticks(HOUR_TICKS), tail=tail))
+        question = Asked(start=start, end=start + 24 * HOUR, step=HOUR, aggregation="MAX", metrics=fleet[1][:1])
         found = []
         for _ in range(3):
             pair = []
             for each in (day, empty):
                 shutil.rmtree(empty, ignore_errors=True)
                 with timeseries(each) as server:
-                    pair.append(server.seconds)
+                    pair.append(server.seconds + asyncio.run(ask_process(server, [question])))
             found.append(pair)
         log = store.folder_size(day / "log")
     first, nothing = (statistics.median(side) for side in zip(*found, strict=True))
     samples = (23 * HOUR_TICKS + len(tail)) * SERVERS * METRICS
     note = f"{log / 1e6:.0f} MB of log; an empty folder takes {nothing:.2g} s"
-    name = (
-        f"start to first answer, a day of {SERVERS} × {METRICS} ({samples / 1e6:.0f} M samples), the last hour unsealed"
-    )
+    name = f"start to the first query's answer, a day of {SERVERS} × {METRICS} ({samples / 1e6:.0f} M samples), the last hour unsealed"
     yield at_most(f"{name}, at most 5 s", (first, 5.0, first / 5.0), 1, "s", 1, note)
 
 
@@ -135,7 +135,7 @@ def write_tier(folder: Path, ids: Sequence[str], keys: Sequence[str], start: int
     edges = np.linspace(0, hours, YEAR_FILES + 1).astype(int)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     total = 0
-    for number, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True), 1):
+    for number, (first, last) in enumerate(itertools.pairwise(edges.tolist()), 1):
         times = start + np.arange(first, last) * HOUR
         count = len(times) * len(ids)
         codes, ticks = np.repeat(np.arange(len(ids)), len(times)), np.tile(times, len(ids))

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from bench.data import INTERVAL
 from bench.history_ingest import METRICS, Fleet
 from bench.history_server import SERVICE, Client, Server, timeseries

@@ -46,9 +46,9 @@ class Series:
         """Return the next ticks: float64[T, S, M]."""
         out = np.empty((count, *self._base.shape))
         self._generator.standard_normal(out=out)
-        for tick in out:
-            tick += 0.9 * self._state
-            self._state = tick.copy()
+        for tick in range(count):
+            out[tick] += 0.9 * self._state
+            self._state = out[tick].copy()
         out += self._base
         return np.round(out, 2, out=out)
 
@@ -94,9 +94,12 @@ async def fill(
 
 async def idle(history: History) -> None:
     """Return when nothing is left to be rolled up or merged."""
-    while history.roller.next() is not None or next_merge(
-        history.blocks.files, BLOCK_WINDOWS, history.clock.now_nanos()
-    ):
+    while _has_work(history):  # noqa: ASYNC110  (the keeper looks once a second)
         await asyncio.sleep(0.1)
     async with history.changing:
         pass
+
+
+def _has_work(history: History) -> bool:
+    now = history.clock.now_nanos()
+    return history.roller.next() is not None or bool(next_merge(history.blocks.files, BLOCK_WINDOWS, now))

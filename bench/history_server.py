@@ -22,6 +22,7 @@ from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 START_SECONDS = 120.0
 SERVICE = "/openmanager.api.timeseries.v1.TimeseriesService/"
 GET_LEDGER = "/openmanager.api.timeseries.v1.LogService/GetLedger"
+LIST_TIERS = "/openmanager.api.timeseries.v1.RetentionService/ListTiers"
 OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 64 << 20),
@@ -85,7 +86,7 @@ def timeseries(folder: Path, **settings: str) -> Iterator[Server]:
     process = subprocess.Popen(
         [sys.executable, "-m", "openmanager.cli", "serve", "timeseries", "--listen", target],
         env=environment,
-        stderr=None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         asyncio.run(_answers(target, process))
@@ -105,7 +106,11 @@ def mesh(folder: Path) -> Iterator[str]:
     gateway = f"127.0.0.1:{free_ports(6)}"
     command = [sys.executable, "-m", "openmanager.cli", "up", "--data-dir", str(folder), "--gateway", gateway]
     process = subprocess.Popen(
-        [*command, "--no-simulation"], env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*command, "--no-simulation"],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -178,14 +183,18 @@ class Client:
             raise OSError(f"{len(waits)} of {len(requests)} frames were acknowledged")
         return waits
 
-    async def caught_up(self, *names: str, seconds: float = 120.0) -> None:
-        """Return when some consumers of the log have come to its end."""
+    async def filed(self, seconds: float = 120.0) -> None:
+        """Return when everything is in blocks and the tiers are made of it."""
         end = time.monotonic() + seconds
-        while True:
-            ledger = await self.ledger()
-            positions = {each.name: each.position for each in ledger.consumers}
-            if all(positions.get(name, 0) >= ledger.head_position for name in names):
-                return
+        while not await self._is_filed():
             if time.monotonic() > end:
-                raise TimeoutError(f"{names} are at {positions} of {ledger.head_position}")
+                raise TimeoutError("history is not sealed and rolled up")
             await asyncio.sleep(0.1)
+
+    async def _is_filed(self) -> bool:
+        ledger = await self.ledger()
+        positions = {each.name: each.position for each in ledger.consumers}
+        if min(positions.get(name, 0) for name in ("blocks", "rollups")) < ledger.head_position:
+            return False
+        tiers = pb.ListTiersResponse.FromString(await self.unary(LIST_TIERS, b"")).tiers
+        return not any(tier.waiting_bucket_count for tier in tiers)

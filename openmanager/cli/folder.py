@@ -25,7 +25,7 @@ def timeseries_folder(data_dir: Path | None) -> Path:
     if data_dir is not None:
         return data_dir / TIMESERIES
     from openmanager.cli import configuration
-    from openmanager.cli.up import _default_data_dir
+    from openmanager.cli.up import default_data_dir
 
     setting = configuration.load().values["timeseries", "data_dir"]
-    return _default_data_dir() / TIMESERIES if setting.origin == "default" else Path(setting.value)
+    return default_data_dir() / TIMESERIES if setting.origin == "default" else Path(setting.value)

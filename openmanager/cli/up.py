@@ -39,11 +39,11 @@ def up(**options: Any) -> None:
     """
     flags = _flags(options)
     loaded = configuration.load(flags)
-    with DataDir.open(options["data_dir"] or _default_data_dir()) as data:
+    with DataDir.open(options["data_dir"] or default_data_dir()) as data:
         asyncio.run(_run(data, loaded, flags))
 
 
-def _default_data_dir() -> Path:
+def default_data_dir() -> Path:
     """Return where data goes when nothing is said: the usual place of the user's, or the system's for root."""
     if os.geteuid() == 0:
         return Path("/var/lib/openmanager")

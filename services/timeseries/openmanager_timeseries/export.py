@@ -38,8 +38,9 @@ from openmanager_timeseries.tier import RAW
 CHUNK_BYTES = 3 << 20
 # Rows of a chunk, at most: of raw samples, and of buckets, whose columns are seven.
 CHUNK_ROWS = {True: 200_000, False: 40_000}
-# Rows that are held at once, about, and rows that are decoded for them.
-READ_ROWS, DECODE_ROWS = 2_000_000, 100_000_000
+# Rows that are held at once, about: some 200 MB with all that is made of them. And rows that are decoded for them.
+READ_ROWS = {True: 2_000_000, False: 1_000_000}
+DECODE_ROWS = 100_000_000
 MAX_SERIES = 10_000
 _NANOS_PER_MILLI = 1_000_000
 _TIME = KEY_FIELDS[2].type
@@ -218,17 +219,18 @@ class Export:
             metric = self._names[index][0]
             rows = int(rows_of[metric] // max(1, series_of[numbers[index]]))
             more = rows_of[metric] if index == first or self._names[index - 1][0] != metric else 0
-            if index > first and (held + rows > READ_ROWS or decoded + more > DECODE_ROWS or index - first >= limit):
+            if index > first and (
+                held + rows > READ_ROWS[self._is_raw] or decoded + more > DECODE_ROWS or index - first >= limit
+            ):
                 yield self._unit(first, index, decoded, held, within)
                 first, held, decoded, more = index, 0, 0, rows_of[metric]
             held, decoded = held + rows, decoded + more
         if first < len(self._names):
             yield self._unit(first, len(self._names), decoded, held, within)
 
-    @staticmethod
-    def _unit(first: int, last: int, decoded: int, held: int, within: Span) -> _Unit:
+    def _unit(self, first: int, last: int, decoded: int, held: int, within: Span) -> _Unit:
         alone = last - first == 1
-        count = max(1, -(-decoded // DECODE_ROWS), -(-held // READ_ROWS) if alone else 1)
+        count = max(1, -(-decoded // DECODE_ROWS), -(-held // READ_ROWS[self._is_raw]) if alone else 1)
         start, end = within
         if end <= start:
             return _Unit(first, last, (), alone)
@@ -276,9 +278,7 @@ class Export:
         history = self._history
         try:
             answer = await history.query_range(query, BUDGET_SECONDS, selection.of_series(history.catalog, ids))
-        except FailedPreconditionError:
-            if self._asked.end <= history.retention.kept_from(RAW, history.clock.now_nanos()):
-                raise
+        except FailedPreconditionError:  # none of it is kept any more, as the header says
             return _Rows(np.empty(0, np.int64), np.empty(0, np.int64), {"value": np.empty(0)})
         if answer.partial_reason == DAMAGED != self.partial_reason:
             raise _damaged()

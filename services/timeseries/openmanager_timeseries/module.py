@@ -107,26 +107,22 @@ def _storages(history: History, link: EngineLink | None, runtime: Runtime) -> li
         )
 
     async def look_at_head() -> Finding:
-        return Finding(size_bytes=history.head.nbytes, item_count=history.catalog.count)
+        return Finding(size_bytes=history.head.nbytes, item_count=history.catalog.alive)
 
     async def look_at_blocks() -> Finding:
-        lost = [f"{len(history.blocks.quarantined)} blocks are damaged"] if history.blocks.quarantined else []
-        return Finding(size_bytes=history.blocks.size_bytes, item_count=len(history.blocks.files), warnings=tuple(lost))
-
-    async def look_at_tiers() -> Finding:
-        stores = [store for files in history.roller.tiers for store in (files.buckets, files.sketches)]
+        tiers = [store for files in history.roller.tiers for store in (files.buckets, files.sketches)]
+        stores = [history.blocks, *tiers]
         damaged = sum(len(store.quarantined) for store in stores)
         return Finding(
             size_bytes=sum(store.size_bytes for store in stores),
-            item_count=sum(store.row_count for store in stores),
+            item_count=sum(len(store.files) for store in stores),
             warnings=(f"{damaged} files are damaged",) if damaged else (),
         )
 
     storages = [
         Storage(name="log", role="log", engine="files", check=look_at_log, clock=runtime.clock),
         Storage(name="head", role="recent history", engine="memory", check=look_at_head, clock=runtime.clock),
-        Storage(name="blocks", role="history", engine="parquet", check=look_at_blocks, clock=runtime.clock),
-        Storage(name="tiers", role="rollups", engine="parquet", check=look_at_tiers, clock=runtime.clock),
+        Storage(name="blocks", role="blocks and tiers", engine="parquet", check=look_at_blocks, clock=runtime.clock),
     ]
     if link is not None:
         storages.append(_engine_storage(link, runtime))

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -174,6 +175,7 @@ class _Writer:
         self._kind = kind
         self._servers = pa.array(servers, pa.string())
         self._waiting: list[Batch] = []
+        self._waiting_rows = 0
         self.groups: list[list[str]] = []
         self.row_count = 0
         self.min_time = np.iinfo(np.int64).max
@@ -192,7 +194,8 @@ class _Writer:
         self.row_count += len(batch.rows.times)
         self.min_time = min(self.min_time, int(batch.rows.times.min()))
         self.max_time = max(self.max_time, int(batch.rows.times.max()))
-        if sum(len(each.rows.times) for each in self._waiting) >= self._kind.group_rows:
+        self._waiting_rows += len(batch.rows.times)
+        if self._waiting_rows >= self._kind.group_rows:
             self.flush()
 
     def spans(self, width: int) -> Spans:
@@ -223,7 +226,7 @@ class _Writer:
         table = pa.Table.from_arrays(columns, schema=self._kind.schema)
         self._writer.write_table(table, row_group_size=len(table))
         self.groups.append(metrics)
-        self._waiting = []
+        self._waiting, self._waiting_rows = [], 0
 
 
 def _concatenated(batches: Sequence[Batch]) -> Rows:
@@ -392,13 +395,14 @@ def read(  # noqa: PLR0917
             yield Found(chosen, times, kind.decode(table, names))
 
 
-def _of_metrics(table: pa.Table, wanted: Set[str]) -> pa.Table:
+def _of_metrics(table: pa.Table, wanted: AbstractSet[str]) -> pa.Table:
     """Return the rows from the first to the last of some metrics; all where metrics do not come one after the other."""
     metrics, metric_codes = _dictionary(table, "metric")
     some = [code for code, key in enumerate(metrics) if key in wanted]
     if len(some) == len(metrics) or (metric_codes[1:] < metric_codes[:-1]).any():
         return table
-    first, last = np.searchsorted(metric_codes, [some[0], some[-1] + 1] if some else [0, 0]).tolist()
+    ends = np.array([some[0], some[-1] + 1] if some else [0, 0], metric_codes.dtype)
+    first, last = np.searchsorted(metric_codes, ends).tolist()
     return table.slice(first, last - first)
 
 
@@ -415,7 +419,8 @@ def _chosen_rows(table: pa.Table, catalog: Catalog, selection: Selection) -> Int
 
 
 def _times(table: pa.Table) -> Ints:
-    return table.column("time").cast(pa.int64()).to_numpy() * _NANOS_PER_MILLI
+    times: Ints = table.column("time").cast(pa.int64()).to_numpy() * _NANOS_PER_MILLI
+    return times
 
 
 # ── merging ────────────────────────────────────────────────────────────────────────────────────────────────────────
