@@ -21,8 +21,7 @@ from openmanager_timeseries.usage import Usage
 
 WARN_RATIO, ACT_RATIO, ENOUGH_RATIO = 0.8, 0.9, 0.85
 _SAMPLE_SECONDS = 300.0
-_SAMPLES = 288  # a day of them
-_HOUR_SECONDS = 3600.0
+_HOUR_SECONDS, _DAY_SECONDS = 3600.0, 86_400.0
 _NOT_AT_ALL = -(2**62)  # nanoseconds that something is kept which goes now, whatever its time
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ class Budget:
     def __init__(self, history: History, disk: Disk) -> None:
         self._history = history
         self._disk = disk
-        self._seen: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
+        self._seen: deque[tuple[float, int]] = deque()  # of the last day
         # The blocks that hold nothing but what is held, under the policy of this number.
         self._held: set[str] = set()
         self._policy = -1
@@ -67,6 +66,8 @@ class Budget:
         now = history.clock.monotonic()
         if not self._seen or now - self._seen[-1][0] >= _SAMPLE_SECONDS:
             self._seen.append((now, used))
+        while len(self._seen) > 1 and now - self._seen[0][0] > _DAY_SECONDS:
+            self._seen.popleft()
         usage = Usage(limit=limit, used=used, full_nanos=self._full(now, used, limit))
         return replace(usage, plan=self._plan(usage))
 

@@ -24,6 +24,7 @@ EXPIRE_SECONDS = 60.0
 SEAL_RETRY_SECONDS = 10.0
 # How long one round may roll up before it is time for the other steps again.
 ROLL_SECONDS = 2.0
+MERGE_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class Keeper:
             self._rolled = stored
 
     async def merge_files(self) -> None:
-        """Merge small files, at most one run of neighbours of each kind."""
+        """Merge small files, of each kind for a while."""
         if self._history.clock.monotonic() < self._history.importing_until:
             return
         widths = {files.tier.name: tier_windows(files.tier.width) for files in self._history.roller.tiers}
@@ -201,10 +202,14 @@ class Keeper:
             await self._merge(store, BLOCK_WINDOWS if tier == RAW else widths[tier])
 
     async def _merge(self, store: SealedStore, windows: Sequence[int]) -> None:
-        inputs = next_merge(store.files, windows, self._history.clock.now_nanos())
-        made = await asyncio.to_thread(store.merge, inputs) if inputs else None
-        if made is not None:
-            store.replace(inputs, made)
+        clock = self._history.clock
+        until = clock.monotonic() + MERGE_SECONDS
+        while inputs := next_merge(store.files, windows, clock.now_nanos()):
+            made = await asyncio.to_thread(store.merge, inputs)
+            if made is not None:
+                store.replace(inputs, made)
+            if clock.monotonic() >= until:
+                return
 
     async def mend(self) -> None:
         """Make damaged blocks anew from what the log still holds, and the tiers where they are damaged."""

@@ -21,7 +21,7 @@ from openmanager_timeseries.tier import RAW
 from openmanager_timeseries.wire import accepted_frames, frame_of, selector_of, time_of
 
 # A stream that pauses for so long gets its answers.
-FLUSH_SECONDS = 0.2
+FLUSH_SECONDS = 1.0
 
 
 class RetentionService:

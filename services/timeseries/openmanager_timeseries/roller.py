@@ -10,7 +10,6 @@ How far this has come is in one small file, so that a crash means at most that s
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -245,7 +244,7 @@ class Roller:
 
     def _load(self) -> None:
         try:
-            stored = json.loads(self._state.read_text(encoding="utf-8"))
+            stored = durable.load(self._state)
             dirty = {name: tuple((int(a), int(b)) for a, b in spans) for name, spans in stored["dirty"].items()}
             position = int(stored["position"])
         except FileNotFoundError:
@@ -262,7 +261,7 @@ class Roller:
     def snapshot(self) -> bytes:
         """Return what `save` writes."""
         dirty = {files.tier.name: self.dirty(at) for at, files in enumerate(self.tiers)}
-        return json.dumps({"position": self.position, "dirty": dirty}).encode()
+        return durable.encode({"position": self.position, "dirty": dirty})
 
     def save(self, stored: bytes) -> None:
         """Make durable how far it has come (blocking)."""

@@ -25,8 +25,8 @@ from openmanager_timeseries.series_index import Layout
 from openmanager_timeseries.shield import shielded
 from openmanager_timeseries.span import Spans
 
-# Buckets that are gathered for one file, at most: some 200 MB.
-FILE_BUCKETS = 3_000_000
+# Buckets that are gathered for one file, at most: some 130 MB.
+FILE_BUCKETS = 2_000_000
 # So long after the last file of an import its small files are left as they are.
 QUIET_SECONDS = 15.0
 # Sets of metrics that are compared with each other, at most.

@@ -39,14 +39,14 @@ def save(path: Path, catalog: Catalog, position: int) -> None:
         }
     ).replace_schema_metadata({_KEY: json.dumps(about).encode()})
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     durable.replace(path, buffer.getvalue().to_pybytes())
 
 
 def load(path: Path, catalog: Catalog) -> int:
     """Fill a catalogue from disk (blocking); return the log position it is of, 0 when there is none to read."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         about = json.loads(table.schema.metadata[_KEY])
         restore(catalog, table)
         catalog.learn(

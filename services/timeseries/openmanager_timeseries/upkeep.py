@@ -12,6 +12,8 @@ _DAY = 24 * _HOUR
 _QUIET = 600 * 10**9
 # Larger files would be read for a small part of them.
 MAX_ROWS = 100_000_000
+# A row group of each is held in memory.
+MAX_FILES = 32
 # By kind of file, the windows whose files become one.
 BLOCK_WINDOWS = (_HOUR, _DAY)
 
@@ -24,9 +26,10 @@ def tier_windows(width: int) -> Sequence[int]:
 def next_merge(files: Sequence[Sealed], windows: Sequence[int], now: int) -> Sequence[Sealed]:
     """Return neighbours that are to become one file, oldest first; empty when there are none.
 
-    These are two or more, next to each other by number, whose rows lie in one window that is over.
+    These are two or more, next to each other by number, whose rows lie in one window that is over; the widest window
+    first, so that what is old already is not written anew for each.
     """
-    for width in windows:
+    for width in sorted(windows, reverse=True):
         run: list[Sealed] = []
         for file in (*files, None):
             if file is not None and run and _joins(run, file, width):
@@ -40,7 +43,7 @@ def next_merge(files: Sequence[Sealed], windows: Sequence[int], now: int) -> Seq
 
 def _joins(run: Sequence[Sealed], file: Sealed, width: int) -> bool:
     rows = sum(each.about.row_count for each in run) + file.about.row_count
-    return _window(file, width) == _window(run[0], width) and rows <= MAX_ROWS
+    return _window(file, width) == _window(run[0], width) and rows <= MAX_ROWS and len(run) < MAX_FILES
 
 
 def _window(file: Sealed, width: int) -> int | None:
