@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines.stores import Store
 from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.engine_link import EngineLink
@@ -21,6 +20,7 @@ from openmanager_timeseries.history import History, open_history
 from openmanager_timeseries.query import Answer, RangeQuery
 from timeseries.shard import config
 
+from engines.stores import Store
 from openmanager.frame import Frame, encode
 from openmanager.runtime.clock import SystemClock
 
