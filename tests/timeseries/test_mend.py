@@ -6,13 +6,16 @@ import asyncio
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from openmanager_timeseries import durable
 from openmanager_timeseries.deletion import delete_series
 from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import Keeper
+from openmanager_timeseries.query import RangeQuery, Stop
 from timeseries.shard import (
     DAY,
     END,
@@ -21,6 +24,7 @@ from timeseries.shard import (
     SECOND,
     NoDisk,
     ask,
+    asked,
     decimals,
     grid,
     imported,
@@ -152,3 +156,132 @@ async def damage(
 async def test_a_damaged_file_gives_no_wrong_answer(whole, tmp_path: Path, how, pattern: str, logged: bool):  # noqa: FBT001
     for seed in range(7):
         await damage(whole, tmp_path / str(seed), seed, how, pattern, logged=logged)
+
+
+async def blocks_of(history: History, count: int = 3) -> list[Path]:
+    for at in range(count):
+        await write(history, ticks(START + at * HOUR, 60), load=decimals(60, at))
+        await write(history, ticks(START + at * HOUR + 30 * MINUTE, 60), load=decimals(60, at))
+        await rolled(history)
+    return [file.path for file in history.blocks.files]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4:300] = bytes(296)
+    path.write_bytes(content)
+
+
+async def count(history: History) -> tuple[int, str]:
+    answer = await ask(history, START, END, 0)
+    return len(answer.raw.values), answer.partial_reason
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("record", [0, 1])
+async def test_a_block_is_not_made_anew_of_a_log_that_has_lost_a_frame_of_it(tmp_path: Path, at: int, record: int):
+    async with opened(tmp_path) as history:
+        paths = await blocks_of(history)
+    cut(paths[at])
+    (segment,) = files_of(tmp_path, "log/*.log")
+    content = bytearray(segment.read_bytes())
+    names = [place for place in range(len(content)) if content.startswith(b"load", place)]
+    assert len(names) >= 6
+    content[names[len(names) // 6 * (2 * at + record)]] ^= 0xFF
+    segment.write_bytes(content)
+    async with opened(tmp_path) as history:
+        await Keeper(history, NoDisk()).mend()
+        found, reason = await count(history)
+        assert (found, bool(reason)) == (240, True)
+        assert history.blocks.quarantined
+
+
+async def test_a_block_is_found_again_though_the_catalogue_was_lost_with_it(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        paths = await blocks_of(history, 1)
+    cut(paths[0])
+    (tmp_path / "catalog.parquet").unlink()
+    for path in files_of(tmp_path, "tiers/*/*.parquet"):
+        path.unlink()
+    async with opened(tmp_path) as history:
+        await Keeper(history, NoDisk()).mend()
+        assert await count(history) == (120, "")
+
+
+async def test_what_could_not_be_mended_for_want_of_room_is_mended_later(tmp_path: Path, monkeypatch):
+    async with opened(tmp_path) as history:
+        paths = await blocks_of(history)
+    for path in paths[:2]:
+        cut(path)
+    async with opened(tmp_path) as history:
+        keeper = Keeper(history, NoDisk())
+
+        def full(*_, **__):
+            raise OSError(28, "no space")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(durable, "sync", full)
+            with pytest.raises(OSError, match="no space"):
+                await keeper.mend()
+        await keeper.mend()
+        assert await count(history) == (360, "")
+        assert history.blocks.quarantined == []
+
+
+async def test_a_query_that_meets_damage_that_is_mended_meanwhile_says_so(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        paths = await blocks_of(history)
+        history.head.drop(-1)
+        planned = history._planner.plan(question())
+        spoil(paths[1])
+        assert await count(history) == (240, "a block is damaged and was set aside")
+        await Keeper(history, NoDisk()).mend()
+        assert await count(history) == (360, "")
+        answer = history._planner.compute(planned, Stop(history.clock, 10))
+        assert (len(answer.raw.values), bool(answer.partial_reason)) == (240, True)
+
+
+def question() -> RangeQuery:
+    return replace(asked(0, 0), start=START, end=END)
+
+
+@pytest.mark.parametrize("store", ["buckets", "sketches"])
+async def test_a_tier_s_file_that_is_made_again_is_damaged_no_more(tmp_path: Path, store: str):
+    async with opened(tmp_path, sketch_metrics="load") as history:
+        await blocks_of(history)
+        await Keeper(history, NoDisk()).roll_up()
+        files = getattr(history.roller.tiers[1], store)
+        for file in files.files:
+            spoil(file.path)
+        if store == "sketches":
+            history.retention.defaults["raw"] = 60 * SECOND
+        aggregation = "P50" if store == "sketches" else "SUM"
+        damaged = await ask(history, START, END, HOUR, aggregation)
+        assert "a file of a tier is damaged" in damaged.partial_reason
+        history.retention.defaults["raw"] = 14 * DAY
+        keeper = Keeper(history, NoDisk())
+        await keeper.mend()
+        await rolled(history)
+        await keeper.mend()
+        assert files.quarantined == []
+        found = await ask(history, START, START + 3 * HOUR, HOUR, "COUNT")
+        assert (found.values.tolist(), found.partial_reason, found.parts[0].tier) == ([[120.0] * 3], "", "1h")
+
+
+async def test_buckets_that_nothing_can_make_again_are_missed_for_as_long_as_they_are_away(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        await imported(history, "1h", grid(ticks(END - 30 * DAY, 24, HOUR), 360, 2.5))
+        spoil(history.roller.tiers[1].buckets.files[0].path)
+        for _ in range(2):
+            found = await ask(history, END - 30 * DAY, END - 29 * DAY, HOUR, "SUM")
+            assert "a file of a tier is damaged" in found.partial_reason
+            await Keeper(history, NoDisk()).mend()
+            await rolled(history)
+    async with opened(tmp_path) as history:
+        await Keeper(history, NoDisk()).mend()
+        found = await ask(history, END - 30 * DAY, END - 29 * DAY, HOUR, "SUM")
+        assert "a file of a tier is damaged" in found.partial_reason

@@ -88,6 +88,8 @@ class History:
         self.usage = Usage()
         # Whoever changes files holds it: merging, rolling up, expiring and deleting would undo each other.
         self.changing = asyncio.Lock()
+        # Whether a start would find the series without looking through the files.
+        self.catalog_saved = (config.data_dir / CATALOG).exists()
         # Until then, by the monotonic clock, files keep coming in bulk, and merging them would be done again and again.
         self.importing_until = 0.0
         # Set by whoever runs an engine beside the blocks.
@@ -248,6 +250,7 @@ class History:
     async def save_catalog(self, position: int) -> None:
         """Make the catalogue durable as of a log position."""
         await asyncio.to_thread(snapshot.save, self.config.data_dir / CATALOG, self.catalog, position)
+        self.catalog_saved = True
 
     async def close(self) -> None:
         """Make positions durable and stop the threads."""
@@ -339,7 +342,7 @@ def _open_files(folder: Path, blocks: SealedStore, tiers: Sequence[TierFiles], c
     for file in blocks.files:
         if file.about.last > position:
             snapshot.restore_from(catalog, file, block.FORMAT, "value")
-    if not position:  # the stored catalogue is gone: what has no raw samples stands in the tiers alone
+    if position < 0:  # there is no stored catalogue: what has no raw samples stands in the tiers alone
         for files in tiers:
             for file in files.buckets.files:
                 snapshot.restore_from(catalog, file, ROLLUPS, "last")

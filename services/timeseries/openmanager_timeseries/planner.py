@@ -332,7 +332,7 @@ class Planner:
         reason = plan.partial_reason
         if any(plan.coverage.parts[1:]) and not seen.all():
             reason = "of some metrics no sketches are kept, and without raw samples they have no percentiles"
-            if not seen.any() and not plan.raw and len(seen):
+            if not seen.any() and not plan.raw and len(seen) and not self._damaged(plan):
                 raise FailedPreconditionError(reason, reason=Reason.TIER_CANNOT)
         return Answer(
             names=names,

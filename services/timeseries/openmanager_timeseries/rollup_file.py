@@ -55,7 +55,8 @@ class RollupFormat:
         },
     }
     names: tuple[str, ...] = COLUMNS
-    group_rows = 64 << 10
+    # A year of one metric is in a dozen files, and of each a whole row group is read.
+    group_rows = 16 << 10
 
     def encode(self, values: Values, starts: Ints) -> list[pa.Array]:
         """Return count, exponent, the integers and the doubles."""

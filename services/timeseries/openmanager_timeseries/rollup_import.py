@@ -24,6 +24,7 @@ from openmanager_timeseries.sealed import About, Batch, ByMetric, Rows, Sealed
 from openmanager_timeseries.series_index import Layout
 from openmanager_timeseries.shield import shielded
 from openmanager_timeseries.span import Spans
+from openmanager_timeseries.upkeep import tier_windows
 
 # Buckets that are gathered for one file, at most: some 130 MB.
 FILE_BUCKETS = 2_000_000
@@ -80,9 +81,13 @@ class _Waiting:
     servers: dict[tuple[str, ...], set[str]] = field(default_factory=dict)
     asked: list[int] = field(default_factory=list)
     size: int = 0
+    window: int | None = None
 
     def takes(self, grid: Grid) -> bool:
-        """Say whether a request can wait with the others."""
+        """Say whether a request can wait with the others: files end where those that they are merged to do."""
+        window = tier_windows(self.files.tier.width)[-1]
+        if len(grid.times) and self.window not in {None, int(grid.times[-1]) // window}:
+            return False
         group = self.groups.get((grid.servers, grid.metrics))
         if group is not None:
             return not len(grid.times) or int(grid.times[0]) > group.last
@@ -98,6 +103,8 @@ class _Waiting:
         """Let a request wait that `takes` was true for."""
         group = self.groups.setdefault((grid.servers, grid.metrics), _Group(layout))
         group.add(len(self.asked), grid, there)
+        if len(grid.times):
+            self.window = int(grid.times[-1]) // tier_windows(self.files.tier.width)[-1]
         self.servers.setdefault(grid.metrics, set()).update(grid.servers)
         self.asked.append(int(np.count_nonzero(grid.columns["count"])))
         self.size += grid.columns["count"].size
@@ -195,7 +202,7 @@ class RollupImport:
             alive = history.catalog.alive
             for group in waiting.groups.values():
                 _observe(history, group)
-            if history.catalog.alive != alive:
+            if history.catalog.alive != alive or not history.catalog_saved:
                 await history.save_catalog(history.blocks.last)
         return taken
 

@@ -44,7 +44,7 @@ def save(path: Path, catalog: Catalog, position: int) -> None:
 
 
 def load(path: Path, catalog: Catalog) -> int:
-    """Fill a catalogue from disk (blocking); return the log position it is of, 0 when there is none to read."""
+    """Fill a catalogue from disk (blocking); return the log position it is of, −1 when there is none to read."""
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         about = json.loads(table.schema.metadata[_KEY])
@@ -54,10 +54,10 @@ def load(path: Path, catalog: Catalog) -> int:
         )
         return int(about["position"])
     except FileNotFoundError:
-        return 0
+        return -1
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as err:
-        log.warning("the stored catalogue cannot be read and is rebuilt from the blocks: %s", type(err).__name__)
-        return 0
+        log.warning("the stored catalogue cannot be read and is rebuilt from the files: %s", type(err).__name__)
+        return -1
 
 
 def restore(catalog: Catalog, table: pa.Table) -> None:
