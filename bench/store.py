@@ -40,7 +40,7 @@ def victoria_binary() -> str | None:
 
 
 def influx_binary() -> str | None:
-    named = os.environ.get("OPENMANAGER_TEST_INFLUXD")
+    named = os.environ.get("TEST_INFLUXD")
     return shutil.which(named) if named else shutil.which(INFLUX)
 
 

@@ -463,7 +463,7 @@ class ByMetric:
                     self._places.setdefault(key, []).append((at, index))
         self._readers = [Reader(sealed, kind) for sealed in inputs]
         # For each input the row group that was read last, and where in it the rows of each metric are.
-        self._held: dict[int, tuple[int, Sequence[str], Rows, Sequence[int]]] = {}
+        self._held: dict[int, tuple[int, Mapping[str, int], Rows, Sequence[int]]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -480,12 +480,12 @@ class ByMetric:
         """Return the rows of one metric, sorted by server and time; of keys in ascending order each group is read once."""
         parts = []
         for at, index in self._places.get(key, ()):
-            metrics, rows, begins = self._group(at, index)
-            code = metrics.index(key)
+            codes_of, rows, begins = self._group(at, index)
+            code = codes_of[key]
             parts.append(rows.take(slice(begins[code], begins[code + 1])))
         return _newest(parts) if parts else _no_rows(self._kind.names)
 
-    def _group(self, at: int, index: int) -> tuple[Sequence[str], Rows, Sequence[int]]:
+    def _group(self, at: int, index: int) -> tuple[Mapping[str, int], Rows, Sequence[int]]:
         held = self._held.get(at)
         if held is None or held[0] != index:
             metrics, servers, rows = self._readers[at].group(index, self._kind.names)
@@ -496,7 +496,7 @@ class ByMetric:
             order = np.asarray([self._rank[name] for name in servers], np.int64)
             begins = np.searchsorted(rows.metrics, np.arange(len(metrics) + 1)).tolist()
             rows = rows._replace(servers=order[rows.servers] if len(order) else rows.servers)
-            held = self._held[at] = index, metrics, rows, begins
+            held = self._held[at] = index, {key: code for code, key in enumerate(metrics)}, rows, begins
         return held[1:]
 
 

@@ -15,7 +15,7 @@ from openmanager_timeseries.engines.port import Engine
 from engines.stores import Influx, Store, Victoria, influx_server, set_up, victoria_server
 
 NO_VICTORIA = "victoria-metrics is missing: it is a Debian package"
-NO_INFLUX = "influxd 2.x is missing: on PATH, as OPENMANAGER_TEST_INFLUXD, or served at INFLUXDB_URL"
+NO_INFLUX = "influxd 2.x is missing: on PATH, as TEST_INFLUXD, or served at INFLUXDB_URL"
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ class Influx:
 
 def influx_server(data: Path) -> Server | None:
     """Return a server that is not yet started; None when there is none on this machine."""
-    binary = os.environ.get("OPENMANAGER_TEST_INFLUXD") or shutil.which("influxd")
+    binary = os.environ.get("TEST_INFLUXD") or shutil.which("influxd")
     if binary is None or shutil.which(binary) is None:
         return None
     port = free_port()
