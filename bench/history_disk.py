@@ -106,7 +106,7 @@ def year() -> Iterator[Row]:
         asked = Asked(start=start, end=start + hours * HOUR, step=HOUR, aggregation="MEAN")
 
         async def in_process() -> float:
-            async with opened(Path(folder)) as history:
+            async with opened(Path(folder), kept=False) as history:
                 for metric in keys[:3]:
                     answer = await ask(history, asked.of(metric))
                     assert answer.shape == (SERVERS, hours)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from openmanager_timeseries import keeper
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.history import History, open_history
@@ -27,11 +28,18 @@ _IN_FLIGHT = 32
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: Path, **changes: object) -> AsyncIterator[History]:
-    """Open the history of a folder in this process."""
+async def opened(folder: Path, *, kept: bool = True, **changes: object) -> AsyncIterator[History]:
+    """Open the history of a folder in this process; with `kept` false nothing but what is asked goes on in it."""
     config = replace(TimeseriesConfig(data_dir=folder), **changes)  # type: ignore[arg-type]
-    async with open_history(config, PosixDisk(folder / "log"), SystemClock()) as history:
-        yield history
+    seconds = keeper.KEEP_SECONDS
+    keeper.KEEP_SECONDS = seconds if kept else 1e6
+    try:
+        async with open_history(config, PosixDisk(folder / "log"), SystemClock()) as history:
+            await asyncio.sleep(0)  # the keeper has read how long it sleeps
+            keeper.KEEP_SECONDS = seconds
+            yield history
+    finally:
+        keeper.KEEP_SECONDS = seconds
 
 
 class Series:

@@ -109,7 +109,7 @@ def _own(  # the stack closes what is opened
     asked = Asked(start=start, end=start + HOUR, step=MINUTE, aggregation="MEAN")
 
     def opened_here(where: Path, **changes: object):  # type: ignore[no-untyped-def]
-        context = opened(where, **changes)
+        context = opened(where, kept=False, **changes)
         history = loop.run(context.__aenter__())
         stack.callback(lambda: loop.run(context.__aexit__(None, None, None)))
         return history

@@ -159,7 +159,11 @@ class Client:
 
     async def stream(self, path: str, request: bytes) -> list[bytes]:
         """Return the replies of a call that streams them."""
-        return [reply async for reply in self._channel.unary_stream(path)(request, timeout=60)]
+        call = self._channel.unary_stream(path)(request, timeout=60)
+        replies = []
+        while (reply := await call.read()) is not grpc.aio.EOF:
+            replies.append(reply)
+        return replies
 
     async def write(
         self, requests: Sequence[bytes], in_flight: int, path: str = f"{SERVICE}WriteFrames"
@@ -191,10 +195,21 @@ class Client:
                 raise TimeoutError("history is not sealed and rolled up")
             await asyncio.sleep(0.1)
 
+    async def rolled_up(self, seconds: float = 120.0) -> None:
+        """Return when the tiers are made of everything that is in blocks."""
+        end = time.monotonic() + seconds
+        while not await self._is_rolled_up():
+            if time.monotonic() > end:
+                raise TimeoutError("history is not rolled up")
+            await asyncio.sleep(0.1)
+
     async def _is_filed(self) -> bool:
         ledger = await self.ledger()
         positions = {each.name: each.position for each in ledger.consumers}
         if min(positions.get(name, 0) for name in ("blocks", "rollups")) < ledger.head_position:
             return False
+        return await self._is_rolled_up()
+
+    async def _is_rolled_up(self) -> bool:
         tiers = pb.ListTiersResponse.FromString(await self.unary(LIST_TIERS, b"")).tiers
         return not any(tier.waiting_bucket_count for tier in tiers)
