@@ -29,6 +29,7 @@ from openmanager.frame import split as split_frame
 METRICS = 511
 SINK_WRITE = "/bench.Sink/Write"
 BATCH_BYTES = 1 << 20
+LARGE_FLEET = 20_000
 # Ticks of the standard fleet that every engine gets in a round, and rounds.
 TICKS, ROUNDS = 200, 3
 DAY = 86_400 * 10**9
@@ -59,7 +60,7 @@ class Fleet:
 def acknowledged() -> Iterator[Row]:
     """Stream frames into the real process against appending and syncing the same bytes, bare and behind bare gRPC.
 
-    A burst finds room in the head; a load that goes on is sealed by one thread, which is then what limits it.
+    A burst finds room in the head; of a load that goes on, sealing and rolling up are what limits it.
     """
     for servers, count, in_flight in ((20, 640, 16), (1000, 32, 4)):
         fleet = Fleet(servers, ticks=8)
@@ -69,8 +70,8 @@ def acknowledged() -> Iterator[Row]:
             _sink(Path(folder) / "sink") as sink,
         ):
             yield from _burst(server, sink, fleet, count, in_flight, Path(folder) / "bare")
-    with tempfile.TemporaryDirectory() as folder, timeseries(Path(folder) / "own") as server:
-        yield _sustained(server, fleet, 96, in_flight, Path(folder) / "bare")
+    with tempfile.TemporaryDirectory() as folder, timeseries(Path(folder), seal_interval="1s") as server:
+        yield _sustained(server, fleet, 32, in_flight)
 
 
 def _burst(server: Server, sink: str, fleet: Fleet, count: int, in_flight: int, bare: Path) -> Iterator[Row]:
@@ -87,10 +88,23 @@ def _burst(server: Server, sink: str, fleet: Fleet, count: int, in_flight: int, 
         yield taken.row(f"{shape}, samples/s against {what}", peer)
 
 
-def _sustained(server: Server, fleet: Fleet, count: int, in_flight: int, bare: Path) -> Row:
-    taken = _Taken(server, fleet, count, in_flight)
-    name = f"the same for {taken.samples / 1e6:.0f} M samples, sealed meanwhile, samples/s against append + fdatasync"
-    return taken.row(name, lambda: _bare(bare, fleet.requests(count), in_flight), 3)
+def _sustained(server: Server, fleet: Fleet, count: int, in_flight: int) -> Row:
+    """Return how fast samples can come for ever: until the last of them is in blocks and tiers."""
+
+    async def send(requests: Sequence[bytes]) -> float:
+        async with Client(server.target) as client:
+            start = time.perf_counter()
+            await client.write(requests, in_flight)
+            await client.filed()
+            return time.perf_counter() - start
+
+    samples = count * len(fleet.servers) * METRICS
+    used = server.cpu()
+    found = [asyncio.run(send(fleet.requests(count))) for _ in range(3)]
+    rate, needed = samples / statistics.median(found), LARGE_FLEET * METRICS / (INTERVAL / 1e9)
+    note = f"{3 * samples / (server.cpu() - used) * 1e-6:.1f} M samples per CPU-second of the server"
+    name = f"gRPC → blocks and tiers, {samples / 1e6:.0f} M samples at once, samples/s against those of {LARGE_FLEET:,} servers"
+    return at_least(name, (rate, needed, rate / needed), 1, "M/s", 1e-6, note)
 
 
 class _Taken:
