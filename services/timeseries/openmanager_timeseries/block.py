@@ -98,10 +98,10 @@ class BlockFormat:
         exact = np.repeat(exact_series, counts)
         small = exact & (np.abs(scaled) <= _MAX_SCALED)
         return [
-            _where(small, scaled.astype(np.int32), pa.int32()),
-            _where(exact & ~small, scaled, pa.int64()),
-            _where(exact, np.repeat(exponents.astype(np.int8), counts), pa.int8()),
-            _where(~exact, doubles, pa.float64()),
+            present_where(small, scaled.astype(np.int32), pa.int32()),
+            present_where(exact & ~small, scaled, pa.int64()),
+            present_where(exact, np.repeat(exponents.astype(np.int8), counts), pa.int8()),
+            present_where(~exact, doubles, pa.float64()),
         ]
 
     def stored(self, names: Sequence[str]) -> list[str]:  # noqa: ARG002
@@ -126,7 +126,8 @@ class BlockFormat:
 FORMAT = BlockFormat()
 
 
-def _where(present: Bools, values: Any, kind: pa.DataType) -> pa.Array:
+def present_where(present: Bools, values: Any, kind: pa.DataType) -> pa.Array:
+    """Return an array of values, null where none is present."""
     if present.all():
         return pa.array(values, kind)
     return pa.array(values, kind, mask=~present) if present.any() else pa.nulls(len(present), kind)

@@ -15,7 +15,6 @@ from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.history import History
 from openmanager_timeseries.retention import Verdicts
 from openmanager_timeseries.sealed import Sealed
-from openmanager_timeseries.sealed_store import SealedStore
 from openmanager_timeseries.tier import RAW
 from openmanager_timeseries.usage import Usage
 
@@ -61,7 +60,7 @@ class Budget:
     async def _look(self) -> Usage:
         history = self._history
         free, total = await asyncio.to_thread(self._disk.free_bytes)
-        stores = [store.size_bytes for store in self._stores()]
+        stores = [store.size_bytes for _, store in history.stores()]
         limit, used = (history.config.disk_budget, sum(stores)) if history.config.disk_budget else (total, total - free)
         now = history.clock.monotonic()
         if not self._seen or now - self._seen[-1][0] >= _SAMPLE_SECONDS:
@@ -70,10 +69,6 @@ class Budget:
             self._seen.popleft()
         usage = Usage(limit=limit, used=used, full_nanos=self._full(now, used, limit))
         return replace(usage, plan=self._plan(usage))
-
-    def _stores(self) -> list[SealedStore]:
-        tiers = self._history.roller.tiers
-        return [self._history.blocks, *(store for files in tiers for store in (files.buckets, files.sketches))]
 
     def _full(self, now: float, used: int, limit: int) -> int:
         since, then = self._seen[0]

@@ -60,15 +60,6 @@ class _Scope:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A store of files, the name of its tier, and the width of its buckets, 1 for samples."""
-
-    store: SealedStore
-    tier: str
-    width: int
-
-
 @dataclass(slots=True, kw_only=True)
 class Deletion:
     """What was deleted, or would be."""
@@ -106,10 +97,9 @@ async def _count_and_delete(history: History, scope: _Scope, done: Deletion, *, 
     if history.engine is not None and not dry:
         await history.engine.delete(scope.match, scope.start, scope.end)
     await history.seal()  # what is counted and what is deleted then stands in files
-    for place in _places(history):
-        found = await asyncio.to_thread(_count, place, scope)
-        done.samples += found if place.tier == RAW else 0
-        done.buckets += found if place.tier != RAW else 0
+    done.samples = await asyncio.to_thread(_count, history.blocks, scope)
+    for files in history.roller.tiers:
+        done.buckets += await asyncio.to_thread(_count, files.buckets, scope)
     if dry:
         return done
     erasure = Erasure(
@@ -156,34 +146,26 @@ def _reach(history: History, scope: _Scope) -> tuple[int, int]:
 # ── files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _places(history: History, *, sketches: bool = False) -> list[_Place]:
-    """Return the stores of rows that are counted, and those of sketches too where these are asked for."""
-    tiers = [(files, files.tier) for files in history.roller.tiers]
-    found = [_Place(history.blocks, RAW, 1), *(_Place(files.buckets, tier.name, tier.width) for files, tier in tiers)]
-    return [*found, *(_Place(files.sketches, tier.name, tier.width) for files, tier in tiers if sketches)]
-
-
-def _reading(store: SealedStore, scope: _Scope, width: int, work: Callable[[], T]) -> T:
+def _reading(store: SealedStore, scope: _Scope, work: Callable[[], T]) -> T:
     """Return what work that reads files returns (blocking); it begins again without the damaged ones."""
     while True:
         try:
             return work()
         except (pa.ArrowException, OSError):
-            if not store.drop_unsound(scope.start - width + 1, scope.end):
+            if not store.drop_unsound(scope.start - store.width + 1, scope.end):
                 raise  # the disk is full, say
 
 
-def _count(place: _Place, scope: _Scope) -> int:
+def _count(store: SealedStore, scope: _Scope) -> int:
     """Count the samples or buckets that go, each once however many files it stands in (blocking)."""
-    store, width = place.store, place.width
 
     def count() -> int:
-        files = [file for file in store.files if scope.meets(file, width)]
+        files = [file for file in store.files if scope.meets(file, store.width)]
         rank = defaultdict(int, {name: at for at, name in enumerate(sorted(scope.match.servers))})
-        with ByMetric(store.kind, files, rank, scope.taken(width)) as found:
+        with ByMetric(store.kind, files, rank, scope.taken(store.width)) as found:
             return sum(len(found.rows(key).times) for key in sorted(scope.match.metrics))
 
-    return _reading(store, scope, width, count)
+    return _reading(store, scope, count)
 
 
 async def carry_out(history: History, erasure: Erasure) -> int:
@@ -193,13 +175,13 @@ async def carry_out(history: History, erasure: Erasure) -> int:
     """
     scope = _Scope(Match(erasure.servers, erasure.metrics), erasure.start, erasure.end)
     freed = 0
-    for place in _places(history, sketches=True):
-        for file in place.store.files:
-            made = await asyncio.to_thread(_without, place, file, scope)
+    for tier, store in history.stores():
+        for file in store.files:
+            made = await asyncio.to_thread(_without, store, file, scope)
             if made is None:
                 continue
-            place.store.replace([file], made)
-            history.retention.count(place.tier, file, made)
+            store.replace([file], made)
+            history.retention.count(tier, file, made)
             freed += file.size_bytes - made.size_bytes
     history.head.drop(-1)
     _mark_edges(history, scope)
@@ -210,10 +192,10 @@ async def carry_out(history: History, erasure: Erasure) -> int:
     return freed
 
 
-def _without(place: _Place, file: Sealed, scope: _Scope) -> Sealed | None:
+def _without(store: SealedStore, file: Sealed, scope: _Scope) -> Sealed | None:
     """Write a file anew without what goes (blocking); None when nothing of it does, or it is damaged."""
-    store, taken = place.store, scope.taken(place.width)
-    if not scope.meets(file, place.width):
+    taken = scope.taken(store.width)
+    if not scope.meets(file, store.width):
         return None
 
     def rewritten() -> Sealed | None:
@@ -222,7 +204,7 @@ def _without(place: _Place, file: Sealed, scope: _Scope) -> Sealed | None:
         # Also when no row is left: the empty file stands for the old one should a crash bring that back.
         return store.merge([file], lambda metrics, servers, rows: ~taken(metrics, servers, rows))
 
-    return _reading(store, scope, place.width, rewritten)
+    return _reading(store, scope, rewritten)
 
 
 def _has_some(store: SealedStore, file: Sealed, scope: _Scope, taken: sealed.Keep) -> bool:
@@ -236,12 +218,12 @@ def _has_some(store: SealedStore, file: Sealed, scope: _Scope, taken: sealed.Kee
 
 def _mark_edges(history: History, scope: _Scope) -> None:
     """Have the buckets computed again of which only a part went, where there is anything to compute them from."""
-    held = [part for file in history.blocks.files for part in file.spans]
+    held = history.blocks.spans
     for at, files in enumerate(history.roller.tiers):
         width = files.tier.width
         edges = span.outward(tuple((time, time + 1) for time in (scope.start, scope.end) if time % width), width)
-        history.roller.mark_one(at, span.intersection(edges, span.union(held)))
-        held += [part for file in files.buckets.files for part in file.spans]
+        history.roller.mark_one(at, span.intersection(edges, held))
+        held = span.union((*held, *files.buckets.spans))
 
 
 # ── the catalogue ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,20 +14,20 @@ import json
 import logging
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from openmanager.api.frame.v1 import frame_pb2
+from openmanager import grid
 from openmanager.errors import OpenManagerError, store_unavailable
-from openmanager.frame import Frame, ServerInfo, decode_trusted
+from openmanager.frame import Frame, ServerInfo
 from openmanager.runtime.clock import Clock
-from openmanager_timeseries import durable
+from openmanager_timeseries import block, durable
 from openmanager_timeseries.engines.port import Engine, EngineState
-from openmanager_timeseries.frames_of import frames_of
 from openmanager_timeseries.history import History
 from openmanager_timeseries.record import Record
+from openmanager_timeseries.sealed import Reader, Sealed
 
 WATCH_SECONDS = 1.0
 CHECK_SECONDS = 4.0
@@ -96,11 +96,7 @@ class EngineLink:
         records = [record for record in records if record.position > self._through]
         if not records:
             return
-        frames = []
-        for record in records:
-            frame = decode_trusted(frame_pb2.Frame.FromString(record.payload))
-            frames.append(self._history.erasures.apply(frame, record.position))
-        await self._write(frames)
+        await self._write([self._history.erasures.frame_of(record) for record in records])
         self._through = records[-1].position
         now = self._clock.monotonic()
         self._unsettled.append((now, records[-1].position, records[-1].accepted))
@@ -211,7 +207,7 @@ class EngineLink:
         files = self._history.blocks.files
         self.progress = Progress(total=len(files))
         for file in files:
-            frames = frames_of(file)
+            frames = _frames_of(file)
             while (frame := await asyncio.to_thread(next, frames, None)) is not None:
                 await self._write([frame])
             self.progress.done += 1
@@ -239,3 +235,20 @@ class EngineLink:
     def _store(self, epoch: str, *, filled: bool) -> None:
         self._epoch, self._filled, self._stored = epoch, filled, filled
         durable.replace(self._state, json.dumps({"epoch": epoch, "filled": filled}).encode())
+
+
+def _frames_of(file: Sealed) -> Iterator[Frame]:
+    """Yield the samples of a block as frames (blocking)."""
+    with Reader(file, block.FORMAT) as reader:
+        for index in range(len(file.groups)):
+            metrics, servers, rows = reader.group(index, block.FORMAT.names)
+            yield from grid.frames(
+                grid.Rows(
+                    servers=servers,
+                    server_codes=rows.servers,
+                    metrics=metrics,
+                    metric_codes=rows.metrics,
+                    times=rows.times,
+                    columns=rows.values,
+                )
+            )

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from openmanager.frame import Frame
+from openmanager.api.frame.v1 import frame_pb2
+from openmanager.frame import Frame, decode_trusted
 from openmanager_timeseries import durable
+from openmanager_timeseries.record import Record
 from openmanager_timeseries.samples import Bools
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,10 @@ class Erasures:
                 if gone.any():
                     frame = replace(frame, values=np.where(gone, np.nan, frame.values))
         return frame
+
+    def frame_of(self, record: Record) -> Frame:
+        """Return the frame of a record of the log without what was deleted of it."""
+        return self.apply(decode_trusted(frame_pb2.Frame.FromString(record.payload)), record.position)
 
     def add(self, erasure: Erasure) -> None:
         """Remember a deletion, durably (blocking)."""

@@ -20,9 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import invalid
-from openmanager.frame import decode_trusted
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import block, snapshot, span
@@ -114,6 +112,11 @@ class History:
         self._admitted: dict[int, Admitted] = {}
         source.on_commit = self._committed
 
+    def stores(self) -> list[tuple[str, SealedStore]]:
+        """Return every folder of files with the name of its tier, the finest first: blocks, and buckets and sketches."""
+        tiers = [(files.tier.name, store) for files in self.roller.tiers for store in (files.buckets, files.sketches)]
+        return [(RAW, self.blocks), *tiers]
+
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def write(self, wire: bytes, *, any_future: bool = False) -> Accepted:
@@ -144,8 +147,7 @@ class History:
             self.head.drop(self.config.head_size)
 
     def _apply(self, record: Record) -> None:
-        frame = decode_trusted(frame_pb2.Frame.FromString(record.payload))
-        frame = self.erasures.apply(frame, record.position)
+        frame = self.erasures.frame_of(record)
         layout = self.catalog.layout(frame.servers, frame.metrics)
         self.catalog.admit(layout, ~np.all(np.isnan(frame.values), axis=0))
         self.catalog.observe(layout, frame)
@@ -241,9 +243,7 @@ class History:
         count = 0
         for at, files in enumerate(self.roller.tiers):
             if tier in {"", files.tier.name}:
-                finer = self.blocks if at == 0 else self.roller.tiers[at - 1].buckets
-                held = span.union(part for file in finer.files for part in file.spans)
-                self.roller.mark_one(at, span.clip(held, start, end))
+                self.roller.mark_one(at, span.clip(self.roller.finer(at)[0].spans, start, end))
                 count += self.roller.waiting(at)
         return count
 
@@ -262,8 +262,7 @@ class History:
         await self.log.close()
 
     def _delete_replaced(self) -> None:
-        tiers = self.roller.tiers
-        for store in (self.blocks, *(store for files in tiers for store in (files.buckets, files.sketches))):
+        for _, store in self.stores():
             store.delete_replaced(0.0)
 
 

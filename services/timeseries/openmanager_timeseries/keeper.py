@@ -84,7 +84,7 @@ class Keeper:
 
     async def delete_replaced(self) -> None:
         """Delete the files that others stand for since a while: no query reads them any more."""
-        for _, store in self._stores():
+        for _, store in self._history.stores():
             await asyncio.to_thread(store.delete_replaced)
 
     async def finish_deletions(self) -> None:
@@ -102,17 +102,10 @@ class Keeper:
             return
         self._expire_after = history.clock.monotonic() + EXPIRE_SECONDS
         before = history.retention.snapshot()
-        for tier, store in self._stores():
+        for tier, store in history.stores():
             await self._expire(tier, store)
         if (stored := history.retention.snapshot()) != before:
             await asyncio.to_thread(history.retention.save, stored)
-
-    def _stores(self) -> list[tuple[str, SealedStore]]:
-        history = self._history
-        tiers = [
-            (files.tier.name, store) for files in history.roller.tiers for store in (files.buckets, files.sketches)
-        ]
-        return [(RAW, history.blocks), *tiers]
 
     async def _expire(self, tier: str, store: SealedStore) -> None:
         history, retention = self._history, self._history.retention
@@ -198,7 +191,7 @@ class Keeper:
         if self._history.clock.monotonic() < self._history.importing_until:
             return
         widths = {files.tier.name: tier_windows(files.tier.width) for files in self._history.roller.tiers}
-        for tier, store in self._stores():
+        for tier, store in self._history.stores():
             await self._merge(store, BLOCK_WINDOWS if tier == RAW else widths[tier])
 
     async def _merge(self, store: SealedStore, windows: Sequence[int]) -> None:

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import OpenManagerError, OutOfRangeError
-from openmanager.frame import decode_trusted
 from openmanager_timeseries import block, sealed, span
 from openmanager_timeseries.head import Generation
 from openmanager_timeseries.history import History
@@ -80,8 +78,7 @@ def _accepted_before(history: History, first: int) -> int:
 
 def _gather(history: History, generation: Generation, records: Sequence[Record]) -> None:
     for record in records:
-        frame = decode_trusted(frame_pb2.Frame.FromString(record.payload))
-        frame = history.erasures.apply(frame, record.position)
+        frame = history.erasures.frame_of(record)
         layout = history.catalog.layout(frame.servers, frame.metrics)
         if history.catalog.admit(layout, ~np.all(np.isnan(frame.values), axis=0)) is None:
             history.catalog.observe(layout, frame)  # the catalogue may have been lost with it
@@ -92,7 +89,8 @@ def _gather(history: History, generation: Generation, records: Sequence[Record])
 def _mend_buckets(history: History, at: int, store: SealedStore) -> None:
     """Have the buckets of damaged files computed again, as far as what is finer is kept."""
     for name, spans in store.take_damaged().items():
-        history.roller.mark(at, span.intersection(spans, _held(history, at)) if spans else _held(history, at))
+        held = history.roller.finer(at)[0].spans
+        history.roller.mark(at, span.intersection(spans, held) if spans else held)
         log.warning("the file %s of a tier was damaged; what can be is computed again", name)
         if spans and _is_whole(history, at, spans):
             store.mending[name] = spans
@@ -102,17 +100,10 @@ def _mend_buckets(history: History, at: int, store: SealedStore) -> None:
             log.warning("the file %s of a tier was damaged and has been made anew", name)
 
 
-def _held(history: History, at: int) -> Spans:
-    """Return the times of what the buckets of a tier are made of."""
-    finer = history.blocks if at == 0 else history.roller.tiers[at - 1].buckets
-    return span.union(part for file in finer.files for part in file.spans)
-
-
 def _is_whole(history: History, at: int, spans: Spans) -> bool:
     """Say whether everything is there that the buckets of some spans were made of."""
-    finer = history.roller.tiers[at - 1] if at else None
-    stores = [history.blocks] if finer is None else [finer.buckets, finer.sketches]
-    verdicts = history.retention.verdicts(finer.tier.name if finer else RAW)
+    stores = history.roller.finer(at)
+    verdicts = history.retention.verdicts(history.roller.tiers[at - 1].tier.name if at else RAW)
     kept = spans[0][0] >= history.clock.now_nanos() - verdicts.shortest
-    near = tuple((low - GAP_NANOS, high + GAP_NANOS) for low, high in _held(history, at))
+    near = tuple((low - GAP_NANOS, high + GAP_NANOS) for low, high in stores[0].spans)
     return kept and not any(store.quarantined for store in stores) and not span.difference(spans, span.union(near))

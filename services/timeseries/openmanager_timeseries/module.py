@@ -110,8 +110,7 @@ def _storages(history: History, link: EngineLink | None, runtime: Runtime) -> li
         return Finding(size_bytes=history.head.nbytes, item_count=history.catalog.alive)
 
     async def look_at_blocks() -> Finding:
-        tiers = [store for files in history.roller.tiers for store in (files.buckets, files.sketches)]
-        stores = [history.blocks, *tiers]
+        stores = [store for _, store in history.stores()]
         damaged = sum(len(store.quarantined) for store in stores)
         return Finding(
             size_bytes=sum(store.size_bytes for store in stores),

@@ -17,7 +17,6 @@ from openmanager_timeseries.retention import Match
 from openmanager_timeseries.roller import TierFiles
 from openmanager_timeseries.samples import Bools, Floats, Ints, Long, Ragged
 from openmanager_timeseries.sealed import Sealed
-from openmanager_timeseries.sealed_store import SealedStore
 from openmanager_timeseries.span import Span, Spans
 
 
@@ -78,11 +77,6 @@ def fill_in(values: Floats, starts: Ints, step: int, pushed: Pushed) -> None:
     """Put the buckets that an engine has computed into their places; no sample of ours lies in their span."""
     found = pushed.buckets
     values[found.rows, (found.times - starts[0]) // step] = found.values
-
-
-def data_of(store: SealedStore) -> Spans:
-    """Return the times of a store's rows."""
-    return span.union(part for file in store.files for part in file.spans)
 
 
 def asked_part(plan: Plan, spans: Spans) -> Spans:

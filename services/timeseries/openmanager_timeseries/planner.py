@@ -24,7 +24,7 @@ from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.cell import Cells
 from openmanager_timeseries.coverage import Offer
 from openmanager_timeseries.head import Head
-from openmanager_timeseries.plan import Borrowed, Plan, asked_part, data_of, fill_in, hulls, within
+from openmanager_timeseries.plan import Borrowed, Plan, asked_part, fill_in, hulls, within
 from openmanager_timeseries.query import GROWTH, Answer, Limits, Part, RangeQuery, SeriesName, Stop
 from openmanager_timeseries.retention import Retention
 from openmanager_timeseries.roller import COUNTER, Roller, TierFiles
@@ -161,7 +161,7 @@ class Planner:
 
     def _missing(self, asked: RangeQuery, selection: Selection, lost: Spans, raw: Spans) -> str:
         """Return why something will be missing from the answer; empty when nothing will."""
-        held = {files.tier.name: data_of(files.buckets) for files in self._roller.tiers}
+        held = {files.tier.name: files.buckets.spans for files in self._roller.tiers}
         coarser = [name for name, spans in held.items() if span.intersection(spans, lost)]
         why = f"only buckets of {' and '.join(coarser)} are kept there, which do not give this exactly"
         if lost and not span.difference(((asked.start, asked.end),), lost) and coarser:
@@ -171,7 +171,7 @@ class Planner:
         if lost:
             return TOO_OLD
         raw = span.clip(raw, asked.start, asked.end)
-        data = span.union((*data_of(self._blocks), *(part for each in self._head.generations for part in each.spans)))
+        data = span.union((*self._blocks.spans, *(part for each in self._head.generations for part in each.spans)))
         near = span.union((low - span.GAP_NANOS, high + span.GAP_NANOS) for low, high in data)
         coarser = [
             files.tier.name

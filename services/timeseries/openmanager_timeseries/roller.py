@@ -115,6 +115,10 @@ class Roller:
         """Have the buckets of a tier that meet some spans computed again, of that tier alone."""
         self._dirty[at] = span.union((*self._dirty[at], *span.outward(spans, self.tiers[at].tier.width)))
 
+    def finer(self, at: int) -> list[SealedStore]:
+        """Return what a tier is made of: the blocks, or the buckets of the finer tier and its sketches."""
+        return [self.tiers[at - 1].buckets, self.tiers[at - 1].sketches] if at else [self._blocks]
+
     def take(self, accepted: int) -> int:
         """Mark what blocks have come; return the running total of samples up to the newest of them."""
         for file in self._blocks.files:
@@ -146,15 +150,8 @@ class Roller:
             start, end = due[0]
             window = width * BUCKETS_AT_ONCE[at == 0]
             end = min(end, start // window * window + window)
-            finer = self.tiers[at - 1] if at else None
-            inputs = finer.buckets.files if finer else self._blocks.files
-            sketches = finer.sketches.files if finer else ()
-            return Work(
-                at=at,
-                span=(start, end),
-                inputs=[file for file in inputs if file.meets(start, end)],
-                sketches=[file for file in sketches if file.meets(start, end)],
-            )
+            inputs, *sketches = [[file for file in store.files if file.meets(start, end)] for store in self.finer(at)]
+            return Work(at=at, span=(start, end), inputs=inputs, sketches=sketches[0] if sketches else ())
         return None
 
     # ── doing it ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,12 +175,11 @@ class Roller:
 
         None when an input is damaged: it is set aside then, and the work is to be begun again.
         """
-        source = self._blocks if work.at == 0 else self.tiers[work.at - 1].buckets
         try:
             return self._build(work)
         except (pa.ArrowException, OSError):
             own = self.tiers[work.at]
-            stores = (source, own.buckets, own.sketches, *([self.tiers[work.at - 1].sketches] if work.at else []))
+            stores = (*self.finer(work.at), own.buckets, own.sketches)
             damaged = [store.drop_unsound(*work.span) for store in stores]
             if not any(damaged):
                 raise  # the disk is full, say

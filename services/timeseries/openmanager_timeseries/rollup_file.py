@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from openmanager.rollup import COLUMNS
-from openmanager_timeseries.block import MAX_EXPONENT, encode_values
+from openmanager_timeseries.block import MAX_EXPONENT, encode_values, present_where
 from openmanager_timeseries.samples import Bools, Floats, Ints
 from openmanager_timeseries.sealed import KEY_FIELDS, Values
 
@@ -74,8 +74,8 @@ class RollupFormat:
             scaled, exact = scaled_by(values[name], power)
             if not exact.all():
                 exact = np.repeat(np.logical_and.reduceat(exact | ~there, starts), counts)
-            integers.append(_where(exact & there, scaled, pa.int64()))
-            doubles.append(_where(~exact & there, values[name], pa.float64()))
+            integers.append(present_where(exact & there, scaled, pa.int64()))
+            doubles.append(present_where(~exact & there, values[name], pa.float64()))
         return [
             pa.array(values["count"].astype(np.int64)),
             pa.array(exponents.astype(np.int8)),
@@ -139,12 +139,6 @@ def _joined(scaled: pa.ChunkedArray, doubles: pa.ChunkedArray, power: Floats) ->
         return found
     valid = scaled.is_valid().to_numpy()
     return np.where(valid, found, np.asarray(doubles.to_numpy(), np.float64))
-
-
-def _where(present: Bools, values: Any, kind: pa.DataType) -> pa.Array:
-    if present.all():
-        return pa.array(values, kind)
-    return pa.array(values, kind, mask=~present) if present.any() else pa.nulls(len(present), kind)
 
 
 class SketchFormat:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from openmanager.runtime.clock import Clock
-from openmanager_timeseries import sealed
+from openmanager_timeseries import sealed, span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.sealed import Format, Found, Keep, Sealed
 from openmanager_timeseries.span import Spans
@@ -92,6 +92,11 @@ class SealedStore:
         """The rows of all files."""
         return sum(each.about.row_count for each in self.files)
 
+    @property
+    def spans(self) -> Spans:
+        """The times of the rows of all files."""
+        return span.union(part for file in self.files for part in file.spans)
+
     def add(self, made: Sealed) -> None:
         """Make a new file readable."""
         self.files = (*self.files, made)
@@ -168,14 +173,6 @@ class SealedStore:
         while self._replaced and self._replaced[0][0] <= until:
             self._replaced[0][1].unlink(missing_ok=True)
             del self._replaced[0]
-
-    def delete_before(self, time: int) -> list[Sealed]:
-        """Delete the files whose rows are all older than `time` (blocking); return them."""
-        old = [each for each in self.files if each.about.max_time < time]
-        self.files = tuple(each for each in self.files if each.about.max_time >= time)
-        for each in old:
-            each.path.unlink(missing_ok=True)
-        return old
 
     def read(  # noqa: PLR0917
         self,

@@ -22,12 +22,11 @@ import numpy as np
 from openmanager.errors import FailedPreconditionError, Reason, store_unavailable
 from openmanager.frame import LATEST_PLAUSIBLE_NANOS, NANOS_PER_MILLI, Frame
 from openmanager.runtime.clock import Clock, SystemClock
-from openmanager_timeseries.aggregate import aggregate, bucket_starts
 from openmanager_timeseries.engines import flux
+from openmanager_timeseries.engines.buckets import reduced
 from openmanager_timeseries.engines.flux import Answer, AnswerError, MixedTypesError, Part
 from openmanager_timeseries.engines.port import Capabilities, Coded, EngineState, InfoOf, Refused, Wanted
 from openmanager_timeseries.line_protocol import LineEncoder, split
-from openmanager_timeseries.samples import Ragged
 
 NAME = "influxdb"
 MARKER = "openmanager_marker"
@@ -180,14 +179,14 @@ class InfluxEngine:
             raise _cannot(f"influxdb does not compute {aggregation} as we do")
         async with asyncio.timeout(self._query_seconds):
             if wanted.end - wanted.start <= SHORT_RANGE:
-                return await asyncio.to_thread(_bucketed, await self._read(wanted), wanted, step, aggregation)
+                return await asyncio.to_thread(reduced, await self._read(wanted), wanted, step, aggregation)
             parts = await self._ask(flux.programs, wanted, flux.window(step, _FUNCTIONS[aggregation]))
             buckets, torn = await asyncio.to_thread(flux.coded, wanted, parts)
             if not torn:
                 return buckets
             # Two series there are one of ours, and samples may be in both: only samples say what they make together.
             samples = await self._read(replace(wanted, servers=torn))
-            return _with(buckets, torn, await asyncio.to_thread(_bucketed, samples, wanted, step, aggregation))
+            return _with(buckets, torn, await asyncio.to_thread(reduced, samples, wanted, step, aggregation))
 
     async def delete(self, wanted: Wanted) -> None:
         """Delete samples; what is deleted is chosen by tags, so every metric with the same attributes must be wanted."""
@@ -427,22 +426,6 @@ def _bounded(wanted: Wanted) -> Wanted | None:
     """Return what is wanted within the times that samples may have; None when that is nothing."""
     start, end = max(0, wanted.start), min(LATEST_PLAUSIBLE_NANOS + 1, wanted.end)
     return replace(wanted, start=start, end=end) if start < end and wanted.servers and wanted.metrics else None
-
-
-def _bucketed(samples: Coded, wanted: Wanted, step: int, aggregation: str) -> Coded:
-    """Return buckets computed by us."""
-    series = samples.server_codes * len(wanted.metrics) + samples.metric_codes
-    order = np.argsort(series, kind="stable")
-    found, counts = np.unique(series, return_counts=True)
-    ragged = Ragged(np.append(0, np.cumsum(counts)), samples.times[order], samples.values[order])
-    starts, rows = bucket_starts(wanted.start, wanted.end, step), np.arange(len(found))
-    with np.errstate(over="ignore"):  # a sum may be infinite, as InfluxDB's is
-        dense = aggregate(
-            ragged, aggregation, starts=starts, step=step, groups=rows, delta=np.zeros(len(rows), np.bool_)
-        )
-    row, bucket = np.nonzero(~np.isnan(dense))
-    servers, metrics = np.divmod(found[row], len(wanted.metrics))
-    return replace(samples, server_codes=servers, metric_codes=metrics, times=starts[bucket], values=dense[row, bucket])
 
 
 def _with(buckets: Coded, torn: Sequence[str], whole: Coded) -> Coded:

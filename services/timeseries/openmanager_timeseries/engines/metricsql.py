@@ -19,10 +19,9 @@ import pyarrow.compute as pc
 
 from openmanager.frame import NANOS_PER_MILLI
 from openmanager.metric import make_key, parse_key
-from openmanager_timeseries.aggregate import aggregate, bucket_starts
 from openmanager_timeseries.engines.port import Coded, Wanted
 from openmanager_timeseries.line_protocol import MEASUREMENT, SERVER_TAG, attributes_of, tags_of
-from openmanager_timeseries.samples import Bools, Floats, Ints, Ragged
+from openmanager_timeseries.samples import Bools, Floats, Ints
 
 METRIC_PREFIX = f"{MEASUREMENT}_"
 NAME_LABEL = "__name__"
@@ -247,30 +246,6 @@ def _quoted(text: str) -> str:
 def seconds(millis: int) -> str:
     """Return milliseconds as seconds which come out as the same milliseconds, be they truncated there or rounded."""
     return f"{millis // 1000}.{millis % 1000:03d}25"
-
-
-def reduced(samples: Coded, wanted: Wanted, step: int, aggregation: str) -> Coded:
-    """Return the aggregates of samples: [start, end) is that of `wanted`."""
-    rows = samples.server_codes * len(samples.metrics) + samples.metric_codes
-    series, begins = np.unique(rows, return_index=True)
-    ragged = Ragged(np.append(begins, len(rows)).astype(np.int64), samples.times, samples.values)
-    starts = bucket_starts(wanted.start, wanted.end, step)
-    table = aggregate(
-        ragged,
-        aggregation,
-        starts=starts,
-        step=step,
-        groups=np.arange(len(series)),
-        delta=np.zeros(len(series), np.bool_),
-    )
-    row, bucket = np.nonzero(~np.isnan(table))
-    return replace(
-        samples,
-        server_codes=samples.server_codes[begins][row],
-        metric_codes=samples.metric_codes[begins][row],
-        times=starts[bucket],
-        values=table[row, bucket],
-    )
 
 
 def without(coded: Coded, servers: Sequence[str]) -> Coded:

@@ -27,11 +27,11 @@ from openmanager.errors import FailedPreconditionError, Reason, store_unavailabl
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, NANOS_PER_MILLI, Frame
 from openmanager.metric import parse_key
 from openmanager.runtime.clock import Clock, SystemClock
+from openmanager_timeseries.engines.buckets import reduced
 from openmanager_timeseries.engines.metricsql import (
     Answers,
     exact_selectors,
     joined,
-    reduced,
     seconds,
     selectors,
     without,
