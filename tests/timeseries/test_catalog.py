@@ -248,6 +248,40 @@ def test_a_sample_under_way_while_its_series_is_forgotten_brings_it_back():
     assert catalog.alive == 1
 
 
+@pytest.mark.parametrize("remembered", [1, 64])
+@given(
+    frames=st.lists(
+        st.tuples(st.sampled_from(["a", "ab", "ba", "bc", "abc"]), st.integers(1, 5), st.sampled_from([1.0, np.nan])),
+        max_size=20,
+    ),
+    forgotten=st.integers(0, 20),
+    asked=st.sets(st.integers(0, 20)),
+)
+def test_complete_frames_leave_the_same_newest_samples_however_late_they_are_taken(
+    remembered: int, frames: list[tuple[str, int, float]], forgotten: int, asked: set[int]
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openmanager_timeseries.catalog._REMEMBERED_FRAMES", remembered)
+        late, early = Catalog(6), Catalog(6)
+        for number, (servers, time, last) in enumerate(frames):
+            values = number + np.arange(2.0 * len(servers)).reshape(-1, 2)
+            values[-1, -1] *= last
+            for catalog in (late, early):
+                sample = frame(time, list(servers), ["cpu", "mem"], values)
+                layout = catalog.layout(sample.servers, sample.metrics)
+                catalog.admit(layout, ~np.isnan(values))
+                catalog.observe(layout, sample, complete=catalog is late and not np.isnan(values).any())
+                if number == forgotten:
+                    gone = ids_of(catalog, [("a", "mem"), (servers[0], "cpu")])
+                    catalog.forget(gone[gone >= 0])
+                if number in asked:
+                    catalog.last(np.arange(catalog.count))
+        assert listed(late) == listed(early)
+        assert (late.alive, late.count) == (early.alive, early.count)
+        for ours, theirs in zip(late.last(np.arange(late.count)), early.last(np.arange(early.count)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_layout_is_the_same_object_until_one_of_its_series_is_forgotten():
     catalog = Catalog(10)
     fill(catalog, [("a", "cpu"), ("b", "cpu")])

@@ -233,7 +233,8 @@ def _lay(values: Floats, rows: Ints, columns: Ints, new: Floats) -> None:
 
 
 def write(folder: Path, generation: Generation, catalog: Catalog, revision: int = 0) -> Sealed:
-    """Seal a closed generation into a block."""
+    """Seal a closed generation into a block (blocking)."""
+    generation.turn()
     servers = _server_names(generation, catalog)
     about = About(
         first=generation.first,

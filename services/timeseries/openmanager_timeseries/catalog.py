@@ -3,16 +3,17 @@
 A series is a pair of a server and a metric. Its id is its row in the arrays; ids are dense and never reused while the
 process lives. A series *lives* while it has a sample; one that was forgotten keeps its id for when it comes back. No
 Python object is kept per series. The event loop writes; threads may read beside it, and see an array as it was or as
-it is, since arrays are replaced when they grow.
+it is, since arrays are replaced when they grow. Only what is newest may be asked for in any thread.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ NEVER = np.iinfo(np.int64).min  # the newest time of a series that has no sample
 _SHIFT = 32
 _REMEMBERED_TEXT = 4096  # characters that one of them may be asked by
 _LABEL_SETS = 4096
+_REMEMBERED_FRAMES = 64  # each of up to 4 MiB
 # Agents that change their metrics at every export must not fill memory; a server that sends its own frames needs a
 # layout all the same, or each of its frames begins a chunk in the head. In cells of 8 bytes, about 56 a layout besides
 # its ids.
@@ -74,6 +76,9 @@ class Catalog:
         self._metric_of: Ids = np.empty(0, np.int32)
         self._last_times: Ints = np.empty(0, np.int64)
         self._last_values: NDArray[np.float64] = np.empty(0, np.float64)
+        # By layout: complete frames whose samples are still to be taken, in the order of arrival.
+        self._newest: dict[int, _Newest] = {}
+        self._settling = threading.Lock()
         self._counted: Bools = np.empty(0, np.bool_)
         self._counted_series = 0
         self._index = KeyIndex()
@@ -143,8 +148,10 @@ class Catalog:
         if not missing.any():
             return None
         # Another layout may have brought them meanwhile.
-        found = self._make_room((layout.servers[:, None] << _SHIFT | layout.metrics[None, :])[missing])
+        with self._settling:
+            found = self._make_room((layout.servers[:, None] << _SHIFT | layout.metrics[None, :])[missing])
         layout.ids[missing] = found
+        layout.is_whole = bool((layout.ids >= 0).all())
         if (found >= 0).all():
             return None
         refused = np.zeros(present.shape, np.bool_)
@@ -182,24 +189,67 @@ class Catalog:
         self._index.add(keys, np.arange(self.count, count, dtype=np.int32))
         self.count = count
 
-    def observe(self, layout: Layout, frame: Frame) -> None:
-        """Take the newest samples of an accepted frame, and what it tells of servers and metrics."""
-        for time, values in zip(frame.times, frame.values, strict=True):
-            newer = ~np.isnan(values) & (layout.ids >= 0)
-            whole = newer.all()
-            ids = layout.ids.ravel() if whole else layout.ids[newer]
-            values_of = values.ravel() if whole else values[newer]
-            if not len(ids):
-                continue
-            before = self._last_times[ids]
-            if int(before.min()) == NEVER:
-                self._wake(ids[before == NEVER])
-            if int(before.max()) > time:
-                late = before <= time
-                ids, values_of = ids[late], values_of[late]
-            self._last_times[ids] = time
-            self._last_values[ids] = values_of
+    def observe(self, layout: Layout, frame: Frame, *, complete: bool = False) -> None:
+        """Take the newest samples of an accepted frame, and what it tells of servers and metrics.
+
+        `complete` says that it has a sample for every server and metric at every time. The frames of a fleet mostly
+        are, and then the newest one is only remembered until somebody asks what was in it.
+        """
+        with self._settling:
+            if not (complete and self._supersede(layout, frame)):
+                self._settle()
+                for time, values in zip(frame.times, frame.values, strict=True):
+                    self._take(layout.ids, int(time), values, complete=complete)
+                if complete and layout.is_whole:
+                    layout.lives = self._forgettings
         self.learn(frame.server_infos, frame.metric_infos)
+
+    def _supersede(self, layout: Layout, frame: Frame) -> bool:
+        """Remember a complete frame instead of the one before it; False where that would lose something."""
+        if layout.lives != self._forgettings:
+            return False
+        newest = self._newest.pop(id(layout), None)
+        if newest is not None and newest.time > frame.times[-1]:
+            self._newest[id(layout)] = newest
+            return False
+        if len(self._newest) >= _REMEMBERED_FRAMES:
+            self._settle()
+        # At the end: of two samples of one time the later one counts, so they are taken in the order of arrival.
+        self._newest[id(layout)] = _Newest(layout, int(frame.times[-1]), frame.values[-1])
+        return True
+
+    def _settle(self) -> None:
+        """Take the samples of the frames that were only remembered."""
+        for each in self._newest.values():
+            self._take(each.layout.ids, each.time, each.values, complete=True)
+        self._newest.clear()
+
+    def _take(self, of: Ints, time: int, values: NDArray[np.float64], *, complete: bool) -> None:
+        """Take the values of one time for the series `of`: both [S, M]."""
+        if complete and (run := _run(of)) is not None:
+            self._take_run(run, time, values.ravel())
+            return
+        newer = ~np.isnan(values) & (of >= 0)
+        ids, values = of[newer], values[newer]
+        if not len(ids):
+            return
+        before = self._last_times[ids]
+        if int(before.min()) == NEVER:
+            self._wake(ids[before == NEVER])
+        if int(before.max()) > time:
+            late = before <= time
+            ids, values = ids[late], values[late]
+        self._last_times[ids] = time
+        self._last_values[ids] = values
+
+    def _take_run(self, run: slice, time: int, values: NDArray[np.float64]) -> None:
+        """Do as `_take` does for series whose ids follow each other, as those of a frame mostly do."""
+        before = self._last_times[run]
+        if int(before.min()) == NEVER:
+            self._wake(np.arange(run.start, run.stop)[before == NEVER])
+        late = before <= time
+        np.copyto(self._last_values[run], values, where=late)
+        np.copyto(before, time, where=late)
 
     def _wake(self, ids: Ints) -> None:
         """Take series that get their first sample, or one after they were forgotten."""
@@ -216,25 +266,29 @@ class Catalog:
 
     def restore(self, servers: Sequence[str], metrics: Sequence[str], times: Ints, values: NDArray[np.float64]) -> None:
         """Take series from a stored catalogue, each once: parallel columns of names, newest times and values."""
-        ids = self._make_room(self._servers.intern(servers) << _SHIFT | self._metrics.intern(metrics))
-        known = (ids >= 0) & (times != NEVER)
-        ids, times, values = ids[known], times[known], values[known]
-        before = self._last_times[ids]
-        self._wake(ids[before == NEVER])
-        newer = times >= before
-        self._last_times[ids[newer]] = times[newer]
-        self._last_values[ids[newer]] = values[newer]
+        with self._settling:
+            self._settle()
+            ids = self._make_room(self._servers.intern(servers) << _SHIFT | self._metrics.intern(metrics))
+            known = (ids >= 0) & (times != NEVER)
+            ids, times, values = ids[known], times[known], values[known]
+            before = self._last_times[ids]
+            self._wake(ids[before == NEVER])
+            newer = times >= before
+            self._last_times[ids[newer]] = times[newer]
+            self._last_values[ids[newer]] = values[newer]
 
     def forget(self, ids: Ints) -> None:
         """Take note that series have no samples any more: they are not there until a new sample comes."""
-        ids = np.unique(ids)
-        self.alive -= int(np.count_nonzero(self._last_times[ids] != NEVER))
-        self._counted_series -= int(np.count_nonzero(self._counted[ids]))
-        self._counted[ids] = False
-        self._last_times[ids] = NEVER
-        self._last_values[ids] = np.nan
-        self._forgettings += 1
-        self._change()
+        with self._settling:
+            self._settle()
+            ids = np.unique(ids)
+            self.alive -= int(np.count_nonzero(self._last_times[ids] != NEVER))
+            self._counted_series -= int(np.count_nonzero(self._counted[ids]))
+            self._counted[ids] = False
+            self._last_times[ids] = NEVER
+            self._last_values[ids] = np.nan
+            self._forgettings += 1
+            self._change()
 
     def learn(self, infos: Iterable[ServerInfo], metric_infos: Iterable[MetricInfo]) -> None:
         """Take what is told of servers and metrics; empty fields overwrite nothing."""
@@ -417,7 +471,9 @@ class Catalog:
 
     def last(self, ids: NDArray[Any]) -> tuple[Ints, NDArray[np.float64]]:
         """Return the time and the value of the newest sample of series; the time is NEVER where none is."""
-        return self._last_times[ids], self._last_values[ids]
+        with self._settling:
+            self._settle()
+            return self._last_times[ids], self._last_values[ids]
 
     def metric_info(self, key: str) -> MetricInfo:
         """Return what is known of a metric key."""
@@ -451,6 +507,14 @@ class Catalog:
         return facts
 
 
+class _Newest(NamedTuple):
+    """The newest complete frame of a layout: its last time and the values of it, float64[S, M]."""
+
+    layout: Layout
+    time: int
+    values: NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answer:
     """What a selector chooses: masks of servers and metrics, and the ids in order."""
@@ -479,6 +543,14 @@ def _test(comparison: server_filter.Comparison) -> Callable[[ServerInfo], bool]:
             return lambda info: have(info) == wanted
         case _:
             return lambda info: have(info) != wanted
+
+
+def _run(ids: Ints) -> slice | None:
+    """Return ids as a slice if each is one more than the one before, None otherwise."""
+    flat = ids.ravel()
+    if not flat.size or not (flat[1:] - flat[:-1] == 1).all() or flat[0] < 0:
+        return None
+    return slice(int(flat[0]), int(flat[-1]) + 1)
 
 
 def _chosen(indices: Ids, mask: Bools) -> Bools:

@@ -2,12 +2,13 @@
 
 Frames are kept in *generations*, each a range of log positions. The open one grows; when it is closed it is sealed into
 a block, and the oldest sealed ones are dropped when memory asks for it. Within a generation the frames of one layout
-are gathered into chunks: time-major while they grow, series-major once they are full, so that reading one metric of all
-servers is a copy of contiguous memory.
+are gathered into chunks: as they came while these grow, series-major some time after they are full, so that reading one
+metric of all servers is a copy of contiguous memory.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,61 +22,82 @@ from openmanager_timeseries.series_index import Layout
 from openmanager_timeseries.span import GAP_NANOS, MAX_DATA_SPANS, Spans
 
 CHUNK_TICKS = 64
-_SMALL_CHUNK_BYTES = 64 << 10
+_LARGE_CHUNK_BYTES = 64 << 20
+_LARGE_CHUNK_TICKS = 16
+# A frame from this size on is kept as it is: to copy it would take as long as to receive it.
+_KEPT_BYTES = 16 << 10
+_TILE_BYTES = 512 << 10  # what a processor's second cache holds
+_turning = threading.Lock()
 
 
 class Chunk:
-    """Up to `capacity` ticks of one layout, times ascending."""
+    """Up to `capacity` ticks of one layout, times ascending. One thread appends, any may read beside it."""
 
     def __init__(self, layout: Layout, ticks: int) -> None:
         servers, metrics = layout.ids.shape
+        size = servers * metrics * 8
         self.layout = layout
-        self.capacity = max(ticks, CHUNK_TICKS if servers * metrics * 8 * CHUNK_TICKS <= 64 << 20 else 16)
+        self.capacity = max(ticks, CHUNK_TICKS if size * CHUNK_TICKS <= _LARGE_CHUNK_BYTES else _LARGE_CHUNK_TICKS)
         self.count = 0
+        self.closed = False
         self.times = np.empty(self.capacity, np.int64)
         self.positions = np.empty(self.capacity, np.int64)
-        self._ticks: Floats | None = np.empty((self.capacity, servers, metrics))
+        # The values in parts float64[T, S, M]: frames as they came, or a single part that small ones are copied to.
+        self._room = np.empty((self.capacity, servers, metrics)) if size < _KEPT_BYTES else None
+        self._ticks: list[Floats] = [] if self._room is None else [self._room]
         self._series: Floats | None = None
 
     @property
     def nbytes(self) -> int:
         """The bytes of its values."""
-        held = self._series if self._series is not None else self._ticks
-        return held.nbytes if held is not None else 0
+        held = self._room if self._room is not None else self._series
+        return held.nbytes if held is not None else self.layout.ids.size * 8 * self.count
 
     def takes(self, frame: Frame) -> bool:
         """Say whether a frame of the same layout can be appended."""
-        if self._ticks is None or self.count + len(frame.times) > self.capacity:
+        if self.closed or self.count + len(frame.times) > self.capacity:
             return False
         return self.count == 0 or bool(frame.times[0] > self.times[self.count - 1])
 
     def append(self, frame: Frame, position: int) -> None:
-        """Append a frame that `takes` was true for."""
-        assert self._ticks is not None  # noqa: S101  (takes() was asked)
+        """Append a frame that `takes` was true for; its values are kept, and not to be changed any more."""
         to = slice(self.count, self.count + len(frame.times))
         self.times[to] = frame.times
         self.positions[to] = position
-        self._ticks[to] = frame.values
+        if self._room is None:
+            self._ticks.append(frame.values)
+        else:
+            self._room[to] = frame.values
         self.count += len(frame.times)
-        if self.count == self.capacity:
-            self.close()
+        self.closed = self.count == self.capacity
 
-    def close(self) -> None:
-        """Turn the values to series-major order; nothing can be appended any more."""
-        if self._ticks is not None:
-            self._series = np.ascontiguousarray(self._ticks[: self.count].transpose(2, 1, 0))
+    def turn(self) -> None:
+        """Put the values of a closed chunk in the order of series (blocking, in any thread): they read faster then."""
+        with _turning:
+            if self._series is not None:
+                return
+            ticks = self._ticks
+            servers, metrics = self.layout.ids.shape
+            series = np.empty((metrics, servers, self.count))
+            step = max(1, _TILE_BYTES // max(1, 8 * metrics * self.count))
+            for first in range(0, servers, step):
+                some = slice(first, first + step)
+                tile = np.concatenate([part[:, some] for part in ticks])[: self.count]
+                series[:, some] = tile.transpose(2, 1, 0)
+            # In this order: whoever reads beside it finds one or the other.
+            self._series = series
+            self._ticks, self._room = [], None
             self.times, self.positions = self.times[: self.count].copy(), self.positions[: self.count].copy()
-            self._ticks = None
 
     def series(self, servers: Ints, metrics: Ints, ticks: slice) -> Floats:
         """Return the values of some servers and metrics (indices into the layout): float64[M', S', T']."""
-        if self._series is not None:
-            by_metric = self._series if _is_all(metrics, len(self._series)) else self._series[metrics]
+        parts = self._ticks
+        if (series := self._series) is not None:
+            by_metric = series if _is_all(metrics, len(series)) else series[metrics]
             by_server = by_metric if _is_all(servers, by_metric.shape[1]) else by_metric[:, servers]
             return by_server[:, :, ticks]
-        assert self._ticks is not None  # noqa: S101  (either form is there)
-        chosen = self._ticks[: self.count][ticks][:, servers[:, None], metrics[None, :]]
-        return np.ascontiguousarray(chosen.transpose(2, 1, 0))
+        chosen = [part[:, servers[:, None], metrics[None, :]] for part in parts]
+        return np.ascontiguousarray(np.concatenate(chosen)[ticks].transpose(2, 1, 0))
 
 
 def _is_all(indices: Ints, count: int) -> bool:
@@ -99,6 +121,7 @@ class Generation:
     # The times of its frames, more closely than from the first to the last.
     spans: Spans = ()
     _open: dict[int, Chunk] = field(default_factory=dict)
+    _full: list[Chunk] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -108,19 +131,21 @@ class Generation:
     def append(self, layout: Layout, frame: Frame, position: int) -> int:
         """Append a frame; return the bytes that were newly taken."""
         chunk = self._open.get(id(layout))
-        taken = 0
+        before = chunk.nbytes if chunk is not None else 0
         if chunk is None or not chunk.takes(frame):
             if chunk is not None:
-                chunk.close()
+                self._close(chunk)
             chunk = self._open[id(layout)] = Chunk(layout, len(frame.times))
             self.chunks.append(chunk)
-            taken = chunk.nbytes
+            before = 0
         chunk.append(frame, position)
+        if chunk.closed:
+            self._close(self._open.pop(id(layout)))
         self.last = position
         self.min_time = min(self.min_time, int(frame.times[0]))
         self.max_time = max(self.max_time, int(frame.times[-1]))
         self._extend(int(frame.times[0]), int(frame.times[-1]) + 1)
-        return taken
+        return chunk.nbytes - before
 
     def _extend(self, start: int, end: int) -> None:
         """Add the time of a frame; mostly it follows on from the last one."""
@@ -133,11 +158,25 @@ class Generation:
         if len(self.spans) > MAX_DATA_SPANS:
             self.spans = ((self.spans[0][0], self.spans[-1][1]),)
 
+    def _close(self, chunk: Chunk) -> None:
+        chunk.closed = True
+        self._full.append(chunk)
+
     def close(self) -> None:
         """Close every chunk."""
         for chunk in self._open.values():
-            chunk.close()
+            self._close(chunk)
         self._open.clear()
+
+    def take_full(self) -> list[Chunk]:
+        """Return the chunks that were closed since this was last asked: they want to be turned."""
+        full, self._full = self._full, []
+        return full
+
+    def turn(self) -> None:
+        """Turn every chunk of a closed generation that is not turned yet (blocking)."""
+        for chunk in self.chunks:
+            chunk.turn()
 
 
 class Head:

@@ -108,6 +108,7 @@ class History:
             limits=Limits(max_series=config.max_query_series, max_buckets=config.max_buckets),
         )
         self._threads = ThreadPoolExecutor(QUERY_THREADS, thread_name_prefix="query")
+        self._turner = ThreadPoolExecutor(1, thread_name_prefix="turner")
         # Frames between admission and commit, so that none is decoded twice; by the identity of their payload.
         self._admitted: dict[int, Admitted] = {}
         source.on_commit = self._committed
@@ -140,8 +141,9 @@ class History:
             if admitted is None:  # its writer has gone away in between
                 self._apply(record)
             else:
-                self.catalog.observe(admitted.layout, admitted.frame)
+                self.catalog.observe(admitted.layout, admitted.frame, complete=admitted.complete)
                 self.head.append(admitted.layout, admitted.frame, record.position, record.accepted, record.samples)
+        self._turn_full()
         self._head_is_at(records[-1])
         if self.head.nbytes > self.config.head_size:
             self.head.drop(self.config.head_size)
@@ -152,6 +154,10 @@ class History:
         self.catalog.admit(layout, ~np.all(np.isnan(frame.values), axis=0))
         self.catalog.observe(layout, frame)
         self.head.append(layout, frame, record.position, record.accepted, record.samples)
+
+    def _turn_full(self) -> None:
+        for chunk in self.head.generations[-1].take_full():
+            self._turner.submit(chunk.turn)
 
     def _head_is_at(self, record: Record) -> None:
         books = self.ledger.open_books("head")
@@ -167,6 +173,7 @@ class History:
         while records := await self.log.read(cursor):
             for record in records:
                 self._apply(record)
+            self._turn_full()
             if self.head.nbytes > self.config.head_size:
                 await self.seal()
         books = self.ledger.open_books("head")
@@ -256,7 +263,8 @@ class History:
         """Make positions durable and stop the threads."""
         with contextlib.suppress(OSError):
             await self.ledger.save(self.log)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._turner):
+            threads.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(OSError):  # what was replaced by nothing would be back at the next start
             await asyncio.to_thread(self._delete_replaced)
         await self.log.close()

@@ -44,6 +44,11 @@ class Admitted:
     rejected: int
     rejections: tuple[Rejection, ...]
 
+    @property
+    def complete(self) -> bool:
+        """Whether there is a sample for every server and metric at every time."""
+        return self.accepted == self.frame.values.size
+
 
 class Admission:
     """Checks frames against the limits of one shard."""
@@ -99,7 +104,7 @@ class Admission:
                 taken &= ~wrong[:, None, None]
                 if mask.any():
                     refused.append((reason, mask))
-        without_room = self._catalog.admit(layout, np.any(taken, axis=0))
+        without_room = None if layout.is_whole else self._catalog.admit(layout, np.any(taken, axis=0))
         if without_room is not None:
             mask = taken & without_room
             taken &= ~without_room

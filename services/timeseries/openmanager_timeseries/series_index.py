@@ -26,6 +26,13 @@ class Layout:
     ids: Ints
     # How often series had been forgotten when the ids were last looked through.
     checked: int = 0
+    # As of how many forgettings every series had a sample, −1 where that is not known.
+    lives: int = -1
+    # Whether every series has an id.
+    is_whole: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_whole = bool((self.ids >= 0).all())
 
 
 class Names:
