@@ -13,6 +13,7 @@ from openmanager_timeseries.query import Answer, RangeQuery
 
 from bench.history_server import SERVICE, Client, Server
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
+from openmanager.client.history import SERIES_PER_MESSAGE
 from openmanager.frame import Frame
 
 QUERY_RANGE = f"{SERVICE}QueryRange"
@@ -52,6 +53,7 @@ class Asked:
         request = pb.QueryRangeRequest(
             aggregation=pb.Aggregation.Value(f"AGGREGATION_{self.aggregation}"),
             group_by=pb.GroupBy.Value(f"GROUP_BY_{self.group_by}"),
+            series_per_message=SERIES_PER_MESSAGE,
         )
         request.selector.servers.extend(self.servers)
         request.selector.metrics.extend(self.metrics)
@@ -85,8 +87,7 @@ class Reply:
         header, *parts = [pb.QueryRangeResponse.FromString(reply) for reply in replies]
         starts = np.array(header.header.time_unix_nanos)
         found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-        for part in parts:
-            series = part.series
+        for series in (series for part in parts for series in part.batch.series):
             times = np.array(series.time_unix_nanos) if series.time_unix_nanos else starts
             found.setdefault((series.server, series.metric), []).append((times, np.array(series.values)))
         columns = [tuple(np.concatenate(side) for side in zip(*pieces, strict=True)) for pieces in found.values()]
@@ -119,7 +120,7 @@ async def ask(history: History, asked: Asked) -> np.ndarray:
 def buckets(replies: Sequence[bytes]) -> np.ndarray:
     """Return the buckets of each series of a streamed answer: float64[N, B]."""
     parts = [pb.QueryRangeResponse.FromString(reply) for reply in replies]
-    return np.array([np.array(part.series.values) for part in parts[1:]])
+    return np.array([np.array(series.values) for part in parts[1:] for series in part.batch.series])
 
 
 async def ask_process(server: Server, asked: Sequence[Asked]) -> float:

@@ -16,6 +16,8 @@ from openmanager.client.rpc import Away, Rpc
 from openmanager.errors import DataLossError
 from openmanager.frame import decode_trusted
 
+SERIES_PER_MESSAGE = 1000
+
 
 def selector(metrics: Sequence[str] | str, servers: Sequence[str] | str, where: str) -> frame_pb2.Selector:
     """Return the selector of metric keys, names or globs, server ids, and a filter on servers."""
@@ -41,6 +43,7 @@ def range_request(
         start_time=codec.timestamp(start, "start"),
         aggregation=codec.aggregation(aggregation),
         group_by=codec.group_by(group_by),
+        series_per_message=SERIES_PER_MESSAGE,
     )
     if end is not None:
         request.end_time.CopyFrom(codec.timestamp(end, "end"))
@@ -62,11 +65,14 @@ async def range_parts(
                 header = reply.header
                 starts = np.asarray(header.time_unix_nanos, np.int64)
                 about = codec.provenance(header.provenance)
-                name, values, times = model.SeriesName(server="", metric=""), np.empty(0), starts
-            else:
-                name, values = codec.series_name(reply.series), np.asarray(reply.series.values, np.float64)
-                times = starts if len(starts) else np.asarray(reply.series.time_unix_nanos, np.int64)
-            yield model.AnswerPart(name=name, times=times, values=values, provenance=about)
+                nobody = model.SeriesName(server="", metric="")
+                yield model.AnswerPart(name=nobody, times=starts, values=np.empty(0), provenance=about)
+                continue
+            # A server of before there were batches sends each series for itself.
+            for series in reply.batch.series or [reply.series]:
+                times = starts if len(starts) else np.asarray(series.time_unix_nanos, np.int64)
+                values = np.asarray(series.values, np.float64)
+                yield model.AnswerPart(name=codec.series_name(series), times=times, values=values, provenance=about)
 
 
 async def query_range(calls: Rpc, request: timeseries_pb2.QueryRangeRequest, seconds: float) -> model.RangeResult:

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from client.mesh import METRICS, NOBODY, STEP, frame_of, replica_filled, servers_known
+from openmanager.api.timeseries.v1.timeseries_pb2 import QueryRangeResponse
 from openmanager.client import Aggregation, Client, GroupBy, SeriesName, ServerState, StorageState
+from openmanager.client.history import range_request, selector
+from openmanager.client.rpc import QUERY_RANGE
 from openmanager.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -209,3 +212,33 @@ async def test_every_error_has_a_stable_reason(client: Client):
     with pytest.raises(OpenManagerError) as caught:
         _ = [server async for server in client.list_servers("nonsense ~ 1")]
     assert caught.value.reason in {"INVALID_FIELD", "SERVICE_UNAVAILABLE", "STORE_UNAVAILABLE"}
+
+
+@pytest.mark.parametrize("step", [None, timedelta(seconds=10)])
+async def test_series_come_one_by_one_or_many_in_a_message_and_are_the_same(client: Client, step: timedelta | None):
+    frame = frame_of(3, 30)
+    await client.write_frame(frame)
+    request = range_request(
+        selector((), frame.servers, ""),
+        start=int(frame.times[0]),
+        end=int(frame.times[-1]) + STEP,
+        step=step,
+        aggregation="MEAN",
+        group_by="SERVER",
+    )
+
+    async def replies(many: int) -> list[QueryRangeResponse]:
+        request.series_per_message = many
+        header, *rest = [reply async for reply in client.rpc.stream(QUERY_RANGE, request, seconds=5)]
+        assert header.header.series_count == len(frame.servers) * len(frame.metrics)
+        return rest
+
+    single = [reply.series for reply in await replies(0)]
+    assert len(single) == len(frame.servers) * len(frame.metrics)
+    for many in (1, 2, 5, 2000):
+        batches = [list(reply.batch.series) for reply in await replies(many)]
+        assert [len(batch) for batch in batches[:-1]] == [many] * (len(batches) - 1)
+        assert [series for batch in batches for series in batch] == single
+    with pytest.raises(InvalidArgumentError, match="negative") as caught:
+        await replies(-1)
+    assert caught.value.field == "series_per_message"

@@ -18,10 +18,11 @@ import pyarrow as pa
 from openmanager_timeseries import sealed
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.head import Chunk, Generation
-from openmanager_timeseries.samples import Bools, Floats, Ints, Long
+from openmanager_timeseries.samples import Bools, Floats, Ints, Long, Piece
 from openmanager_timeseries.sealed import KEY_FIELDS, About, Batch, Found, Rows, Sealed, Values
 
 MAX_EXPONENT = 6
+POWERS = np.array([10.0**exponent for exponent in range(MAX_EXPONENT + 1)])
 _MAX_EXACT = 2.0**53
 _MAX_SCALED = 2**31 - 1
 
@@ -115,7 +116,7 @@ class BlockFormat:
             column = table.column(name)
             if column.null_count == len(column):
                 continue
-            powers = 10.0 ** table.column("exponent").fill_null(0).to_numpy().astype(np.float64)
+            powers = POWERS.take(table.column("exponent").fill_null(0).to_numpy(), mode="clip")
             found: Floats = column.fill_null(0).to_numpy() / powers
             if column.null_count:
                 found = np.where(column.is_valid().to_numpy(zero_copy_only=False), found, values)
@@ -251,7 +252,12 @@ def _server_names(generation: Generation, catalog: Catalog) -> list[str]:
     return sorted(catalog.servers[index] for index in indices)
 
 
-def samples(file: Sealed, found: Found) -> Long:
-    """Return what was read of a block as samples."""
-    values = found.values["value"]
-    return Long(found.rows, found.times, np.full(len(values), file.about.last), values)
+def samples(file: Sealed, found: Found) -> Piece | Long:
+    """Return what was read of a block as samples; as one piece where all series have the same times."""
+    values, number = found.values["value"], file.about.last
+    size = int(found.counts[0])
+    if (found.counts == size).all() and len(np.unique(found.of)) == len(found.of):
+        times = found.times.reshape(-1, size)
+        if (times[1:] == times[0]).all():
+            return Piece(found.of, times[0], np.full(size, number), values.reshape(-1, size))
+    return Long(found.rows, found.times, np.full(len(values), number), values)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from openmanager import filter as server_filter
 from openmanager.frame import Frame, MetricInfo, ServerInfo
 from openmanager.metric import select
-from openmanager_timeseries.samples import Bools, Ints
+from openmanager_timeseries.samples import Bools, Ints, ranges
 from openmanager_timeseries.series_index import (
     REMEMBERED,
     Facts,
@@ -37,6 +37,7 @@ from openmanager_timeseries.series_index import (
 SERVER_FIELDS = {
     **dict.fromkeys(("id", "hostname", "environment", "role", "location", "labels.*"), server_filter.TEXT),
 }
+Indices = NDArray[np.integer[Any]]
 NEVER = np.iinfo(np.int64).min  # the newest time of a series that has no sample
 _SHIFT = 32
 _REMEMBERED_TEXT = 4096  # characters that one of them may be asked by
@@ -58,6 +59,16 @@ class Selection:
     ids: Ints
     # For every series id its row in the answer, −1 where it is not chosen: int64[series].
     rows: Ints
+
+    def rows_of(self, ids: Ints) -> Ints:
+        """Return the rows of series, −1 for one that is not chosen, not known (−1) or came later."""
+        known = (ids >= 0) & (ids < len(self.rows))
+        return self.rows[ids] if known.all() else self._rows_of_known(ids, known)
+
+    def _rows_of_known(self, ids: Ints, known: Bools) -> Ints:
+        found = np.full(ids.shape, -1, np.int64)
+        found[known] = self.rows[ids[known]]
+        return found
 
 
 class Catalog:
@@ -372,7 +383,7 @@ class Catalog:
         blocks = server_mask[order.servers]
         ids, metrics = order.ids, order.metrics
         if not blocks.all():
-            at = _ranges(order.starts[:-1][blocks], order.starts[1:][blocks])
+            at = ranges(order.starts[:-1][blocks], order.starts[1:][blocks])
             ids, metrics = ids[at], metrics[at]
         if not metric_mask.all():
             ids = ids[_chosen(metrics, metric_mask)]
@@ -441,7 +452,7 @@ class Catalog:
         infos = (self.infos.get(name) or ServerInfo(id=name) for name in names)
         return np.fromiter(map(test, infos), np.bool_, len(names))
 
-    def find(self, servers: tuple[Sequence[str], Ints], metrics: tuple[Sequence[str], Ints]) -> Ints:
+    def find(self, servers: tuple[Sequence[str], Indices], metrics: tuple[Sequence[str], Indices]) -> Ints:
         """Return the ids of series given as dictionaries and codes, as Arrow has them; −1 for unknown ones."""
         server_ids = np.asarray([self._or_none(self._servers, name) for name in servers[0]], np.int64)
         metric_ids = np.asarray([self._or_none(self._metrics, name) for name in metrics[0]], np.int64)
@@ -562,13 +573,6 @@ def _chosen(indices: Ids, mask: Bools) -> Bools:
     for index in few.tolist():
         found |= indices == index
     return found
-
-
-def _ranges(starts: Ints, ends: Ints) -> Ints:
-    """Return the numbers of all ranges [start, end), one range after the other."""
-    lengths = ends - starts
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
 def _grown(array: NDArray[Any], capacity: int, fill: float) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -96,8 +97,8 @@ class Chunk:
             by_metric = series if _is_all(metrics, len(series)) else series[metrics]
             by_server = by_metric if _is_all(servers, by_metric.shape[1]) else by_metric[:, servers]
             return by_server[:, :, ticks]
-        chosen = [part[:, servers[:, None], metrics[None, :]] for part in parts]
-        return np.ascontiguousarray(np.concatenate(chosen)[ticks].transpose(2, 1, 0))
+        chosen = [part[:, servers[None, :], metrics[:, None]] for part in parts]
+        return np.ascontiguousarray(np.moveaxis(np.concatenate(chosen)[ticks], 0, 2))
 
 
 def _is_all(indices: Ints, count: int) -> bool:
@@ -216,41 +217,48 @@ class Head:
             del self.generations[0]
 
 
+class _Chosen(NamedTuple):
+    """What a selection chooses of a layout: indices of servers and metrics, and of each pair of them its row or −1."""
+
+    servers: Ints
+    metrics: Ints
+    rows: Ints
+
+
 def pieces(generations: Iterable[Generation], selection: Selection, start: int, end: int) -> Iterator[Piece]:
     """Yield the samples of a selection in [start, end) nanoseconds; may run in a thread beside the writer."""
+    known: dict[int, _Chosen] = {}
     for generation in generations:
         if generation.max_time < start or generation.min_time >= end:
             continue
         for chunk in tuple(generation.chunks):
-            piece = _piece(chunk, selection, start, end)
-            if piece is not None:
-                yield piece
+            times = chunk.times[: chunk.count]
+            ticks = slice(*np.searchsorted(times, (start, end)).tolist())
+            if ticks.start >= ticks.stop:
+                continue
+            layout = chunk.layout
+            chosen = known.get(id(layout))
+            if chosen is None:
+                chosen = known[id(layout)] = _choose(layout, selection)
+            if len(chosen.rows):
+                values = chunk.series(chosen.servers, chosen.metrics, ticks).reshape(len(chosen.rows), -1)
+                yield _piece(chosen.rows, times[ticks], chunk.positions[ticks], values)
 
 
-def _piece(chunk: Chunk, selection: Selection, start: int, end: int) -> Piece | None:
-    times = chunk.times[: chunk.count]
-    ticks = slice(int(np.searchsorted(times, start)), int(np.searchsorted(times, end)))
-    if ticks.start >= ticks.stop:
-        return None
-    layout = chunk.layout
+def _choose(layout: Layout, selection: Selection) -> _Chosen:
     # A name that came after the selection was made is not part of it.
-    servers = np.flatnonzero(_chosen(selection.servers, layout.servers))
-    metrics = np.flatnonzero(_chosen(selection.metrics, layout.metrics))
-    if len(servers) == 0 or len(metrics) == 0:
-        return None
-    ids = layout.ids[servers[:, None], metrics[None, :]].T.ravel()
-    known = (ids >= 0) & (ids < len(selection.rows))
-    rows = np.where(known, selection.rows[np.where(known, ids, 0)], -1) if len(selection.rows) else ids * 0 - 1
-    values = chunk.series(servers, metrics, ticks).reshape(len(ids), -1)
-    if (rows < 0).any():
-        keep = rows >= 0
-        rows, values = rows[keep], values[keep]
-    if not len(rows):
-        return None
-    return Piece(rows, times[ticks], chunk.positions[ticks], values)
+    servers = np.flatnonzero(_masked(selection.servers, layout.servers))
+    metrics = np.flatnonzero(_masked(selection.metrics, layout.metrics))
+    rows = selection.rows_of(layout.ids[servers[:, None], metrics[None, :]].T.ravel())
+    return _Chosen(servers, metrics, rows if (rows >= 0).any() else rows[:0])
 
 
-def _chosen(mask: Bools, indices: Ints) -> Bools:
+def _piece(rows: Ints, times: Ints, positions: Ints, values: Floats) -> Piece:
+    keep = rows >= 0
+    return Piece(rows, times, positions, values) if keep.all() else Piece(rows[keep], times, positions, values[keep])
+
+
+def _masked(mask: Bools, indices: Ints) -> Bools:
     inside: Bools = indices < len(mask)
     if len(mask):
         inside &= mask[np.where(inside, indices, 0)]

@@ -29,6 +29,7 @@ from openmanager_timeseries.cell import Cells
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.erasure import Erasures
+from openmanager_timeseries.group_cache import GroupCache
 from openmanager_timeseries.head import Generation, Head
 from openmanager_timeseries.ingest import Admission, Admitted
 from openmanager_timeseries.ledger import Ledger
@@ -195,6 +196,8 @@ class History:
         try:
             if self.engine is not None and plan.blocks:
                 borrowed, degraded = await self.engine.read(plan, self.head.first_position)
+            if self._planner.is_light(plan):
+                return self._planner.compute(plan, stop)
             loop = asyncio.get_running_loop()
             answer = await loop.run_in_executor(self._threads, self._planner.compute, plan, stop, borrowed)
         finally:
@@ -286,9 +289,10 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
 
     folder: Path = config.data_dir
     catalog = Catalog(config.max_series)
-    blocks = SealedStore(folder / "blocks", block.FORMAT, catalog, clock)
+    cache = GroupCache(config.read_cache_size)
+    blocks = SealedStore(folder / "blocks", block.FORMAT, catalog, clock, cache=cache)
     widths = parse_tiers(config.tiers)
-    tiers = [_tier_files(folder, tier, catalog, clock) for tier in widths]
+    tiers = [_tier_files(folder, tier, catalog, clock, cache) for tier in widths]
     await asyncio.to_thread(_open_files, folder, blocks, tiers, catalog)
     retention = Retention(
         tiers=widths, raw_retention=nanos(config.raw_retention), catalog=catalog, state=folder / "retention.json"
@@ -332,10 +336,10 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
         await history.close()
 
 
-def _tier_files(folder: Path, tier: Tier, catalog: Catalog, clock: Clock) -> TierFiles:
+def _tier_files(folder: Path, tier: Tier, catalog: Catalog, clock: Clock, cache: GroupCache) -> TierFiles:
     return TierFiles(
         tier=tier,
-        buckets=SealedStore(folder / "tiers" / tier.name, ROLLUPS, catalog, clock, width=tier.width),
+        buckets=SealedStore(folder / "tiers" / tier.name, ROLLUPS, catalog, clock, width=tier.width, cache=cache),
         sketches=SealedStore(folder / "sketches" / tier.name, SKETCHES, catalog, clock, width=tier.width),
     )
 

@@ -37,6 +37,8 @@ DAMAGED = "a block is damaged and was set aside"
 DAMAGED_TIER = "a file of a tier is damaged and was set aside"
 KEPT_SHORTER = "some of the series are kept for a shorter time, and the range begins before it"
 TOO_OLD = "samples are kept for a limited time, and the range begins before it"
+LIGHT_SAMPLES = 50_000
+LIGHT_CHUNKS = 32
 _PERCENTS = {"P50": 50.0, "P90": 90.0, "P95": 95.0, "P99": 99.0}
 
 
@@ -187,7 +189,9 @@ class Planner:
     def compute(self, plan: Plan, stop: Stop, borrowed: Borrowed | None = None) -> Answer:
         """Return the answer to a plan (in a thread)."""
         pieces = list(self._read_raw(plan, stop, borrowed))
-        samples = within(merge(len(plan.selection.ids), pieces), plan.raw)
+        samples = merge(len(plan.selection.ids), pieces)
+        if len(plan.raw) > 1 or borrowed is not None:  # else no more than one range was read
+            samples = within(samples, plan.raw)
         source = "+".join(
             name
             for name, used in (
@@ -212,6 +216,16 @@ class Planner:
         damaged = self._damaged(plan)  # found while reading
         return replace(answer, partial_reason=damaged) if damaged else answer
 
+    @staticmethod
+    def is_light(plan: Plan) -> bool:
+        """Say whether it takes longer to find a thread for a plan than to compute it: little, and all from the head."""
+        if plan.blocks or any(plan.coverage.parts[:-1]) or plan.sketched:
+            return False
+        chunks = [chunk for generation in plan.generations for chunk in generation.chunks]
+        return len(chunks) <= LIGHT_CHUNKS and (
+            len(plan.selection.ids) * sum(chunk.count for chunk in chunks) <= LIGHT_SAMPLES
+        )
+
     def _read_raw(self, plan: Plan, stop: Stop, borrowed: Borrowed | None) -> Iterator[Piece | Long]:
         if not plan.raw:
             return
@@ -227,7 +241,7 @@ class Planner:
     def _answer(self, plan: Plan, parts: Sequence[Part], samples: Ragged) -> Answer:
         servers, metrics = self._catalog.names(plan.selection.ids)
         return Answer(
-            names=[SeriesName(server=s, metric=m) for s, m in zip(servers, metrics, strict=True)],
+            names=list(map(SeriesName, servers, metrics)),
             parts=parts,
             partial_reason=plan.partial_reason,
             starts=np.empty(0, np.int64),
@@ -273,7 +287,7 @@ class Planner:
             ]
         return whole, used
 
-    def _read_tier(self, plan: Plan, at: int, spans: Spans, names: Sequence[str], stop: Stop) -> Cells:
+    def _read_tier(self, plan: Plan, at: int, spans: Spans, names: tuple[str, ...], stop: Stop) -> Cells:
         store = plan.tiers[at].buckets
         found = [
             Cells(each.rows, each.times, each.values)
@@ -375,8 +389,7 @@ class Planner:
         """Return the name of every group and the group of every series, groups sorted by name and metric."""
         servers, metrics = self._catalog.names(ids)
         if group_by == "SERVER":
-            pairs = zip(servers, metrics, strict=True)
-            return [SeriesName(server=s, metric=m) for s, m in pairs], np.arange(len(ids))
+            return list(map(SeriesName, servers, metrics)), np.arange(len(ids))
         of_server = {server: self._group_of(server, group_by) for server in set(servers)}
         keys = [(of_server[server], metric) for server, metric in zip(servers, metrics, strict=True)]
         ordered = sorted(set(keys))

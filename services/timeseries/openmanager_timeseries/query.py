@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from openmanager.errors import (
     CancelledCallError,
@@ -45,8 +46,7 @@ class RangeQuery:
         return max(LOOKBACK_NANOS, self.step) if self.step and self.aggregation in GROWTH else 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeriesName:
+class SeriesName(NamedTuple):
     """Whose values these are."""
 
     server: str

@@ -98,7 +98,7 @@ class RollupFormat:
                 out[name] = table.column(name).to_numpy().astype(np.float64)
                 continue
             if power is None:
-                power = 10.0 ** table.column("exponent").to_numpy().astype(np.float64)
+                power = _POWERS.take(table.column("exponent").to_numpy(), mode="clip")
             out[name] = _joined(table.column(scaled_name(name)), table.column(name), power)
         return out
 

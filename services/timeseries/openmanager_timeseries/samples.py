@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,27 +46,46 @@ class Long:
     values: Floats
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Ragged:
-    """Samples by row: those of row r are `times[offsets[r]:offsets[r+1]]` and `values[…]`."""
+    """Samples by row: those of row r are `times[offsets[r]:offsets[r+1]]` and `values[…]`.
 
-    offsets: Ints
-    times: Ints
-    values: Floats
+    Where all rows have the same times, `times` is not made until somebody wants it: mostly it is the larger half.
+    """
+
+    __slots__ = ("_times", "offsets", "shared_times", "values")
+
+    def __init__(self, offsets: Ints, times: Ints | None, values: Floats, *, shared_times: Ints | None = None) -> None:
+        self.offsets = offsets
+        self.values = values
+        self._times = times
+        # The times of every row where all rows have the same and there are some, None where they do not: int64[T].
+        self.shared_times = shared_times if times is None else _shared(offsets, times)
+
+    @classmethod
+    def grid(cls, times: Ints, values: Floats) -> Self:
+        """Return the samples of rows that all have the same times: `values` is float64[N, T], not empty."""
+        return cls(np.arange(len(values) + 1) * len(times), None, values.ravel(), shared_times=times)
 
     @property
-    def shared_times(self) -> Ints | None:
-        """The times of every row where all rows have the same, None where they do not: int64[T]."""
-        count, rows = int(self.offsets[1]) if len(self.offsets) > 1 else 0, len(self.offsets) - 1
-        if count == 0 or count * rows != len(self.times) or (np.diff(self.offsets) != count).any():
-            return None
-        grid = self.times.reshape(rows, count)
-        return grid[0] if (grid[1:] == grid[0]).all() else None
+    def times(self) -> Ints:
+        """The time of every sample: int64[K]."""
+        if self._times is None:
+            assert self.shared_times is not None  # noqa: S101  (one of them is there)
+            self._times = np.tile(self.shared_times, len(self.offsets) - 1)
+        return self._times
 
     @property
     def rows(self) -> Ints:
         """The row of every sample: int64[K]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+def _shared(offsets: Ints, times: Ints) -> Ints | None:
+    count, rows = int(offsets[1]) if len(offsets) > 1 else 0, len(offsets) - 1
+    if count == 0 or count * rows != len(times) or (np.diff(offsets) != count).any():
+        return None
+    grid = times.reshape(rows, count)
+    return grid[0] if (grid[1:] == grid[0]).all() else None
 
 
 def merge(row_count: int, pieces: Sequence[Piece | Long]) -> Ragged:
@@ -99,11 +119,11 @@ def _from_dense(row_count: int, piece: Piece) -> Ragged:
     order = np.argsort(piece.rows, kind="stable")
     values = piece.values if np.array_equal(order, np.arange(len(order))) else piece.values[order]
     present = ~np.isnan(values)
+    if len(order) == row_count and values.size and present.all():
+        return Ragged.grid(piece.times, values)
     counts = np.zeros(row_count, np.int64)
     counts[piece.rows[order]] = np.count_nonzero(present, axis=1)
     offsets = np.concatenate(([0], np.cumsum(counts)))
-    if offsets[-1] == values.size:
-        return Ragged(offsets, np.tile(piece.times, len(order)), values.ravel())
     return Ragged(offsets, np.broadcast_to(piece.times, values.shape)[present], values[present])
 
 
@@ -138,6 +158,13 @@ def _from_long(row_count: int, pieces: Sequence[Long]) -> Ragged:
             order = order[_newest(rows[order], times[order])]
         rows, times, values = rows[order], times[order], values[order]
     return Ragged(np.searchsorted(rows, np.arange(row_count + 1)), times, values)
+
+
+def ranges(starts: Ints, ends: Ints) -> Ints:
+    """Return the numbers of all ranges [start, end), one range after the other."""
+    lengths = ends - starts
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
 def order_of(rows: Ints, row_count: int) -> Ints:

@@ -13,7 +13,6 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from openmanager_timeseries import durable, span
 from openmanager_timeseries.catalog import Catalog, Selection
-from openmanager_timeseries.samples import Bools, Ints
+from openmanager_timeseries.samples import Bools, Ints, ranges
 from openmanager_timeseries.span import Spans
 
 SUFFIX = ".parquet"
@@ -89,11 +88,62 @@ class Batch(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was read: `rows` int64[K], the rows of a selection, `times` int64[K], and columns."""
+    """What was read, series by series: `of` int64[N], rows of a selection, and how many rows each has, at least one.
 
-    rows: Ints
+    `times` is int64[K], and so are the columns long.
+    """
+
+    of: Ints
+    counts: Ints
     times: Ints
     values: Values
+
+    @property
+    def rows(self) -> Ints:
+        """The row of the selection of every row: int64[K]."""
+        return np.repeat(self.of, self.counts)
+
+
+class Group(NamedTuple):
+    """A row group as it is asked: run r is of the series `ids[r]`, −1 for an unknown one, and has rows from `begins[r]` on.
+
+    `ids` int64[N], `begins` int64[N + 1], `times` int64[K], columns [K]; `low` and `high` are the first and last time.
+    """
+
+    ids: Ints
+    begins: Ints
+    times: Ints
+    values: Values
+    low: int
+    high: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its arrays."""
+        arrays = (self.ids, self.begins, self.times, *self.values.values())
+        return sum(array.nbytes for array in arrays)
+
+    def find(self, selection: Selection, start: int, end: int) -> Found | None:
+        """Return the rows of a selection in [start, end), None where there are none."""
+        rows = selection.rows_of(self.ids)
+        runs = np.flatnonzero(rows >= 0)
+        if not len(runs) or self.low >= end or self.high < start:
+            return None
+        begins, ends = self.begins[runs], self.begins[runs + 1]
+        at: Ints | slice = ranges(begins, ends)
+        if runs[-1] - runs[0] == len(runs) - 1:  # one after the other: nothing is copied
+            at = slice(int(begins[0]), int(ends[-1]))
+        found = Found(rows[runs], ends - begins, self.times[at], {k: v[at] for k, v in self.values.items()})
+        return found if start <= self.low and self.high < end else _between(found, start, end)
+
+
+def _between(found: Found, start: int, end: int) -> Found | None:
+    keep = (found.times >= start) & (found.times < end)
+    counts = np.add.reduceat(keep, np.cumsum(found.counts) - found.counts, dtype=np.int64)
+    some = counts > 0
+    if not some.any():
+        return None
+    return Found(found.of[some], counts[some], found.times[keep], {k: v[keep] for k, v in found.values.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,6 +391,17 @@ class Reader:
             raise pa.ArrowInvalid("a row group is not as long as the metadata says")
         return table
 
+    def asked(self, index: int, names: Sequence[str], catalog: Catalog) -> Group:
+        """Return a row group by series."""
+        table = self.table(index, names)
+        (metrics, metric_codes), (servers, server_codes) = (_dictionary(table, name) for name in _KEY_NAMES[:2])
+        changes = (metric_codes[1:] != metric_codes[:-1]) | (server_codes[1:] != server_codes[:-1])
+        firsts = np.flatnonzero(np.append(True, changes)) if len(table) else np.empty(0, np.int64)
+        ids = catalog.find((servers, server_codes[firsts]), (metrics, metric_codes[firsts]))
+        times = _times(table)
+        low, high = (int(times.min()), int(times.max())) if len(times) else (0, 0)
+        return Group(ids, np.append(firsts, len(times)), times, self._kind.decode(table, names), low, high)
+
     def servers(self) -> set[str]:
         """Return the names of all servers in the file."""
         found: set[str] = set()
@@ -365,57 +426,6 @@ def _dictionary(table: pa.Table, name: str) -> tuple[list[str], NDArray[np.integ
         column = column.dictionary_encode()
     column.validate(full=True)
     return column.dictionary.to_pylist(), column.indices.to_numpy()
-
-
-def read(  # noqa: PLR0917
-    sealed: Sealed,
-    kind: Format,
-    catalog: Catalog,
-    selection: Selection,
-    start: int,
-    end: int,
-    names: Sequence[str],
-    *,
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[Found]:
-    """Yield the rows of a selection in [start, end); `check` is called between row groups and may raise."""
-    wanted = {key for key, chosen in zip(catalog.metrics, selection.metrics.tolist(), strict=False) if chosen}
-    with Reader(sealed, kind) as reader:
-        for index, keys in enumerate(sealed.groups):
-            if wanted.isdisjoint(keys):
-                continue
-            check()
-            table = _of_metrics(reader.table(index, names), wanted)
-            chosen, times = _chosen_rows(table, catalog, selection), _times(table)
-            keep = (chosen >= 0) & (times >= start) & (times < end)
-            if not keep.any():
-                continue
-            if not keep.all():
-                table, chosen, times = table.take(np.flatnonzero(keep)), chosen[keep], times[keep]
-            yield Found(chosen, times, kind.decode(table, names))
-
-
-def _of_metrics(table: pa.Table, wanted: AbstractSet[str]) -> pa.Table:
-    """Return the rows from the first to the last of some metrics; all where metrics do not come one after the other."""
-    metrics, metric_codes = _dictionary(table, "metric")
-    some = [code for code, key in enumerate(metrics) if key in wanted]
-    if len(some) == len(metrics) or (metric_codes[1:] < metric_codes[:-1]).any():
-        return table
-    ends = np.array([some[0], some[-1] + 1] if some else [0, 0], metric_codes.dtype)
-    first, last = np.searchsorted(metric_codes, ends).tolist()
-    return table.slice(first, last - first)
-
-
-def _chosen_rows(table: pa.Table, catalog: Catalog, selection: Selection) -> Ints:
-    """Return the row of a selection that each row of a table is of, −1 where it is of none: int64[K]."""
-    (metrics, metric_codes), (servers, server_codes) = (_dictionary(table, name) for name in ("metric", "server"))
-    # Looked up once for each pair of names, not for each row.
-    every = np.arange(len(servers))[:, None], np.arange(len(metrics))[None, :]
-    ids = catalog.find((servers, every[0]), (metrics, every[1]))
-    known = (ids >= 0) & (ids < len(selection.rows))
-    chosen = np.where(known, selection.rows[np.where(known, ids, 0)], -1) if len(selection.rows) else ids * 0 - 1
-    found: Ints = chosen[server_codes, metric_codes]
-    return found
 
 
 def _times(table: pa.Table) -> Ints:

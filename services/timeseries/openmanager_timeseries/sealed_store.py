@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import sealed, span
 from openmanager_timeseries.catalog import Catalog, Selection
+from openmanager_timeseries.group_cache import GroupCache
 from openmanager_timeseries.sealed import Format, Found, Keep, Sealed
 from openmanager_timeseries.span import Spans
 
@@ -25,7 +27,16 @@ LINGER_SECONDS = 60.0
 class SealedStore:
     """The sealed files of one kind of one shard, ascending in their numbers."""
 
-    def __init__(self, folder: Path, kind: Format, catalog: Catalog, clock: Clock, *, width: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: Format,
+        catalog: Catalog,
+        clock: Clock,
+        *,
+        width: int = 1,
+        cache: GroupCache | None = None,
+    ) -> None:
         self.folder = folder
         # Of a bucket in nanoseconds; 1 for samples.
         self.width = width
@@ -37,6 +48,7 @@ class SealedStore:
         self.damages = 0
         self._catalog = catalog
         self._clock = clock
+        self._cache = cache or GroupCache(0)
         self._replaced: list[tuple[float, Path]] = []
         # Those of them that nobody has tried to mend yet, with the times of their rows where these are known.
         self._unmended: dict[str, Spans] = {}
@@ -180,12 +192,28 @@ class SealedStore:
         selection: Selection,
         start: int,
         end: int,
-        names: Sequence[str],
+        names: tuple[str, ...],
         check: Callable[[], None] = lambda: None,
     ) -> Iterator[Found]:
         """Yield a file's rows in [start, end); a damaged file is set aside and yields what was read before (blocking)."""
+        metrics = self._catalog.metrics
+        wanted = {metrics[index] for index in np.flatnonzero(selection.metrics).tolist()}
         try:
-            yield from sealed.read(file, self.kind, self._catalog, selection, start, end, names, check=check)
+            with contextlib.ExitStack() as stack:
+                reader: sealed.Reader | None = None
+                for index, keys in enumerate(file.groups):
+                    if wanted.isdisjoint(keys):
+                        continue
+                    check()
+                    key = (file.path, index, names)
+                    group = self._cache.get(key)
+                    if group is None:
+                        reader = reader or stack.enter_context(sealed.Reader(file, self.kind))
+                        group = reader.asked(index, names, self._catalog)
+                        self._cache.put(key, group)
+                    found = group.find(selection, start, end)
+                    if found is not None:
+                        yield found
         except FileNotFoundError:
             return  # retention deleted it in between
         except (pa.ArrowException, OSError):

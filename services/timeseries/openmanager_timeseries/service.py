@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from openmanager_timeseries.wire import accepted_frames, ack, frame_of, selector
 
 PROGRESS_SECONDS = 10.0
 RAW_PART_SAMPLES = 100_000
+MAX_BATCH_SERIES = 1000
+MAX_BATCH_BYTES = 1 << 20
 
 
 class TimeseriesService:
@@ -69,7 +71,7 @@ class TimeseriesService:
         """Stream samples or buckets."""
         query = _range_query(request, self._clock.now_nanos())
         answer = await self._history.query_range(query, context.time_remaining() or BUDGET_SECONDS)
-        for part in _range_parts(answer, self._clock.now_nanos()):
+        for part in _range_parts(answer, self._clock.now_nanos(), request.series_per_message):
             yield part
 
     async def QueryLatest(  # noqa: N802
@@ -213,6 +215,8 @@ def _export(request: pb.ExportSeriesRequest, now: int) -> Asked:
 def _range_query(request: pb.QueryRangeRequest, now: int) -> RangeQuery:
     if not request.HasField("start_time"):
         raise missing("start_time")
+    if request.series_per_message < 0:
+        raise invalid("series_per_message", "must not be negative")
     servers, server_filter, metrics = selector_of(request.selector)
     return RangeQuery(
         servers=servers,
@@ -256,22 +260,39 @@ def _range_provenance(answer: Answer, now: int) -> provenance_pb2.Provenance:
     return about
 
 
-def _range_parts(answer: Answer, now: int) -> Sequence[bytes]:
+def _range_parts(answer: Answer, now: int, many: int) -> Iterator[bytes]:
+    """Yield the messages of an answer: a header, then the series one by one, or up to `many` in each."""
     header = pb.QueryRangeHeader(
         provenance=_range_provenance(answer, now), series_count=len(answer.names)
     ).SerializeToString()
-    parts = [length_delimited(1, header + packed(2, answer.starts))]
+    yield length_delimited(1, header + packed(2, answer.starts))
+    if not many:
+        for part in _series_parts(answer):
+            yield length_delimited(2, part)
+        return
+    batch: list[bytes] = []
+    size = 0
+    for part in _series_parts(answer):
+        if batch and (len(batch) >= min(many, MAX_BATCH_SERIES) or size + len(part) > MAX_BATCH_BYTES):
+            yield length_delimited(3, b"".join(batch))
+            batch, size = [], 0
+        batch.append(length_delimited(1, part))
+        size += len(part)
+    if batch:
+        yield length_delimited(3, b"".join(batch))
+
+
+def _series_parts(answer: Answer) -> Iterator[bytes]:
+    """Yield the wire form of each Series."""
     for row, name in enumerate(answer.names):
         about = pb.Series(server=name.server, metric=name.metric, group=name.group).SerializeToString()
         if answer.values is not None:
-            parts.append(length_delimited(2, about + packed(4, answer.values[row])))
+            yield about + packed(4, answer.values[row])
         elif answer.raw is not None:
             first, last = int(answer.raw.offsets[row]), int(answer.raw.offsets[row + 1])
             for at in range(first, max(last, first + 1), RAW_PART_SAMPLES):
                 part = slice(at, min(at + RAW_PART_SAMPLES, last))
-                columns = packed(4, answer.raw.values[part]) + packed(5, answer.raw.times[part])
-                parts.append(length_delimited(2, about + columns))
-    return parts
+                yield about + packed(4, answer.raw.values[part]) + packed(5, answer.raw.times[part])
 
 
 def latest_frames(history: History, selector: frame_pb2.Selector) -> list[Frame]:

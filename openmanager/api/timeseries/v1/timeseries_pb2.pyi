@@ -308,10 +308,15 @@ class QueryRangeRequest(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     AGGREGATION_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
+    SERIES_PER_MESSAGE_FIELD_NUMBER: _builtins.int
     aggregation: Global___Aggregation.ValueType
     """What to compute of each bucket. Default MEAN. Ignored for raw samples."""
     group_by: Global___GroupBy.ValueType
     """Whose samples are pooled. Default SERVER: each series for itself. Only with `step`."""
+    series_per_message: _builtins.int
+    """How many series a message may hold; then they come as `batch`. 0: each in a message of its own, as `series`. More
+    than 1,000 is read as 1,000; negative is refused. Messages cost more than series: a dashboard asks for many.
+    """
     @_builtins.property
     def selector(self) -> _frame_pb2.Selector:
         """Which series. Unset: all."""
@@ -339,10 +344,11 @@ class QueryRangeRequest(_message.Message):
         step: _duration_pb2.Duration | None = ...,
         aggregation: Global___Aggregation.ValueType = ...,
         group_by: Global___GroupBy.ValueType = ...,
+        series_per_message: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "selector", b"selector", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "end_time", b"end_time", "group_by", b"group_by", "selector", b"selector", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "end_time", b"end_time", "group_by", b"group_by", "selector", b"selector", "series_per_message", b"series_per_message", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,12 +356,13 @@ Global___QueryRangeRequest: _TypeAlias = QueryRangeRequest  # noqa: Y015
 
 @_typing.final
 class QueryRangeResponse(_message.Message):
-    """Response of QueryRange: a header first, then a series in each message."""
+    """Response of QueryRange: a header first, then a series in each message, or several where that was asked for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
     SERIES_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___QueryRangeHeader:
         """The header: the first message, once."""
@@ -364,21 +371,50 @@ class QueryRangeResponse(_message.Message):
     def series(self) -> Global___Series:
         """A series, or the next part of a long one."""
 
+    @_builtins.property
+    def batch(self) -> Global___SeriesBatch:
+        """Some series."""
+
     def __init__(
         self,
         *,
         header: Global___QueryRangeHeader | None = ...,
         series: Global___Series | None = ...,
+        batch: Global___SeriesBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "series", b"series"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "header", b"header", "part", b"part", "series", b"series"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "series", b"series"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "header", b"header", "part", b"part", "series", b"series"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "series"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "series", "batch"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___QueryRangeResponse: _TypeAlias = QueryRangeResponse  # noqa: Y015
+
+@_typing.final
+class SeriesBatch(_message.Message):
+    """Series that follow each other: as many as were asked for, or as fit into 1 MiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___Series]:
+        """The series. The last one may go on in the next message, as a series of the same name."""
+
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[Global___Series] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeriesBatch: _TypeAlias = SeriesBatch  # noqa: Y015
 
 @_typing.final
 class QueryRangeHeader(_message.Message):
