@@ -262,7 +262,7 @@ def _read_known(wire: bytes, place: _Places, names: _Names) -> tuple[Frame, bool
             return None
         if infos.time_unix_nanos or infos.servers or infos.metrics or infos.values:
             return None  # a second part of a field: protobuf knows how to join them
-    whole = _checked_times(times)
+    whole, exact = _checked_times(times)
     frame = Frame(
         times=whole,
         servers=names.servers,
@@ -271,7 +271,7 @@ def _read_known(wire: bytes, place: _Places, names: _Names) -> tuple[Frame, bool
         server_infos=tuple(checked_info(item) for item in infos.server_infos) if infos else (),
         metric_infos=tuple(checked_metric_info(item) for item in infos.metric_infos) if infos else (),
     )
-    return frame, np.array_equal(whole, times)
+    return frame, exact
 
 
 def decode(message: frame_pb2.Frame) -> Frame:
@@ -286,7 +286,7 @@ def decode(message: frame_pb2.Frame) -> Frame:
         shape = f"{len(frame.times)} times × {len(frame.servers)} servers × {len(frame.metrics)} metrics"
         raise invalid("frame.values", f"has {len(message.values)} values where {shape} make {count}")
     return Frame(
-        times=_checked_times(frame.times),
+        times=_checked_times(frame.times)[0],
         servers=check_servers(frame.servers),
         metrics=check_metrics(frame.metrics),
         values=frame.values,
@@ -331,11 +331,14 @@ def _metric_info(message: frame_pb2.MetricInfo) -> MetricInfo:
     )
 
 
-def _checked_times(times: NDArray[np.int64]) -> NDArray[np.int64]:
-    whole = times - times % NANOS_PER_MILLI
-    if len(whole) == 0:
-        return whole
-    if np.any(whole[1:] <= whole[:-1]):
+def _checked_times(times: NDArray[np.int64]) -> tuple[NDArray[np.int64], bool]:
+    """Return times in whole milliseconds, and whether they were that."""
+    if len(times) == 0:
+        return times, True
+    rest = times % NANOS_PER_MILLI
+    exact = not rest.any()
+    whole = times if exact else times - rest
+    if len(whole) > 1 and np.any(whole[1:] <= whole[:-1]):
         raise invalid("frame.time_unix_nanos", "must be strictly increasing in whole milliseconds")
     first, last = int(whole[0]), int(whole[-1])
     if first < EARLIEST_PLAUSIBLE_NANOS or last > LATEST_PLAUSIBLE_NANOS:
@@ -345,7 +348,7 @@ def _checked_times(times: NDArray[np.int64]) -> NDArray[np.int64]:
             reason=Reason.TIME_OUT_OF_RANGE,
             field="frame.time_unix_nanos",
         )
-    return whole
+    return whole, exact
 
 
 def _unit_hint(first: int) -> str:

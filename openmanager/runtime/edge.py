@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -196,17 +197,47 @@ async def _write_all(replies: AsyncIterator[Any], context: grpc.aio.ServicerCont
     A reader that takes no message for `seconds` is given up: what waits for it must not fill memory.
     """
     try:
-        async for reply in replies:
-            try:
-                async with asyncio.timeout(seconds):
-                    await context.write(reply)
-            except TimeoutError as err:
-                raise errors.ResourceExhaustedError(
-                    f"the stream was not read for {seconds:g} s", reason=errors.Reason.WATCH_TOO_SLOW
-                ) from err
+        async with _Patience(seconds) as patience:
+            async for reply in replies:
+                patience.since = patience.now()
+                await context.write(reply)
+                patience.since = math.inf
     finally:
         if (close := getattr(replies, "aclose", None)) is not None:
             await close()
+
+
+class _Patience:
+    """Gives up what waits for longer than `seconds` since `since`; looks now and then, so that waiting costs nothing."""
+
+    def __init__(self, seconds: float) -> None:
+        self.since = math.inf
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(None)
+        loop = asyncio.get_running_loop()
+        self.now = loop.time
+        self._timer = loop.call_later(seconds, self._look)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._timer.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as err:
+            raise errors.ResourceExhaustedError(
+                f"the stream was not read for {self._seconds:g} s", reason=errors.Reason.WATCH_TOO_SLOW
+            ) from err
+
+    def _look(self) -> None:
+        now = self.now()
+        if now >= self.since + self._seconds:
+            self._timeout.reschedule(now)
+            return
+        due = min(self.since, now) + self._seconds
+        self._timer = asyncio.get_running_loop().call_at(due, self._look)
 
 
 async def _requests(method: _Method, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,6 +56,13 @@ class Accepted:
 
     position: int
     admitted: Admitted
+
+
+class Writing(NamedTuple):
+    """A frame on its way into the log: `done` is its record, when it is durable, or None for one without samples."""
+
+    admitted: Admitted
+    done: asyncio.Future[Record] | None
 
 
 class History:
@@ -123,17 +131,34 @@ class History:
 
     async def write(self, wire: bytes, *, any_future: bool = False) -> Accepted:
         """Admit a frame, given its wire form, append it to the log, and return when it is durable."""
+        return await self.written(self.begin_write(wire, any_future=any_future))
+
+    def begin_write(self, wire: bytes, *, any_future: bool = False) -> Writing:
+        """Admit a frame, given its wire form, and append it to the log; `written` says when it is durable."""
         admitted = self._admission.admit(wire, any_future=any_future)
         if admitted.accepted == 0:
-            return Accepted(position=0, admitted=admitted)
+            return Writing(admitted, None)
+        done = self.log.begin(admitted.payload, admitted.accepted, telemetry.trace_parent())
         self._admitted[id(admitted.payload)] = admitted
+        return Writing(admitted, done)
+
+    async def written(self, writing: Writing) -> Accepted:
+        """Return what became of a frame when it is durable; who does not wait for that gives it up."""
+        if writing.done is None:
+            return Accepted(position=0, admitted=writing.admitted)
         try:
-            with telemetry.store_span("openmanager.log", "append", size_bytes=len(admitted.payload)):
-                record = await self.log.append(admitted.payload, admitted.accepted, telemetry.trace_parent())
+            with telemetry.store_span("openmanager.log", "append", size_bytes=len(writing.admitted.payload)):
+                record = await writing.done
         except BaseException:
-            self._admitted.pop(id(admitted.payload), None)
+            self.give_up(writing)
             raise
-        return Accepted(position=record.position, admitted=admitted)
+        return Accepted(position=record.position, admitted=writing.admitted)
+
+    def give_up(self, writing: Writing) -> None:
+        """Take note that nobody waits for a frame any more; it may become durable all the same."""
+        if writing.done is not None:
+            writing.done.cancel()
+            self._admitted.pop(id(writing.admitted.payload), None)
 
     def _committed(self, records: Sequence[Record]) -> None:
         """Take what the log has just made durable (on the event loop, before the writer is answered)."""

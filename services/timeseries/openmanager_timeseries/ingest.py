@@ -69,10 +69,10 @@ class Admission:
         """
         frame, exact = self._reader.read(wire)
         layout = self._catalog.layout(frame.servers, frame.metrics)
-        refused, finite = self._refused(frame, layout, any_future=any_future)
-        accepted = int(np.count_nonzero(finite))
-        if refused:
-            frame = replace(frame, values=np.where(finite, frame.values, np.nan))
+        refused, taken = self._refused(frame, layout, any_future=any_future)
+        accepted = frame.values.size if taken is None else int(np.count_nonzero(taken))
+        if refused and taken is not None:
+            frame = replace(frame, values=np.where(taken, frame.values, np.nan))
         payload = wire if exact and not refused else encode(frame)
         if len(payload) > MAX_FRAME_BYTES:
             raise ResourceExhaustedError(
@@ -88,22 +88,31 @@ class Admission:
             rejections=tuple(found[:MAX_REJECTIONS]),
         )
 
-    def _refused(self, frame: Frame, layout: Layout, *, any_future: bool) -> tuple[list[tuple[str, Bools]], Bools]:
-        """Return the refused samples by reason, as masks bool[T, S, M], and the mask of those that are taken."""
+    def _refused(
+        self, frame: Frame, layout: Layout, *, any_future: bool
+    ) -> tuple[list[tuple[str, Bools]], Bools | None]:
+        """Return the refused samples by reason, as masks bool[T, S, M], and the mask of those that are taken.
+
+        No mask says that all are, as they mostly are.
+        """
         refused: list[tuple[str, Bools]] = []
         taken: Bools = np.isfinite(frame.values)
-        if not taken.all() and (infinite := np.isinf(frame.values)).any():
+        whole = bool(taken.all())
+        if not whole and (infinite := np.isinf(frame.values)).any():
             refused.append(("VALUE_NOT_FINITE", infinite))
         now = self._clock.now_nanos()
-        wrong_times = [("TIME_TOO_OLD", frame.times < self._kept_from(now))]
-        if not any_future:
-            wrong_times.append(("TIME_IN_FUTURE", frame.times > now + self._future_nanos))
+        first, last = (int(frame.times[0]), int(frame.times[-1])) if len(frame.times) else (now, now)
+        kept_from, until = self._kept_from(now), now + self._future_nanos
+        wrong_times = [("TIME_TOO_OLD", frame.times < kept_from)] if first < kept_from else []
+        if last > until and not any_future:
+            wrong_times.append(("TIME_IN_FUTURE", frame.times > until))
+        if whole and not wrong_times and layout.is_whole:
+            return [], None
         for reason, wrong in wrong_times:
-            if wrong.any():
-                mask = taken & wrong[:, None, None]
-                taken &= ~wrong[:, None, None]
-                if mask.any():
-                    refused.append((reason, mask))
+            mask = taken & wrong[:, None, None]
+            taken &= ~wrong[:, None, None]
+            if mask.any():
+                refused.append((reason, mask))
         without_room = None if layout.is_whole else self._catalog.admit(layout, np.any(taken, axis=0))
         if without_room is not None:
             mask = taken & without_room

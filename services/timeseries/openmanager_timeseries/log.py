@@ -266,10 +266,14 @@ class Log:
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def append(self, payload: bytes, samples: int, trace_parent: str = "") -> Record:
-        """Append a frame and return its record when it is durable.
+        """Append a frame and return its record when it is durable; errors as `begin`."""
+        return await self.begin(payload, samples, trace_parent)
+
+    def begin(self, payload: bytes, samples: int, trace_parent: str = "") -> asyncio.Future[Record]:
+        """Append a frame; its record can be had when it is durable.
 
         ResourceExhaustedError (`LOG_FULL`, `OVERLOADED`, `MESSAGE_TOO_LARGE`) or UnavailableError (`LOG_UNFIT`,
-        `SHUTTING_DOWN`) when it was not accepted.
+        `SHUTTING_DOWN`), then or at once, when it was not accepted.
         """
         if self._closing:
             raise UnavailableError("the log is closing", reason=Reason.SHUTTING_DOWN)
@@ -283,7 +287,7 @@ class Log:
         self._pending.append(_Pending(payload, samples, trace_parent, done))
         self._pending_bytes += len(payload)
         self._wake.set()
-        return await done
+        return done
 
     async def _commit_forever(self) -> None:
         loop = asyncio.get_running_loop()

@@ -9,7 +9,7 @@ from typing import Any
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import OutOfRangeError, invalid, missing
 from openmanager.runtime import validate
-from openmanager_timeseries.history import Accepted, History
+from openmanager_timeseries.history import Accepted, History, Writing
 from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
 
 MAX_SELECTOR_ENTRIES = 10_000
@@ -44,13 +44,17 @@ async def accepted_frames(
     history: History, cls: type[Any], requests: AsyncIterator[bytes], *, any_future: bool
 ) -> AsyncIterator[frame_pb2.WriteAck]:
     """Write the frames of a stream, a bounded number at once, yielding the acknowledgement of each in order."""
-    under_way: asyncio.Queue[asyncio.Task[Accepted] | Exception | None] = asyncio.Queue(maxsize=64)
+    under_way: asyncio.Queue[Writing | Exception | None] = asyncio.Queue(maxsize=64)
 
     async def receive() -> None:
         try:
             async for data in requests:
-                wire = frame_of(cls, data)
-                await under_way.put(asyncio.create_task(history.write(wire, any_future=any_future)))
+                writing = history.begin_write(frame_of(cls, data), any_future=any_future)
+                try:
+                    await under_way.put(writing)
+                except asyncio.CancelledError:
+                    history.give_up(writing)
+                    raise
         except Exception as err:  # noqa: BLE001  (handed to the writer's own side of the stream, in order)
             await under_way.put(err)
         else:
@@ -61,13 +65,13 @@ async def accepted_frames(
         while (item := await under_way.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            yield ack(await item)
+            yield ack(await history.written(item))
     finally:
         receiver.cancel()
         await asyncio.gather(receiver, return_exceptions=True)
         while not under_way.empty():
-            if isinstance(item := under_way.get_nowait(), asyncio.Task):
-                item.cancel()
+            if isinstance(item := under_way.get_nowait(), Writing):
+                history.give_up(item)
 
 
 def ack(accepted: Accepted) -> frame_pb2.WriteAck:
