@@ -47,7 +47,8 @@ def rows() -> Iterator[Row]:
     values = Series(SERVERS, METRICS).ticks(HOUR_TICKS)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        loop = stack.enter_context(asyncio.Runner())
+        # Not its own run(): that sets a signal handler each time, and describes the answer to find out which.
+        loop = stack.enter_context(asyncio.Runner()).get_loop()
         answers: dict[str, Answer] = {}
         _own(stack, loop, folder, start, values, answers)
         answers["SQL"] = _sql(stack, folder / "narrow", start, values)
@@ -99,7 +100,7 @@ def _pair(ours: Sequence[float], peer: Sequence[float]) -> tuple[float, float, f
 
 def _own(  # the stack closes what is opened
     stack: contextlib.ExitStack,
-    loop: asyncio.Runner,
+    loop: asyncio.AbstractEventLoop,
     folder: Path,
     start: int,
     values: np.ndarray,
@@ -110,8 +111,8 @@ def _own(  # the stack closes what is opened
 
     def opened_here(where: Path, **changes: object):  # type: ignore[no-untyped-def]
         context = opened(where, kept=False, **changes)
-        history = loop.run(context.__aenter__())
-        stack.callback(lambda: loop.run(context.__aexit__(None, None, None)))
+        history = loop.run_until_complete(context.__aenter__())
+        stack.callback(lambda: loop.run_until_complete(context.__aexit__(None, None, None)))
         return history
 
     def answer_of(history) -> Answer:  # type: ignore[no-untyped-def]
@@ -120,9 +121,9 @@ def _own(  # the stack closes what is opened
             assert found.values is not None
             return found.values
 
-        return lambda metric: loop.run(ask(metric))
+        return lambda metric: loop.run_until_complete(ask(metric))
 
-    loop.run(fill(folder / "own", fleet, start, 1, lambda _: values))
+    loop.run_until_complete(fill(folder / "own", fleet, start, 1, lambda _: values))
     shutil.copytree(folder / "own", folder / "other")
     answers["blocks, in process"] = answer_of(opened_here(folder / "own"))
     server = stack.enter_context(timeseries(folder / "other"))
@@ -130,12 +131,14 @@ def _own(  # the stack closes what is opened
     async def connected() -> Client:
         return Client(server.target)
 
-    client = loop.run(connected())
-    stack.callback(lambda: loop.run(client.__aexit__()))
+    client = loop.run_until_complete(connected())
+    stack.callback(lambda: loop.run_until_complete(client.__aexit__()))
     requests = [asked.of(key).message() for key in fleet[1]]
-    answers["blocks, over gRPC"] = lambda metric: buckets(loop.run(client.stream(QUERY_RANGE, requests[metric])))
+    answers["blocks, over gRPC"] = lambda metric: buckets(
+        loop.run_until_complete(client.stream(QUERY_RANGE, requests[metric]))
+    )
     head = opened_here(folder / "head", head_size=Size(512 << 20))
-    loop.run(write(head, frames(fleet, start, values)))
+    loop.run_until_complete(write(head, frames(fleet, start, values)))
     answers["head, in process"] = answer_of(head)
 
 

@@ -94,11 +94,21 @@ class Chunk:
         """Return the values of some servers and metrics (indices into the layout): float64[M', S', T']."""
         parts = self._ticks
         if (series := self._series) is not None:
-            by_metric = series if _is_all(metrics, len(series)) else series[metrics]
+            by_metric = series if _is_all(metrics, len(series)) else series[_few(metrics)]
             by_server = by_metric if _is_all(servers, by_metric.shape[1]) else by_metric[:, servers]
             return by_server[:, :, ticks]
+        if len(metrics) == 1:  # what is mostly asked: without an index for every sample
+            at = int(metrics[0])
+            columns = np.concatenate([part[:, :, at] for part in parts])[ticks]
+            by_tick = columns if _is_all(servers, columns.shape[1]) else columns[:, servers]
+            return np.ascontiguousarray(by_tick.T)[None]
         chosen = [part[:, servers[None, :], metrics[:, None]] for part in parts]
         return np.ascontiguousarray(np.moveaxis(np.concatenate(chosen)[ticks], 0, 2))
+
+
+def _few(indices: Ints) -> Ints | slice:
+    """Return indices as what takes them without a copy, if there is one."""
+    return slice(int(indices[0]), int(indices[0]) + 1) if len(indices) == 1 else indices
 
 
 def _is_all(indices: Ints, count: int) -> bool:
