@@ -33,6 +33,7 @@ EARLIEST_PLAUSIBLE_NANOS = 946_684_800 * 10**9
 LATEST_PLAUSIBLE_NANOS = 7_258_118_400 * 10**9
 
 _SERVER_ID = re.compile(r"[a-z0-9][a-z0-9._:-]*")
+_VALUES_TAG = re.compile(rb"\x22")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 _INFO_LIMITS = {"hostname": 255, "environment": 50, "role": 50, "location": 100}
 
@@ -167,9 +168,9 @@ class FrameReader:
 
     def __init__(self, capacity: int = 1024) -> None:
         self._capacity = capacity
-        self._names: dict[bytes, _Names] = {}
+        self._names: dict[bytes | memoryview, _Names] = {}
 
-    def read(self, wire: bytes) -> tuple[Frame, bool]:
+    def read(self, wire: bytes | memoryview) -> tuple[Frame, bool]:
         """Return the checked frame of some bytes, and whether the bytes say just that: nothing was lower-cased or cut.
 
         Errors as `decode`, and InvalidArgumentError for bytes that are no frame.
@@ -183,13 +184,13 @@ class FrameReader:
                     return known
         message = frame_pb2.Frame()
         try:
-            message.ParseFromString(wire)
+            message.ParseFromString(bytes(wire))
         except DecodeError as err:
             raise InvalidArgumentError("the bytes are not a Frame", reason=Reason.MALFORMED_MESSAGE) from err
         validate.check_unknown(message, len(wire))
         frame = decode(message)
         if place is not None:
-            self._remember(wire[place.times_end : place.names_end], message, frame)
+            self._remember(bytes(wire[place.times_end : place.names_end]), message, frame)
         same_times = np.array_equal(frame.times, np.asarray(message.time_unix_nanos, np.int64))
         return frame, same_times and frame.servers == tuple(message.servers)
 
@@ -213,15 +214,15 @@ class _Places:
     values_end: int
 
 
-def _places(wire: bytes) -> _Places | None:
+def _places(wire: bytes | memoryview) -> _Places | None:
     """Return where the parts are if this is times, names, values, infos in that order; None when it cannot be."""
     if wire[:1] != b"\x0a":
         return None
     times, size = _read_varint(wire, 1)
     times_end = times + size
     # The values are looked for from the end: what follows them is short, and their length says where they begin.
-    at = wire.find(b"\x22", times_end)
-    while 0 <= at < len(wire) - 1:
+    for tag in _VALUES_TAG.finditer(wire, times_end, len(wire) - 1):
+        at = tag.start()
         values, size = _read_varint(wire, at + 1)
         end = values + size
         if (
@@ -231,11 +232,10 @@ def _places(wire: bytes) -> _Places | None:
             and wire[end : end + 1] in {b"", b"\x2a", b"\x32"}
         ):
             return _Places(times, times_end, at, values, end)
-        at = wire.find(b"\x22", at + 1)
     return None
 
 
-def _read_varint(wire: bytes, at: int) -> tuple[int, int]:
+def _read_varint(wire: bytes | memoryview, at: int) -> tuple[int, int]:
     """Return the offset after a varint and its value; a value too large to be meant for one that does not end."""
     value = 0
     for offset in range(5):
@@ -248,7 +248,7 @@ def _read_varint(wire: bytes, at: int) -> tuple[int, int]:
     return at, 1 << 62
 
 
-def _read_known(wire: bytes, place: _Places, names: _Names) -> tuple[Frame, bool] | None:
+def _read_known(wire: bytes | memoryview, place: _Places, names: _Names) -> tuple[Frame, bool] | None:
     times = np.frombuffer(wire, "<i8", (place.times_end - place.times) // 8, place.times)
     shape = (len(times), len(names.servers), len(names.metrics))
     if (place.times_end - place.times) % 8 or place.values_end - place.values != 8 * shape[0] * shape[1] * shape[2]:
@@ -257,7 +257,7 @@ def _read_known(wire: bytes, place: _Places, names: _Names) -> tuple[Frame, bool
     if place.values_end < len(wire):
         infos = frame_pb2.Frame()
         try:
-            infos.ParseFromString(wire[place.values_end :])
+            infos.ParseFromString(bytes(wire[place.values_end :]))
         except DecodeError:
             return None
         if infos.time_unix_nanos or infos.servers or infos.metrics or infos.values:

@@ -34,7 +34,7 @@ class TimeseriesConfig:
     )
     engine_write_timeout: timedelta = setting(timedelta(seconds=2), "How long one write to an engine may take.")
     engine_query_timeout: timedelta = setting(timedelta(seconds=3), "How long one query of an engine may take.")
-    segment_size: Size = setting(Size(16 << 20), "The log begins a new segment after so many bytes.")
+    segment_size: Size = setting(Size(64 << 20), "The log begins a new segment after so many bytes.")
     log_retention: timedelta = setting(timedelta(hours=24), "Frames stay in the log at least this long.")
     log_max_size: Size = setting(Size(8 << 30), "The log never holds more; consumers that need more are cut loose.")
     log_max_share: float = setting(0.2, "The same, as a share of the volume; the smaller one counts.")

@@ -65,7 +65,7 @@ class Erasures:
 
     def frame_of(self, record: Record) -> Frame:
         """Return the frame of a record of the log without what was deleted of it."""
-        return self.apply(decode_trusted(frame_pb2.Frame.FromString(record.payload)), record.position)
+        return self.apply(decode_trusted(frame_pb2.Frame.FromString(bytes(record.payload))), record.position)
 
     def add(self, erasure: Erasure) -> None:
         """Remember a deletion, durably (blocking)."""

@@ -38,7 +38,7 @@ from openmanager_timeseries.log import Cursor, Log, LogOptions
 from openmanager_timeseries.plan import RawSource
 from openmanager_timeseries.planner import Planner
 from openmanager_timeseries.query import Answer, Limits, RangeQuery, Stop
-from openmanager_timeseries.record import Record
+from openmanager_timeseries.record import Payload, Record
 from openmanager_timeseries.retention import Retention
 from openmanager_timeseries.roller import Roller, TierFiles
 from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
@@ -129,11 +129,11 @@ class History:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def write(self, wire: bytes, *, any_future: bool = False) -> Accepted:
+    async def write(self, wire: Payload, *, any_future: bool = False) -> Accepted:
         """Admit a frame, given its wire form, append it to the log, and return when it is durable."""
         return await self.written(self.begin_write(wire, any_future=any_future))
 
-    def begin_write(self, wire: bytes, *, any_future: bool = False) -> Writing:
+    def begin_write(self, wire: Payload, *, any_future: bool = False) -> Writing:
         """Admit a frame, given its wire form, and append it to the log; `written` says when it is durable."""
         admitted = self._admission.admit(wire, any_future=any_future)
         if admitted.accepted == 0:

@@ -16,6 +16,7 @@ from openmanager.errors import Reason, ResourceExhaustedError
 from openmanager.frame import MAX_FRAME_BYTES, Frame, FrameReader, encode
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries.catalog import Catalog
+from openmanager_timeseries.record import Payload
 from openmanager_timeseries.samples import Bools
 from openmanager_timeseries.series_index import Layout
 
@@ -39,7 +40,7 @@ class Admitted:
 
     frame: Frame
     layout: Layout
-    payload: bytes
+    payload: Payload
     accepted: int
     rejected: int
     rejections: tuple[Rejection, ...]
@@ -62,7 +63,7 @@ class Admission:
         self._kept_from = kept_from
         self._future_nanos = int(future_limit.total_seconds() * _NANOS)
 
-    def admit(self, wire: bytes, *, any_future: bool = False) -> Admitted:
+    def admit(self, wire: Payload, *, any_future: bool = False) -> Admitted:
         """Return what is taken of a frame, given its wire form.
 
         Raises InvalidArgumentError or OutOfRangeError for a malformed frame, ResourceExhaustedError for one too large.
@@ -73,7 +74,7 @@ class Admission:
         accepted = frame.values.size if taken is None else int(np.count_nonzero(taken))
         if refused and taken is not None:
             frame = replace(frame, values=np.where(taken, frame.values, np.nan))
-        payload = wire if exact and not refused else encode(frame)
+        payload: Payload = wire if exact and not refused else encode(frame)
         if len(payload) > MAX_FRAME_BYTES:
             raise ResourceExhaustedError(
                 f"the frame is larger than {MAX_FRAME_BYTES} bytes: split it", reason=Reason.MESSAGE_TOO_LARGE

@@ -36,6 +36,7 @@ from openmanager_timeseries.record import (
     MAX_RECORD_BYTES,
     RECORD_OVERHEAD,
     SEGMENT_HEADER,
+    Payload,
     Record,
     decode_at,
     encode_header,
@@ -61,7 +62,7 @@ log = logging.getLogger(__name__)
 class LogOptions:
     """Sizes in bytes; `reserve` is the free space below which writes are refused."""
 
-    segment_size: int = 16 << 20
+    segment_size: int = 64 << 20
     ballast_size: int = 64 << 20
     reserve: int = 32 << 20
 
@@ -83,7 +84,7 @@ class Segment:
 
 @dataclass(slots=True)
 class _Pending:
-    payload: bytes
+    payload: Payload
     samples: int
     trace: str
     done: asyncio.Future[Record]
@@ -265,11 +266,11 @@ class Log:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def append(self, payload: bytes, samples: int, trace_parent: str = "") -> Record:
+    async def append(self, payload: Payload, samples: int, trace_parent: str = "") -> Record:
         """Append a frame and return its record when it is durable; errors as `begin`."""
         return await self.begin(payload, samples, trace_parent)
 
-    def begin(self, payload: bytes, samples: int, trace_parent: str = "") -> asyncio.Future[Record]:
+    def begin(self, payload: Payload, samples: int, trace_parent: str = "") -> asyncio.Future[Record]:
         """Append a frame; its record can be had when it is durable.
 
         ResourceExhaustedError (`LOG_FULL`, `OVERLOADED`, `MESSAGE_TOO_LARGE`) or UnavailableError (`LOG_UNFIT`,

@@ -18,8 +18,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
 MAGIC = b"OMLOG\x01\x00\x00"
 SEGMENT_HEADER = struct.Struct("<8sQ")
@@ -35,6 +35,9 @@ RECORD_OVERHEAD = _RECORD_HEADER.size
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 MAX_POSITION = (1 << 62) - 1
 
+# A frame in its wire form; a view where it was cut out of a larger message.
+Payload = bytes | memoryview
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -45,7 +48,7 @@ class Record:
     accepted: int
     samples: int
     trace_parent: str
-    payload: bytes
+    payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,8 @@ def encode_header(record: Record) -> bytes:
     return bytes(header)
 
 
-def _checksum(header: bytes, payload: bytes) -> int:
-    crc = google_crc32c.value(header[:4] + header[_CHECKED_FROM:])
-    return int(google_crc32c.extend(crc, payload))
+def _checksum(header: bytes, payload: Payload) -> int:
+    return crc32c(payload, crc32c(header[:4] + header[_CHECKED_FROM:]))
 
 
 def decode_at(data: bytes, offset: int) -> tuple[Record, int] | None:

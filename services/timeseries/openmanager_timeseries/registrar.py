@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol
 
-from openmanager.api.frame.v1 import frame_pb2
-from openmanager.frame import ServerInfo, decode_trusted
+from openmanager.frame import FrameReader, ServerInfo
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries.catalog import merge_info
@@ -35,6 +34,7 @@ class Registrar:
     def __init__(self, inventory: Inventory, clock: Clock) -> None:
         self._inventory = inventory
         self._clock = clock
+        self._reader = FrameReader()
         self._known: dict[str, ServerInfo] = {}
         self._refreshed = clock.monotonic()
 
@@ -43,9 +43,10 @@ class Registrar:
         changed: dict[str, ServerInfo] = {}
         trace_parent, seen = "", set[str]()
         for record in records:
-            frame = decode_trusted(frame_pb2.Frame.FromString(record.payload))
+            frame, _ = self._reader.read(record.payload)
             seen.update(frame.servers)
-            infos = [*(ServerInfo(id=server) for server in frame.servers), *frame.server_infos]
+            new = (ServerInfo(id=server) for server in frame.servers if server not in self._known)
+            infos = [*new, *frame.server_infos]
             for info in infos:
                 merged = merge_info(changed.get(info.id) or self._known.get(info.id), info)
                 if merged != self._known.get(info.id):

@@ -112,7 +112,7 @@ class ImportService:
             async for data in _paced(requests):
                 fits, failure = True, None
                 try:
-                    frame = None if data is None else frame_of(pb.ImportRollupsRequest, data)
+                    frame = None if data is None else bytes(frame_of(pb.ImportRollupsRequest, data))
                     fits = frame is None or importing.add(frame)
                 except OpenManagerError as err:
                     fits, failure = False, err

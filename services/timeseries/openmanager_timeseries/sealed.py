@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 from openmanager_timeseries import durable, span
@@ -211,7 +211,7 @@ def _footer_checksum(path: Path) -> int:
         if magic != b"PAR1" or length + _TAIL.size > size:
             raise ValueError("the file is cut short")
         file.seek(size - _TAIL.size - length)
-        return int(google_crc32c.value(file.read()))
+        return crc32c(file.read())
 
 
 # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,11 +11,12 @@ from openmanager.errors import OutOfRangeError, invalid, missing
 from openmanager.runtime import validate
 from openmanager_timeseries.history import Accepted, History, Writing
 from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
+from openmanager_timeseries.record import Payload
 
 MAX_SELECTOR_ENTRIES = 10_000
 
 
-def frame_of(cls: type[Any], data: bytes) -> bytes:
+def frame_of(cls: type[Any], data: bytes) -> Payload:
     """Return the frame of a request: cut out where it is all there is in it, else through protobuf."""
     only = _only_field(data)
     if only is not None:
@@ -27,7 +28,7 @@ def frame_of(cls: type[Any], data: bytes) -> bytes:
     return encoded
 
 
-def _only_field(data: bytes) -> bytes | None:
+def _only_field(data: bytes) -> memoryview | None:
     """Return the content of a message that is one length-delimited field 1 and nothing else."""
     if data[:1] != b"\x0a":
         return None
@@ -36,7 +37,7 @@ def _only_field(data: bytes) -> bytes | None:
         size |= (data[at] & 0x7F) << shift
         shift += 7
         if data[at] < 0x80:
-            return data[at + 1 :] if at + 1 + size == len(data) else None
+            return memoryview(data)[at + 1 :] if at + 1 + size == len(data) else None
     return None
 
 
