@@ -164,7 +164,9 @@ def _question(options: dict[str, Any]) -> _Question:
 async def _stream_json(client: Client, asked: _Question) -> None:
     from openmanager.client import rpc
 
-    async for reply in client.rpc.stream(rpc.QUERY_RANGE, asked.request(), seconds=QUERY_SECONDS):
+    request = asked.request()
+    request.series_per_message = 0  # a series a line
+    async for reply in client.rpc.stream(rpc.QUERY_RANGE, request, seconds=QUERY_SECONDS):
         render.print_json(reply, line=True)
 
 

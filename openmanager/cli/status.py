@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from openmanager.cli import connection, render
+from openmanager.cli.log import ledger_table
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from openmanager.client import Board, Client, Ledger, ServiceStatus, StorageStatus
+    from openmanager.client import Board, Client, ServiceStatus, StorageStatus
 
 EXIT_NOT_WELL = 1
 
@@ -155,7 +156,7 @@ def _parts(board: Board, target: str) -> Iterator[RenderableType]:
         yield ""
         yield from remarks
     yield ""
-    yield _ledger_table(board.ledger) if board.ledger else Text("ledger: timeseries cannot be reached", style="yellow")
+    yield ledger_table(board.ledger) if board.ledger else Text("ledger: timeseries cannot be reached", style="yellow")
 
 
 def _services_table(board: Board) -> Table:
@@ -204,22 +205,3 @@ def _reason(name: str, of: StorageStatus | ServiceStatus) -> Text:
     from rich.text import Text
 
     return Text.assemble("✗ ", name, " ", render.state_text(of.state), f": {of.reason or 'no reason given'}")
-
-
-def _ledger_table(ledger: Ledger) -> Table:
-    from rich.text import Text
-
-    made = render.table(
-        "consumer", "delivered", "waiting", "dead", "re-synced", "damaged", "lag", "balanced",
-        right=("delivered", "waiting", "dead", "re-synced", "damaged", "lag"),
-        title=f"ledger: {ledger.accepted_sample_count:,} samples accepted, position {ledger.head_position:,}",
-    )  # fmt: skip
-    for each in ledger.consumers:
-        balanced = each.accounted == ledger.accepted_sample_count
-        made.add_row(
-            each.name,
-            *(f"{n:,}" for n in (each.delivered, each.waiting, each.dead_lettered, each.resynced, each.damaged)),
-            render.show_length(each.lag) if each.lag else render.NOTHING,
-            Text("✓", style="green") if balanced else Text("✗", style="bold red"),
-        )
-    return made

@@ -10,6 +10,7 @@ Dataclasses and numpy arrays go in and come out; what goes wrong is one of `open
 """
 
 from openmanager.client.client import Client
+from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.enumeration import (
     Aggregation,
     FaultPattern,
@@ -23,6 +24,7 @@ from openmanager.client.inventory import Inventory
 from openmanager.client.model import (
     Board,
     Consumer,
+    DeadLetter,
     Deletion,
     DiskBudget,
     Entry,
@@ -66,6 +68,8 @@ __all__ = [
     "Board",
     "Client",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
     "Deletion",
     "DiskBudget",
     "Entry",

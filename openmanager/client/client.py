@@ -15,6 +15,7 @@ from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import codec, enumeration, history, model, rpc
+from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.entries import Entries
 from openmanager.client.inventory import Inventory
 from openmanager.client.retention import Retention
@@ -47,6 +48,7 @@ class Client:
         self.rpc = Rpc(target, jitter=jitter or random.Random())  # noqa: S311  (it only spreads reconnections)
         self.inventory = Inventory(self.rpc)
         self.retention = Retention(self.rpc)
+        self.dead_letters = DeadLetters(self.rpc)
         self.simulation = Simulator(self.rpc)
         self.faults = Faults(self.rpc)
         self.entries = Entries(self.rpc)

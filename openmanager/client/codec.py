@@ -399,6 +399,27 @@ def _consumer(message: status_pb2.Consumer) -> model.Consumer:
         resynced=message.resynced_sample_count,
         damaged=message.damaged_sample_count,
         lag=_length(message.lag),
+        state=storage_state(message.state),
+        reason=message.reason,
+        since_time=moment(message, "since_time"),
+    )
+
+
+def dead_letter(message: timeseries_pb2.DeadLetter) -> model.DeadLetter:
+    """Return a dead letter."""
+    return model.DeadLetter(
+        id=message.id,
+        consumer=message.consumer,
+        reason=message.reason,
+        sample_count=message.sample_count,
+        servers=tuple(message.servers),
+        start_time=moment(message, "start_time"),
+        end_time=moment(message, "end_time"),
+        first_position=message.first_position,
+        last_position=message.last_position,
+        create_time=moment(message, "create_time"),
+        update_time=moment(message, "update_time"),
+        retry_count=message.retry_count,
     )
 
 

@@ -406,6 +406,10 @@ class Consumer:
     resynced: int
     damaged: int
     lag: timedelta
+    # How it is, why and since when; None for a reader in another process.
+    state: StorageState | None = None
+    reason: str = ""
+    since_time: datetime | None = None
 
     @property
     def accounted(self) -> int:
@@ -425,6 +429,25 @@ class Ledger:
     def balanced(self) -> bool:
         """Whether every accepted sample is accounted for, for every consumer."""
         return all(consumer.accounted == self.accepted_sample_count for consumer in self.consumers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """Samples of some servers from `start_time` to `end_time` that a consumer refused for one reason."""
+
+    id: str
+    consumer: str
+    reason: str
+    sample_count: int
+    # At most 100 of them.
+    servers: tuple[str, ...]
+    start_time: datetime | None
+    end_time: datetime | None
+    first_position: int
+    last_position: int
+    create_time: datetime | None
+    update_time: datetime | None
+    retry_count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,6 +88,9 @@ REBUILD_TIER = Method(_RETENTION, "RebuildTier", timeseries_pb2.RebuildTierRespo
 IMPORT_FRAMES = Method(_IMPORT, "ImportFrames", timeseries_pb2.ImportFramesResponse)
 IMPORT_ROLLUPS = Method(_IMPORT, "ImportRollups", timeseries_pb2.ImportRollupsResponse)
 GET_LEDGER = Method(_LOG, "GetLedger", timeseries_pb2.GetLedgerResponse)
+LIST_DEAD_LETTERS = Method(_LOG, "ListDeadLetters", timeseries_pb2.ListDeadLettersResponse)
+RETRY_DEAD_LETTERS = Method(_LOG, "RetryDeadLetters", timeseries_pb2.RetryDeadLettersResponse)
+DELETE_DEAD_LETTERS = Method(_LOG, "DeleteDeadLetters", timeseries_pb2.DeleteDeadLettersResponse)
 
 GET_ENTRY = Method(_ENTRY, "GetEntry", cache_pb2.GetEntryResponse)
 SET_ENTRY = Method(_ENTRY, "SetEntry", cache_pb2.SetEntryResponse)

@@ -98,3 +98,30 @@ def test_what_is_simulated_can_be_asked_for(whole):
     while (found := whole("query", "cpu_usage", "--server", server, "--last", "5m")).code:
         assert time.monotonic() < end, found.err
     assert re.search(rf"━━ +{server} +\d+\.\d\d", found.out)
+
+
+def test_the_books_of_the_log_are_shown_and_balance(whole):
+    end = time.monotonic() + 20
+    while not re.search(r"^registrar +OK", (found := whole("log")).out, re.MULTILINE):
+        assert time.monotonic() < end, found.out
+    assert found.code == 0
+    assert re.match(r"ledger: [\d,]+ samples accepted, position [\d,]+", found.out)
+    assert re.search(r"^head +OK .* ✓ *$", found.out, re.MULTILINE)
+    assert "✗" not in found.out
+    books = json.loads(whole("log", "--json").out)["ledger"]
+    assert {"blocks", "cache", "head", "registrar", "rollups"} <= {each["name"] for each in books["consumers"]}
+
+
+def test_dead_letters_are_listed_retried_and_discarded_by_name_only(whole):
+    assert whole("log", "dead-letters").out == "no dead letters\n"
+    assert whole("log", "retry", "--consumer", "registrar").out == "0 dead letters taken\n"
+    assert (
+        whole("log", "discard", "--consumer", "registrar", "--yes").out == "0 dead letters with 0 samples discarded\n"
+    )
+    for command in (("retry", "99"), ("discard", "99", "--yes")):
+        found = whole("log", *command)
+        assert (found.code, found.err) == (1, "openmanager: there is no such dead letter\n")
+    for command in ("retry", "discard"):
+        found = whole("log", command)
+        assert found.code == 2
+        assert "either ids or --consumer are needed" in found.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openmanager_timeseries import block as parquet
+from openmanager_timeseries.wire import accepted_frames
 from timeseries.shard import NOW, SECOND, asked, frame, opened, raw
 
+from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import InvalidArgumentError, OutOfRangeError, ResourceExhaustedError
-from openmanager.frame import Frame, MetricInfo, ServerInfo, encode
+from openmanager.frame import Frame, MetricInfo, ServerInfo, encode, encode_write_request
 
 writes = st.lists(
     st.tuples(
@@ -242,3 +245,48 @@ async def test_the_service_s_own_positions_are_not_for_others_to_move(mesh):
                     seconds=5,
                 )
             assert failure.value.field == "consumer"
+
+
+async def test_a_stream_that_is_left_leaves_nothing_behind_and_loses_nothing(tmp_path: Path):
+    async with opened(tmp_path) as history:
+
+        async def requests() -> AsyncIterator[bytes]:
+            for time in range(-100, 0):
+                yield encode_write_request(frame(time, {"a": {"x": float(time)}}))
+
+        acks = accepted_frames(history, pb.WriteFramesRequest, requests(), any_future=False)
+        first = await anext(acks)
+        await acks.aclose()
+        assert first.accepted_sample_count == 1
+        last = await history.write(encode(frame(1, {"a": {"x": 1.0}})))
+        assert history._admitted == {}
+        assert history.ledger.message(history.log).accepted_sample_count == last.position
+        assert len((await raw(history))["a", "x"]) == last.position
+
+
+async def test_frames_are_refused_in_order_and_those_before_are_acknowledged(tmp_path: Path):
+    async with opened(tmp_path) as history:
+
+        async def requests() -> AsyncIterator[bytes]:
+            yield encode_write_request(frame(-2, {"a": {"x": 1.0}}))
+            yield b"\x0a\x03abc"
+            yield encode_write_request(frame(-1, {"a": {"x": 2.0}}))
+
+        acks = accepted_frames(history, pb.WriteFramesRequest, requests(), any_future=False)
+        assert (await anext(acks)).accepted_sample_count == 1
+        with pytest.raises(InvalidArgumentError):
+            await anext(acks)
+
+
+async def test_what_was_read_before_is_read_again_without_the_file(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        await history.write(encode(frame(0, {"a": {"x": 1.5, "y": 2.5}, "b": {"x": 3.5}})))
+        await history.seal()
+        history.head.drop(0)
+        before = await raw(history)
+        assert await raw(history) == before
+        (file,) = history.blocks.files
+        file.path.rename(file.path.with_suffix(".elsewhere"))
+        assert await raw(history) == before == {("a", "x"): [(0, 1.5)], ("a", "y"): [(0, 2.5)], ("b", "x"): [(0, 3.5)]}
+        assert (await raw(history, servers=("b",), metrics=("x",)))["b", "x"] == [(0, 3.5)]
+        file.path.with_suffix(".elsewhere").rename(file.path)

@@ -41,7 +41,7 @@ class TimeseriesConfig:
     ballast_size: Size = setting(Size(64 << 20), "Space kept back to be able to delete when the disk is full.")
     disk_reserve: Size = setting(Size(32 << 20), "Writes are refused while the volume has less free space than this.")
     head_size: Size = setting(Size(256 << 20), "Memory for recent samples; older ones are sealed into blocks.")
-    read_cache_size: Size = setting(Size(64 << 20), "Memory for what was read of blocks and tiers of late.")
+    read_cache_size: Size = setting(Size(128 << 20), "Memory for what is read of blocks and tiers again and again.")
     seal_interval: timedelta = setting(timedelta(hours=1), "Recent samples are sealed into a block at most this late.")
     raw_retention: timedelta = setting(timedelta(days=14), "Raw samples older than this are refused and deleted.")
     tiers: str = setting(

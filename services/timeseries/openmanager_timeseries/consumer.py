@@ -8,9 +8,25 @@ import logging
 import random
 from collections.abc import Sequence
 
-from openmanager.errors import OpenManagerError, OutOfRangeError
+from google.protobuf.message import DecodeError
+
+from openmanager.api.frame.v1 import frame_pb2
+from openmanager.api.status.v1 import status_pb2
+from openmanager.errors import (
+    AbortedError,
+    CancelledCallError,
+    DeadlineExceededError,
+    OpenManagerError,
+    OutOfRangeError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from openmanager.frame import decode_trusted
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import backoff
+from openmanager_timeseries.dead_letter import Refusal
 from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log import Cursor, Log
 from openmanager_timeseries.port import Consumer
@@ -20,6 +36,19 @@ BATCH_BYTES = 4 << 20
 READ_RETRY_SECONDS = 1.0
 # How often a consumer is asked, while nothing comes, what of the past is now for good.
 IDLE_SECONDS = 1.0
+# A frame that a consumer fails on is not tried more often than that.
+MAX_TRIES = 5
+# What says nothing about a frame, and passes.
+_LATER = (
+    AbortedError,
+    CancelledCallError,
+    DeadlineExceededError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    TimeoutError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +62,6 @@ class Runner:
         self._ledger = ledger
         self._clock = clock
         self._jitter = jitter
-        self.failure = ""
 
     async def run(self) -> None:
         """Read for ever."""
@@ -76,17 +104,65 @@ class Runner:
         cursor.position, cursor.accepted, cursor.segment = first, accepted, ""
 
     async def _deliver(self, records: Sequence[Record]) -> None:
-        attempt = 0
-        while True:
-            try:
-                async with asyncio.timeout(self._consumer.take_seconds):
-                    await self._consumer.take(records)
-            except (OpenManagerError, TimeoutError) as err:
-                if not self.failure:
-                    log.warning("%s cannot take frames and is tried again: %s", self._consumer.name, err)
-                self.failure = str(err) or "timeout"
-                await asyncio.sleep(backoff(attempt, self._jitter.random()).total_seconds())
-                attempt += 1
-            else:
-                self.failure = ""
-                return
+        """Have records taken, however long that takes; what can never be taken is set aside with the reason.
+
+        Of several records that are refused the halves are tried apart, so that only those that are at fault stay behind.
+        """
+        attempt = refusals = 0
+        while (failure := await self._failure(records)) is not None:
+            if not isinstance(failure, _LATER):
+                if len(records) > 1:
+                    middle = len(records) // 2
+                    await self._deliver(records[:middle])
+                    await self._deliver(records[middle:])
+                    return
+                refusals += 1
+                if isinstance(failure, OpenManagerError) or refusals == MAX_TRIES:
+                    self._set_aside(records[0], failure)
+                    return
+            await asyncio.sleep(backoff(attempt, self._jitter.random()).total_seconds())
+            attempt += 1
+
+    async def _failure(self, records: Sequence[Record]) -> Exception | None:
+        """Try to have records taken; return why they were not."""
+        try:
+            async with asyncio.timeout(self._consumer.take_seconds):
+                await self._consumer.take(records)
+        except _LATER as err:
+            state = status_pb2.STORAGE_STATE_HUNG if isinstance(err, TimeoutError) else status_pb2.STORAGE_STATE_DOWN
+            self._found(state, str(err) or "it does not answer in time")
+            return err
+        except OpenManagerError as err:
+            return err
+        except Exception as err:  # a defect, or a frame that nobody thought of: the log must not stop at it
+            log.exception("%s failed on frames from position %d on", self._consumer.name, records[0].position)
+            return err
+        self._found(status_pb2.STORAGE_STATE_OK)
+        return None
+
+    def _found(self, state: status_pb2.StorageState.ValueType, reason: str = "") -> None:
+        before = self._ledger.conditions.get(self._consumer.name)
+        if reason and (before is None or before.state == status_pb2.STORAGE_STATE_OK):
+            log.warning("%s cannot take frames and is tried again: %s", self._consumer.name, reason)
+        self._ledger.found(self._consumer.name, state, reason)
+
+    def _set_aside(self, record: Record, failure: Exception) -> None:
+        reason = failure.message if isinstance(failure, OpenManagerError) else "it could not be taken: see the log"
+        try:
+            frame = decode_trusted(frame_pb2.Frame.FromString(bytes(record.payload)))
+            servers, start, end = frame.servers, int(frame.times[0]), int(frame.times[-1]) + 1
+        except (DecodeError, ValueError, IndexError):
+            servers, start, end = (), record.receive_nanos, record.receive_nanos + 1
+        log.error("%s cannot take the frame at position %d: %s", self._consumer.name, record.position, reason)
+        self._ledger.set_aside(
+            self._consumer.name,
+            Refusal(
+                reason=reason,
+                servers=servers,
+                start=start,
+                end=end,
+                first=record.position,
+                last=record.position,
+                sample_count=record.samples,
+            ),
+        )

@@ -13,24 +13,26 @@ import asyncio
 import json
 import logging
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from openmanager import grid
-from openmanager.errors import OpenManagerError, store_unavailable
+from openmanager.errors import OpenManagerError, Reason, UnavailableError
 from openmanager.frame import Frame, ServerInfo
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import block, durable
-from openmanager_timeseries.engines.port import Engine, EngineState
+from openmanager_timeseries.dead_letter import Refusal, windows
+from openmanager_timeseries.engines.port import Engine, EngineState, Refused
 from openmanager_timeseries.history import History
 from openmanager_timeseries.record import Record
 from openmanager_timeseries.sealed import Reader, Sealed
 
 WATCH_SECONDS = 1.0
 CHECK_SECONDS = 4.0
+RETRY_NANOS = 3600 * 10**9  # of a server are read at once to be written again
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,6 @@ class EngineLink:
         self.condition = Condition.UNKNOWN
         self.found: EngineState | None = None
         self.progress = Progress()
-        self.refused = 0
         self._history = history
         self._clock = clock
         self._state = state
@@ -86,35 +87,64 @@ class EngineLink:
         """Whether it is ours, whole, and answers."""
         return self.condition is Condition.OK
 
+    @property
+    def dead_letters(self) -> int:
+        """How many letters there are of what it refused."""
+        return len(self._history.ledger.letters.of(self.name))
+
     # ── the consumer ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def take(self, records: Sequence[Record]) -> None:
         """Write the frames of records."""
-        if not self.ready:
-            raise store_unavailable(self.name)
+        self._check_ready()
         # What was read before the engine was filled is in it.
         records = [record for record in records if record.position > self._through]
         if not records:
             return
-        await self._write([self._history.erasures.frame_of(record) for record in records])
+        frames = [self._history.erasures.frame_of(record) for record in records]
+        await self._write(frames, records[0].position, records[-1].position)
         self._through = records[-1].position
         now = self._clock.monotonic()
         self._unsettled.append((now, records[-1].position, records[-1].accepted))
         self._seen.append((now, records[-1].position))
 
-    async def _write(self, frames: Sequence[Frame]) -> None:
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise UnavailableError(f"{self.name} {self.condition}", reason=Reason.STORE_UNAVAILABLE)
+
+    async def take_again(self, refusal: Refusal) -> str:
+        """Write what our own stores hold of the samples that were refused."""
+        self._check_ready()
+        reasons: dict[str, None] = {}
+        for server, start, end in windows(refusal, RETRY_NANOS):
+            async for frame in self._history.frames_of(server, start, end):
+                reasons.update(dict.fromkeys(each.reason for each in await self._written([frame])))
+        return "; ".join(reasons)
+
+    async def _written(self, frames: Sequence[Frame]) -> Sequence[Refused]:
         try:
-            refused = await self.engine.write(frames, self._info)
+            return await self.engine.write(frames, self._info)
         except (OpenManagerError, TimeoutError):
             # It says how it is; what was in flight is written again.
             self.condition = Condition.UNKNOWN
             raise
-        for each in refused:
-            self.refused += each.sample_count
-            log.warning("%s refused %d samples for good: %s", self.name, each.sample_count, each.reason)
-        if refused:
-            books = self._history.ledger.open_books(self.name)
-            books.dead_lettered += sum(each.sample_count for each in refused)
+
+    async def _write(self, frames: Sequence[Frame], first: int, last: int) -> None:
+        """Write frames from a range of positions; what is refused for good becomes dead letters."""
+        refused: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        for each in await self._written(frames):
+            refused[each.reason, each.servers] += each.sample_count
+        for (reason, servers), count in refused.items():
+            log.warning("%s refused %d samples for good: %s", self.name, count, reason)
+            chosen = set(servers)
+            times = [time for frame in frames if chosen.intersection(frame.servers) for time in frame.times[[0, -1]]]
+            start, end = (int(min(times)), int(max(times)) + 1) if times else (0, 0)
+            self._history.ledger.set_aside(
+                self.name,
+                Refusal(
+                    reason=reason, servers=servers, start=start, end=end, first=first, last=last, sample_count=count
+                ),
+            )
 
     def _info(self, server: str) -> ServerInfo:
         return self._history.catalog.infos.get(server) or ServerInfo(id=server)
@@ -204,17 +234,20 @@ class EngineLink:
             log.warning("%s is new here, or was emptied: it is filled from the blocks", self.name)
         self.condition = Condition.FILLING
         await self.engine.mark(self._epoch)
+        self._history.ledger.letters.clear(self.name)
         files = self._history.blocks.files
         self.progress = Progress(total=len(files))
         for file in files:
             frames = _frames_of(file)
             while (frame := await asyncio.to_thread(next, frames, None)) is not None:
-                await self._write([frame])
+                await self._write([frame], file.about.first, file.about.last)
             self.progress.done += 1
         books = self._history.ledger.open_books(self.name)
         books.position = files[-1].about.last if files else 0
         books.accepted = books.resynced = files[-1].about.accepted if files else 0
-        books.dead_lettered = books.damaged = 0
+        books.dead_lettered = sum(each.refusal.sample_count for each in self._history.ledger.letters.of(self.name))
+        books.resynced -= books.dead_lettered
+        books.damaged = 0
         self._unsettled.clear()
         self._through = books.position
         self._seen.append((self._clock.monotonic(), books.position))

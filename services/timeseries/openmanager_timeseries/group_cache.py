@@ -12,6 +12,7 @@ from openmanager_timeseries.sealed import Group
 
 # One of this share of the cache would drive out too many others.
 _LARGEST_SHARE = 8
+_REMEMBERED = 4096  # that were asked for and are not held
 
 
 class GroupCache:
@@ -20,6 +21,7 @@ class GroupCache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._groups: OrderedDict[Hashable, Group] = OrderedDict()
+        self._asked: OrderedDict[Hashable, None] = OrderedDict()
         self._nbytes = 0
         self._lock = threading.Lock()
 
@@ -30,16 +32,30 @@ class GroupCache:
                 self._groups.move_to_end(key)
             return self._groups.get(key)
 
+    def wants(self, key: Hashable, size: int) -> bool:
+        """Say whether a row group that is not held, of about `size` bytes, should be: it is asked for a second time.
+
+        What is asked for once, as by an export, would drive out what is asked for often.
+        """
+        if size * _LARGEST_SHARE > self._limit:
+            return False
+        with self._lock:
+            seen = key in self._asked
+            self._asked[key] = None
+            self._asked.move_to_end(key)
+            if len(self._asked) > _REMEMBERED:
+                self._asked.popitem(last=False)
+            return seen
+
     def put(self, key: Hashable, group: Group) -> None:
-        """Hold a row group, unless it is too large or will not stay true: an unknown series may be known one day."""
-        size = group.nbytes
+        """Hold a row group, unless it will not stay true: an unknown series may be known one day."""
         objects = any(column.dtype == np.object_ for column in group.values.values())  # of a size that is not known
-        if size * _LARGEST_SHARE > self._limit or objects or (group.ids < 0).any():
+        if objects or (group.ids < 0).any():
             return
         with self._lock:
             if key in self._groups:
                 return
             self._groups[key] = group
-            self._nbytes += size
+            self._nbytes += group.nbytes
             while self._nbytes > self._limit:
                 self._nbytes -= self._groups.popitem(last=False)[1].nbytes

@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from openmanager import grid
 from openmanager.errors import invalid
+from openmanager.frame import Frame
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import block, snapshot, span
@@ -37,7 +39,7 @@ from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log import Cursor, Log, LogOptions
 from openmanager_timeseries.plan import RawSource
 from openmanager_timeseries.planner import Planner
-from openmanager_timeseries.query import Answer, Limits, RangeQuery, Stop
+from openmanager_timeseries.query import BUDGET_SECONDS, Answer, Limits, RangeQuery, Stop
 from openmanager_timeseries.record import Payload, Record
 from openmanager_timeseries.retention import Retention
 from openmanager_timeseries.roller import Roller, TierFiles
@@ -213,13 +215,18 @@ class History:
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def query_range(self, asked: RangeQuery, seconds: float, selection: Selection | None = None) -> Answer:
-        """Answer a range query within `seconds`; a selection that was made already stands for the one asked for."""
+    async def query_range(
+        self, asked: RangeQuery, seconds: float, selection: Selection | None = None, *, own: bool = False
+    ) -> Answer:
+        """Answer a range query within `seconds`, from `own` stores alone if that is wanted.
+
+        A selection that was made already stands for the one asked for.
+        """
         plan = self._planner.plan(asked, selection)
         stop = Stop(self.clock, seconds)
         borrowed, degraded = None, ""
         try:
-            if self.engine is not None and plan.blocks:
+            if self.engine is not None and plan.blocks and not own:
                 borrowed, degraded = await self.engine.read(plan, self.head.first_position)
             if self._planner.is_light(plan):
                 return self._planner.compute(plan, stop)
@@ -228,6 +235,33 @@ class History:
         finally:
             stop.cancel()
         return answer if not degraded else answer.degraded(degraded)
+
+    async def frames_of(self, server: str, start: int, end: int) -> AsyncIterator[Frame]:
+        """Yield the samples of a server in [start, end) nanoseconds that our own stores hold, as frames."""
+        asked = RangeQuery(
+            servers=(server,),
+            server_filter="",
+            metrics=(),
+            start=start,
+            end=end,
+            step=0,
+            aggregation="MEAN",
+            group_by="SERVER",
+        )
+        answer = await self.query_range(asked, BUDGET_SECONDS, own=True)
+        assert answer.raw is not None  # noqa: S101  (samples were asked for)
+        rows = answer.raw.rows
+        for frame in grid.frames(
+            grid.Rows(
+                servers=(server,),
+                server_codes=np.zeros(len(rows), np.int64),
+                metrics=[name.metric for name in answer.names],
+                metric_codes=rows,
+                times=answer.raw.times,
+                columns={"value": answer.raw.values},
+            )
+        ):
+            yield frame
 
     async def read_buckets(self, files: TierFiles, selection: Selection, start: int, end: int, seconds: float) -> Cells:
         """Return the buckets that a tier holds in [start, end), with all columns, within `seconds`."""

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import OpenManagerError
 from openmanager_timeseries.budget import Budget
 from openmanager_timeseries.deletion import carry_out
@@ -58,8 +59,19 @@ class Keeper:
         while True:
             await asyncio.sleep(KEEP_SECONDS)
             failed = [step.__name__ for step in steps if not await self._done(step)]
+            self._tell(failed)
             warnings = [f"{name.replace('_', ' ')} failed and is tried again" for name in failed]
             self._history.warnings = [*warnings, *self._budget.warnings]
+
+    def _tell(self, failed: Sequence[str]) -> None:
+        """Say in the ledger how the readers are that are looked after here."""
+        found = self._history.ledger.found
+        found("head", status_pb2.STORAGE_STATE_OK)
+        for consumer, step in (("blocks", "seal_when_due"), ("rollups", "roll_up")):
+            if step in failed:
+                found(consumer, status_pb2.STORAGE_STATE_DOWN, f"to {step.replace('_', ' ')} failed and is tried again")
+            else:
+                found(consumer, status_pb2.STORAGE_STATE_OK)
 
     async def _done(self, step: Callable[[], Awaitable[None]]) -> bool:
         try:

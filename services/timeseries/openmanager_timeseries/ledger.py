@@ -18,6 +18,7 @@ from datetime import timedelta
 from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import OutOfRangeError, Reason, UnavailableError, invalid
 from openmanager.runtime.clock import Clock
+from openmanager_timeseries.dead_letter import DeadLetter, DeadLetters, Refusal
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.log import Log
 
@@ -53,6 +54,15 @@ def check_consumer(name: str, field: str = "consumer") -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """How a consumer is, why, and since when (nanoseconds)."""
+
+    state: status_pb2.StorageState.ValueType = status_pb2.STORAGE_STATE_OK
+    reason: str = ""
+    since: int = 0
+
+
 class Ledger:
     """The books of one log. Changes are in memory at once, and durable when `save` returns."""
 
@@ -63,6 +73,9 @@ class Ledger:
         self.books: dict[str, Books] = {}
         self._durable: dict[str, int] = {}
         self._stored = b""
+        # How the readers in this process are.
+        self.conditions: dict[str, Condition] = {}
+        self.letters = DeadLetters(disk)
         # What the log is told to continue above, should its newest segments be lost.
         self.floor = Books()
         self._load()
@@ -93,8 +106,11 @@ class Ledger:
         self._durable = {name: each.position for name, each in books.items()}
 
     async def save(self, source: Log) -> None:
-        """Make the books durable."""
+        """Make the books durable, and before them what they count as dead-lettered."""
         async with self._saving:
+            letters = self.letters.encode()
+            if letters is not None:
+                await asyncio.to_thread(self.letters.save, letters)
             stored = {
                 "head_position": source.state.head_position,
                 "accepted": source.state.accepted,
@@ -110,6 +126,22 @@ class Ledger:
     def open_books(self, name: str) -> Books:
         """Return the books of a consumer, new ones at position 0 if it has none."""
         return self.books.setdefault(name, Books())
+
+    def found(self, name: str, state: status_pb2.StorageState.ValueType, reason: str = "") -> None:
+        """Take note of how a consumer is; since when counts from the last change."""
+        before = self.conditions.get(name)
+        if before is None or (before.state, before.reason) != (state, reason):
+            self.conditions[name] = Condition(state=state, reason=reason, since=self._clock.now_nanos())
+
+    def set_aside(self, name: str, refusal: Refusal) -> None:
+        """Keep what a consumer cannot take as a dead letter, and count it."""
+        self.open_books(name).dead_lettered += self.letters.add(name, refusal, self._clock.now_nanos())
+
+    def taken_after_all(self, letter: DeadLetter) -> None:
+        """Count a dead letter as delivered."""
+        if self.letters.remove(letter):
+            books = self.open_books(letter.consumer)
+            books.dead_lettered = max(0, books.dead_lettered - letter.refusal.sample_count)
 
     async def confirm(self, source: Log, name: str, position: int, *, resynced: bool = False) -> Books:
         """Record durably that a consumer has dealt with everything up to `position`."""
@@ -147,6 +179,9 @@ class Ledger:
         )
         if books.position < source.state.head_position and books.confirmed_nanos:
             row.lag.FromTimedelta(timedelta(microseconds=(self._clock.now_nanos() - books.confirmed_nanos) // 1000))
+        if condition := self.conditions.get(name):
+            row.state, row.reason = condition.state, condition.reason
+            row.since_time.FromNanoseconds(condition.since)
         return row
 
     def message(self, source: Log) -> status_pb2.Ledger:

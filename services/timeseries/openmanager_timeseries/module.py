@@ -18,11 +18,12 @@ from openmanager_timeseries.engine_reader import EngineReader
 from openmanager_timeseries.engines import open_engine
 from openmanager_timeseries.history import History, open_history
 from openmanager_timeseries.inventory import MetadataInventory
+from openmanager_timeseries.log_service import LogService
 from openmanager_timeseries.policy_store import MetadataPolicies, follow
 from openmanager_timeseries.port import Consumer
 from openmanager_timeseries.registrar import Registrar
 from openmanager_timeseries.retention_service import ImportService, RetentionService
-from openmanager_timeseries.service import LogService, TimeseriesService
+from openmanager_timeseries.service import TimeseriesService
 
 PACKAGE = "openmanager.api.timeseries.v1"
 
@@ -42,17 +43,20 @@ class TimeseriesModule:
             policies = MetadataPolicies(metadata)
             registrar = Registrar(MetadataInventory(metadata), runtime.clock)
             link = _engine_link(config, history, runtime)
-            running = [follow(policies, history), _runner(registrar, history, runtime).run()]
+            consumers: list[Consumer] = [registrar]
+            running = [follow(policies, history)]
             if link is not None:
                 history.engine = EngineReader(link, history.catalog, config.engine_query_timeout.total_seconds())
-                running += [link.watch(), _runner(link, history, runtime).run()]
+                consumers.append(link)
+                running.append(link.watch())
+            running += [_runner(each, history, runtime).run() for each in consumers]
             tasks = [asyncio.create_task(each) for each in running]
             try:
                 yield Service(
                     servicers={
                         f"{PACKAGE}.TimeseriesService": TimeseriesService(history, runtime.clock),
                         f"{PACKAGE}.RetentionService": RetentionService(history, policies),
-                        f"{PACKAGE}.LogService": LogService(history),
+                        f"{PACKAGE}.LogService": LogService(history, {each.name: each for each in consumers}),
                         f"{PACKAGE}.ImportService": ImportService(history),
                     },
                     storages=_storages(history, link, runtime),
@@ -131,8 +135,8 @@ def _storages(history: History, link: EngineLink | None, runtime: Runtime) -> li
 def _engine_storage(link: EngineLink, runtime: Runtime) -> Storage:
     async def look() -> Finding:
         found, warnings = link.found, list(link.found.warnings) if link.found else []
-        if link.refused:
-            warnings.append(f"{link.refused} samples were refused for good")
+        if letters := link.dead_letters:
+            warnings.append(f"{letters} dead letters: see `openmanager log dead-letters`")
         reason = str(link.condition)
         if link.condition is Condition.FILLING and link.progress.total:
             reason += f": {link.progress.done} of {link.progress.total} blocks"

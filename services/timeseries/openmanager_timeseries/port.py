@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from openmanager_timeseries.dead_letter import Refusal
 from openmanager_timeseries.record import Record
 
 
@@ -16,7 +17,18 @@ class Consumer(Protocol):
     take_seconds: float
 
     async def take(self, records: Sequence[Record]) -> None:
-        """Deal with the records for good; an OpenManagerError means “again later”."""
+        """Deal with the records for good.
+
+        UnavailableError, TimeoutError and their like mean “again later”; any other OpenManagerError that they can never
+        be taken.
+        """
+        ...
+
+    async def take_again(self, refusal: Refusal) -> str:
+        """Take what history holds of what was refused; return why it is refused again, nothing when it is not.
+
+        UnavailableError or TimeoutError when nothing can be taken now.
+        """
         ...
 
     def settled(self, position: int, accepted: int) -> tuple[int, int]:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol
 
+from openmanager.errors import FailedPreconditionError, InvalidArgumentError
 from openmanager.frame import FrameReader, ServerInfo
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries.catalog import merge_info
+from openmanager_timeseries.dead_letter import Refusal
 from openmanager_timeseries.record import Record
 
 BATCH = 1000
@@ -62,6 +64,16 @@ class Registrar:
         self._known |= changed
         if refresh:
             self._refreshed = self._clock.monotonic()
+
+    async def take_again(self, refusal: Refusal) -> str:
+        """Register the servers again."""
+        infos = iter([self._known.get(server) or ServerInfo(id=server) for server in refusal.servers])
+        try:
+            while batch := list(islice(infos, BATCH)):
+                await self._inventory.register(batch, self._clock.now_nanos())
+        except (InvalidArgumentError, FailedPreconditionError) as err:
+            return err.message
+        return ""
 
     def settled(self, position: int, accepted: int) -> tuple[int, int]:
         """Return the same: what the metadata service has acknowledged is durable."""

@@ -179,6 +179,11 @@ class Sealed:
             return ()
         return self.about.spans or ((self.about.min_time, self.about.max_time + 1),)
 
+    def group_bytes(self, index: int, columns: int) -> int:
+        """Return how much memory the rows of a row group take, about, with so many columns."""
+        rows: int = self.metadata.row_group(index).num_rows
+        return rows * 8 * (1 + columns)
+
     def meets(self, start: int, end: int) -> bool:
         """Say whether it has rows in [start, end), or about there."""
         return any(low < end and high > start for low, high in self.spans)
@@ -391,16 +396,27 @@ class Reader:
             raise pa.ArrowInvalid("a row group is not as long as the metadata says")
         return table
 
-    def asked(self, index: int, names: Sequence[str], catalog: Catalog) -> Group:
-        """Return a row group by series."""
+    def asked(self, index: int, names: Sequence[str], catalog: Catalog, only: Selection | None = None) -> Group:
+        """Return a row group by series, or what a selection chooses of it."""
         table = self.table(index, names)
         (metrics, metric_codes), (servers, server_codes) = (_dictionary(table, name) for name in _KEY_NAMES[:2])
         changes = (metric_codes[1:] != metric_codes[:-1]) | (server_codes[1:] != server_codes[:-1])
         firsts = np.flatnonzero(np.append(True, changes)) if len(table) else np.empty(0, np.int64)
-        ids = catalog.find((servers, server_codes[firsts]), (metrics, metric_codes[firsts]))
+        ids, begins = (
+            catalog.find((servers, server_codes[firsts]), (metrics, metric_codes[firsts])),
+            np.append(firsts, len(table)),
+        )
+        if only is not None:
+            runs = np.flatnonzero(only.rows_of(ids) >= 0)
+            starts, ends = begins[runs], begins[runs + 1]
+            if len(runs) and runs[-1] - runs[0] == len(runs) - 1:  # one after the other: nothing is copied
+                table = table.slice(int(starts[0]), int(ends[-1] - starts[0]))
+            else:
+                table = table.take(ranges(starts, ends))
+            ids, begins = ids[runs], np.append(0, np.cumsum(ends - starts))
         times = _times(table)
         low, high = (int(times.min()), int(times.max())) if len(times) else (0, 0)
-        return Group(ids, np.append(firsts, len(times)), times, self._kind.decode(table, names), low, high)
+        return Group(ids, begins, times, self._kind.decode(table, names), low, high)
 
     def servers(self) -> set[str]:
         """Return the names of all servers in the file."""

@@ -209,8 +209,10 @@ class SealedStore:
                     group = self._cache.get(key)
                     if group is None:
                         reader = reader or stack.enter_context(sealed.Reader(file, self.kind))
-                        group = reader.asked(index, names, self._catalog)
-                        self._cache.put(key, group)
+                        keep = self._cache.wants(key, file.group_bytes(index, len(names)))
+                        group = reader.asked(index, names, self._catalog, None if keep else selection)
+                        if keep:
+                            self._cache.put(key, group)
                     found = group.find(selection, start, end)
                     if found is not None:
                         yield found

@@ -18,7 +18,7 @@ from openmanager.runtime.edge import raw, unbounded
 from openmanager_timeseries.deletion import delete_series
 from openmanager_timeseries.export import Asked, Export
 from openmanager_timeseries.history import History
-from openmanager_timeseries.ledger import OWN_CONSUMERS, check_consumer
+from openmanager_timeseries.ledger import check_consumer
 from openmanager_timeseries.log import Cursor
 from openmanager_timeseries.query import BUDGET_SECONDS, EARLIEST_NANOS, LATEST_NANOS, Answer, RangeQuery
 from openmanager_timeseries.record import Record
@@ -127,33 +127,6 @@ class TimeseriesService:
                     done_series_count=chunk.done_series,
                 )
             )
-
-
-class LogService:
-    """openmanager.api.timeseries.v1.LogService."""
-
-    def __init__(self, history: History) -> None:
-        self._history = history
-
-    async def GetLedger(self, request: pb.GetLedgerRequest, context: Any) -> pb.GetLedgerResponse:  # noqa: ARG002, N802
-        """Return the books."""
-        return pb.GetLedgerResponse(ledger=self._history.ledger.message(self._history.log))
-
-    async def ConfirmPosition(  # noqa: N802
-        self,
-        request: pb.ConfirmPositionRequest,
-        context: Any,  # noqa: ARG002
-    ) -> pb.ConfirmPositionResponse:
-        """Store a consumer's position."""
-        name = check_consumer(request.consumer)
-        if name in OWN_CONSUMERS:
-            raise invalid(
-                "consumer", f"must not be one of {', '.join(sorted(OWN_CONSUMERS))}: these are the service's own"
-            )
-        if request.position < 0:
-            raise invalid("position", "must not be negative")
-        await self._history.ledger.confirm(self._history.log, name, request.position, resynced=request.resynced)
-        return pb.ConfirmPositionResponse(consumer=self._history.ledger.row(name, self._history.log))
 
 
 # ── watching ───────────────────────────────────────────────────────────────────────────────────────────────────────

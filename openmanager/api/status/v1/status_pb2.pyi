@@ -284,6 +284,9 @@ class Consumer(_message.Message):
     RESYNCED_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     DAMAGED_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     LAG_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     position: _builtins.int
@@ -298,9 +301,17 @@ class Consumer(_message.Message):
     """Samples it got by a copy of the state instead of from the log."""
     damaged_sample_count: _builtins.int
     """Samples that were damaged in the log before it read them."""
+    state: Global___StorageState.ValueType
+    """How it is; unspecified for a reader in another process, which only says what it has dealt with."""
+    reason: _builtins.str
+    """Why the state is not OK: one sentence without addresses or secrets."""
     @_builtins.property
     def lag(self) -> _duration_pb2.Duration:
         """How old the oldest frame is that it has yet to read; 0 when there is none."""
+
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is in this state."""
 
     def __init__(
         self,
@@ -313,10 +324,13 @@ class Consumer(_message.Message):
         resynced_sample_count: _builtins.int = ...,
         damaged_sample_count: _builtins.int = ...,
         lag: _duration_pb2.Duration | None = ...,
+        state: Global___StorageState.ValueType = ...,
+        reason: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag", "since_time", b"since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged_sample_count", b"damaged_sample_count", "dead_lettered_sample_count", b"dead_lettered_sample_count", "delivered_sample_count", b"delivered_sample_count", "lag", b"lag", "name", b"name", "position", b"position", "resynced_sample_count", b"resynced_sample_count", "waiting_sample_count", b"waiting_sample_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged_sample_count", b"damaged_sample_count", "dead_lettered_sample_count", b"dead_lettered_sample_count", "delivered_sample_count", b"delivered_sample_count", "lag", b"lag", "name", b"name", "position", b"position", "reason", b"reason", "resynced_sample_count", b"resynced_sample_count", "since_time", b"since_time", "state", b"state", "waiting_sample_count", b"waiting_sample_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

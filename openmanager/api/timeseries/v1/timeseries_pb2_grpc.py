@@ -646,6 +646,21 @@ class LogServiceStub:
                 request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ConfirmPositionRequest.SerializeToString,
                 response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ConfirmPositionResponse.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/openmanager.api.timeseries.v1.LogService/ListDeadLetters',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.RetryDeadLetters = channel.unary_unary(
+                '/openmanager.api.timeseries.v1.LogService/RetryDeadLetters',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RetryDeadLettersRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RetryDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.DeleteDeadLetters = channel.unary_unary(
+                '/openmanager.api.timeseries.v1.LogService/DeleteDeadLetters',
+                request_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteDeadLettersRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class LogServiceServicer:
@@ -667,6 +682,28 @@ class LogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadLetters(self, request, context):
+        """Lists what consumers could not take, oldest first. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDeadLetters(self, request, context):
+        """Gives dead letters to their consumers again: what history holds of these samples now. What is taken is no dead
+        letter any more, what is refused stays one. UNAVAILABLE when a consumer cannot take anything now. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDeadLetters(self, request, context):
+        """Forgets dead letters: nobody tries them again. Their samples stay counted as dead-lettered. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -679,6 +716,21 @@ def add_LogServiceServicer_to_server(servicer, server):
                     servicer.ConfirmPosition,
                     request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ConfirmPositionRequest.FromString,
                     response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ConfirmPositionResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'RetryDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadLetters,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RetryDeadLettersRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RetryDeadLettersResponse.SerializeToString,
+            ),
+            'DeleteDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDeadLetters,
+                    request_deserializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteDeadLettersRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -736,6 +788,87 @@ class LogService:
             '/openmanager.api.timeseries.v1.LogService/ConfirmPosition',
             openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ConfirmPositionRequest.SerializeToString,
             openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ConfirmPositionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.LogService/ListDeadLetters',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListDeadLettersRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.LogService/RetryDeadLetters',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RetryDeadLettersRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.RetryDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.timeseries.v1.LogService/DeleteDeadLetters',
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteDeadLettersRequest.SerializeToString,
+            openmanager_dot_api_dot_timeseries_dot_v1_dot_timeseries__pb2.DeleteDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

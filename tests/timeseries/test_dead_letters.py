@@ -1,0 +1,460 @@
+"""What a consumer cannot take: set aside with the reason, counted, listed, tried again, forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import wait_until
+from openmanager_timeseries import consumer as consuming
+from openmanager_timeseries import dead_letter
+from openmanager_timeseries.consumer import Runner
+from openmanager_timeseries.dead_letter import LETTERS, DeadLetters, Refusal, windows
+from openmanager_timeseries.disk import PosixDisk
+from openmanager_timeseries.engine_link import EngineLink
+from openmanager_timeseries.engines.port import Capabilities, EngineState, Refused
+from openmanager_timeseries.history import History
+from openmanager_timeseries.ledger import Ledger
+from openmanager_timeseries.log_service import LogService
+from openmanager_timeseries.record import Record
+from timeseries.faulty_disk import FaultyDisk
+from timeseries.shard import NOW, SECOND, frame, opened
+
+from openmanager.api.status.v1 import status_pb2
+from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
+from openmanager.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from openmanager.frame import Frame, decode_trusted, encode
+from openmanager.runtime.clock import SystemClock
+from openmanager.runtime.module import ServerConfig, Service
+from openmanager.runtime.peer import Peer
+from openmanager.runtime.server import Server
+
+SERVICE = "/openmanager.api.timeseries.v1.LogService"
+
+
+def refusal(first: int = 1, last: int = 0, *, reason: str = "no", servers: tuple[str, ...] = ("a",), count: int = 3):
+    return Refusal(
+        reason=reason,
+        servers=servers,
+        start=first * SECOND,
+        end=(last or first) * SECOND + 1,
+        first=first,
+        last=last or first,
+        sample_count=count,
+    )
+
+
+# ── letters ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reason_that_goes_on_makes_one_letter():
+    letters = DeadLetters(FaultyDisk())
+    assert [letters.add("influxdb", refusal(at), now=at) for at in (5, 6, 9)] == [3, 3, 3]
+    (letter,) = letters.of()
+    assert (letter.refusal.first, letter.refusal.last, letter.refusal.sample_count) == (5, 9, 9)
+    assert (letter.refusal.start, letter.refusal.end) == (5 * SECOND, 9 * SECOND + 1)
+    assert (letter.created, letter.updated) == (5, 9)
+
+
+def test_what_is_delivered_and_refused_again_is_counted_once():
+    letters = DeadLetters(FaultyDisk())
+    assert letters.add("influxdb", refusal(5, 9), now=1) == 3
+    assert letters.add("influxdb", refusal(5, 9), now=2) == 0
+    assert letters.add("influxdb", refusal(6), now=3) == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("victoriametrics", refusal(6)),
+        ("influxdb", refusal(6, reason="because")),
+        ("influxdb", refusal(6, servers=("a", "b"))),
+        ("influxdb", refusal(1_000_000)),
+    ],
+    ids=["consumer", "reason", "servers", "long after"],
+)
+def test_what_differs_makes_another_letter(other: tuple[str, Refusal]):
+    letters = DeadLetters(FaultyDisk())
+    letters.add("influxdb", refusal(5), now=1)
+    letters.add(*other, now=2)
+    assert [letter.id for letter in letters.of()] == ["1", "2"]
+
+
+def test_the_oldest_letters_make_room_and_that_is_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dead_letter, "MAX_LETTERS", 3)
+    letters = DeadLetters(FaultyDisk())
+    for at in range(5):
+        letters.add("influxdb", refusal(1, reason=str(at)), now=at)
+    assert [letter.refusal.reason for letter in letters.of()] == ["2", "3", "4"]
+    assert letters.forgotten == 2
+    monkeypatch.setattr(dead_letter, "MAX_CHARACTERS", 10)
+    letters.add("influxdb", refusal(1, servers=("a" * 20,)), now=9)
+    assert [letter.id for letter in letters.of()] == ["6"]
+
+
+def test_letters_are_there_after_a_restart_and_their_ids_are_not_given_again():
+    disk = FaultyDisk()
+    letters = DeadLetters(disk)
+    assert letters.encode() is None
+    letters.add("influxdb", refusal(5), now=1)
+    letters.add("influxdb", refusal(5, reason="other"), now=2)
+    letters.remove(letters.of()[1])
+    raw = letters.encode()
+    assert raw is not None
+    letters.save(raw)
+    assert letters.encode() is None
+    again = DeadLetters(disk)
+    assert again.of() == letters.of()
+    again.add("influxdb", refusal(7, reason="new"), now=3)
+    assert [letter.id for letter in again.of()] == ["1", "3"]
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b'{"letters": 1}\n00000000', b"\xff\xfe\n12"])
+def test_damaged_letters_never_keep_a_shard_from_starting(content: bytes):
+    disk = FaultyDisk()
+    disk.replace(LETTERS, content)
+    letters = DeadLetters(disk)
+    assert letters.of() == []
+    letters.add("influxdb", refusal(5), now=1)
+
+
+def test_letters_are_found_by_consumer_and_id():
+    letters = DeadLetters(FaultyDisk())
+    letters.add("influxdb", refusal(5), now=1)
+    letters.add("registrar", refusal(5), now=1)
+    assert [each.id for each in letters.find("registrar", ())] == ["2"]
+    assert [each.id for each in letters.find("", ("2", "1", "2"))] == ["2", "1"]
+    for consumer, ids in (("influxdb", ("2",)), ("", ("3",)), ("", ("x",))):
+        with pytest.raises(NotFoundError):
+            letters.find(consumer, ids)
+
+
+def test_a_letter_is_read_in_parts():
+    parts = windows(replace(refusal(servers=("a", "b")), start=5, end=16), 10)
+    assert list(parts) == [("a", 5, 15), ("a", 15, 16), ("b", 5, 15), ("b", 15, 16)]
+
+
+# ── delivering ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Taker:
+    """A consumer that fails as it is told, and remembers what it took."""
+
+    name = "influxdb"
+    take_seconds = 5.0
+
+    def __init__(self, failure: Callable[[Frame], Exception | None]) -> None:
+        self.failure = failure
+        self.taken: list[int] = []
+        self.tries: list[list[int]] = []
+
+    async def take(self, records: Sequence[Record]) -> None:
+        self.tries.append([record.position for record in records])
+        for record in records:
+            if failure := self.failure(decode_trusted(pb.WriteFrameRequest().frame.FromString(bytes(record.payload)))):
+                raise failure
+        self.taken += [record.position for record in records]
+
+    async def take_again(self, refusal: Refusal) -> str:
+        raise NotImplementedError
+
+    def settled(self, position: int, accepted: int) -> tuple[int, int]:
+        return position, accepted
+
+    def rewound(self) -> bool:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def running(history: History, taker: Taker) -> AsyncIterator[Runner]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(consuming, "backoff", lambda *_: timedelta(0))
+        runner = Runner(
+            consumer=taker,
+            source=history.log,
+            ledger=history.ledger,
+            clock=history.clock,
+            jitter=random.Random(1),
+        )
+        task = asyncio.create_task(runner.run())
+        try:
+            yield runner
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def written(history: History, servers: Sequence[str]) -> None:
+    for time, server in enumerate(servers):
+        await history.write(encode(frame(time - len(servers), {server: {"x": 1.0, "y": 2.0}})))
+
+
+async def arrived(history: History, name: str = "influxdb") -> None:
+    async def is_there() -> bool:
+        return history.ledger.open_books(name).position == history.log.state.head_position
+
+    await wait_until(is_there)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason", "tries"),
+    [
+        (InvalidArgumentError("not like that"), "not like that", 1),
+        (FailedPreconditionError("never"), "never", 1),
+        (ZeroDivisionError(), "it could not be taken: see the log", consuming.MAX_TRIES),
+    ],
+    ids=["refused", "impossible", "defect"],
+)
+async def test_a_frame_that_cannot_be_taken_is_set_aside_and_the_others_are_taken(
+    tmp_path: Path, failure: Exception, reason: str, tries: int
+):
+    async with opened(tmp_path) as history:
+        await written(history, ["a", "b", "bad", "c", "d", "e", "bad", "f"])
+        taker = Taker(lambda frame: failure if "bad" in frame.servers else None)
+        async with running(history, taker):
+            await arrived(history)
+        assert sorted(taker.taken) == [1, 2, 4, 5, 6, 8]
+        assert taker.tries.count([3]) == tries
+        (letter,) = history.ledger.letters.of("influxdb")
+        about = letter.refusal
+        assert (about.reason, about.servers, about.first, about.last, about.sample_count) == (reason, ("bad",), 3, 7, 4)
+        assert (about.start, about.end) == (NOW - 6 * SECOND, NOW - 2 * SECOND + 1)
+        row = history.ledger.row("influxdb", history.log)
+        assert (row.delivered_sample_count, row.dead_lettered_sample_count, row.waiting_sample_count) == (12, 4, 0)
+        assert row.state == status_pb2.STORAGE_STATE_OK
+
+
+@pytest.mark.parametrize(
+    ("failure", "state", "reason"),
+    [
+        (UnavailableError("it is away"), status_pb2.STORAGE_STATE_DOWN, "it is away"),
+        (TimeoutError(), status_pb2.STORAGE_STATE_HUNG, "it does not answer in time"),
+    ],
+    ids=["down", "hung"],
+)
+async def test_a_store_that_is_away_is_waited_for_and_said(tmp_path: Path, failure: Exception, state: int, reason: str):
+    async with opened(tmp_path) as history:
+        await written(history, ["a", "b"])
+        away = True
+        taker = Taker(lambda _: failure if away else None)
+        async with running(history, taker):
+
+            async def is_tried() -> bool:
+                return len(taker.tries) > 3 * consuming.MAX_TRIES
+
+            await wait_until(is_tried)
+            row = history.ledger.row("influxdb", history.log)
+            assert (row.state, row.reason, row.waiting_sample_count) == (state, reason, 4)
+            assert row.since_time.ToNanoseconds() == NOW
+            away = False
+            await arrived(history)
+        row = history.ledger.row("influxdb", history.log)
+        assert (row.state, row.reason, row.delivered_sample_count) == (status_pb2.STORAGE_STATE_OK, "", 4)
+        assert history.ledger.letters.of() == []
+
+
+async def test_letters_are_durable_before_the_position_that_leaves_them_behind(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        await written(history, ["bad", "a"])
+        async with running(
+            history, Taker(lambda frame: InvalidArgumentError("no") if "bad" in frame.servers else None)
+        ):
+            await arrived(history)
+        await history.ledger.save(history.log)
+    ledger = Ledger(PosixDisk(tmp_path / "log"), SystemClock())
+    assert [letter.refusal.first for letter in ledger.letters.of("influxdb")] == [1]
+    assert ledger.books["influxdb"].dead_lettered == 2
+
+
+# ── an engine ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PickyEngine:
+    """An engine that holds samples in memory and refuses those of some servers."""
+
+    name = "influxdb"
+    capabilities = Capabilities(
+        digits=17,
+        overwrites=True,
+        signed_zero=True,
+        ranged_delete=True,
+        metric_delete=True,
+        aggregations=frozenset(),
+        durable_after=timedelta(0),
+        visible_after=timedelta(0),
+    )
+
+    def __init__(self) -> None:
+        self.refuses = {"bad": "a field has another type"}
+        self.held: dict[tuple[str, str, int], float] = {}
+        self.epoch = ""
+        self.away = False
+
+    async def check(self) -> EngineState:
+        return EngineState(version="1", epoch=self.epoch)
+
+    async def mark(self, epoch: str) -> None:
+        self.epoch = epoch
+
+    async def write(self, frames: Sequence[Frame], info_of: object) -> Sequence[Refused]:
+        if self.away:
+            raise UnavailableError("it is away")
+        refused = []
+        for each in frames:
+            for row, server in enumerate(each.servers):
+                values = each.values[:, row]
+                if server in self.refuses:
+                    count = int(np.count_nonzero(~np.isnan(values)))
+                    refused.append(Refused(reason=self.refuses[server], sample_count=count, servers=(server,)))
+                    continue
+                for tick, column in np.argwhere(~np.isnan(values)).tolist():
+                    self.held[server, each.metrics[column], int(each.times[tick])] = float(values[tick, column])
+        return refused
+
+    async def close(self) -> None:
+        pass
+
+
+@contextlib.asynccontextmanager
+async def linked(folder: Path) -> AsyncIterator[tuple[History, PickyEngine, EngineLink, Peer]]:
+    """A shard with an engine that has been given all there is, and its LogService."""
+    async with opened(folder) as history:
+        engine = PickyEngine()
+        link = EngineLink(engine, history, history.clock, folder / "engine.json")
+        await link.look()
+        await written(history, ["a", "bad", "b", "bad"])
+        async with running(history, link):
+            await arrived(history)
+            servicers = {"openmanager.api.timeseries.v1.LogService": LogService(history, {link.name: link})}
+            server = Server(
+                service=Service(servicers=servicers),
+                name="test",
+                address="127.0.0.1:0",
+                config=ServerConfig(),
+                clock=SystemClock(),
+            )
+            async with server.running(), Peer("the test", f"127.0.0.1:{server.port}") as peer:
+                yield history, engine, link, peer
+
+
+async def listed(peer: Peer, **asked) -> pb.ListDeadLettersResponse:
+    request = pb.ListDeadLettersRequest(**asked)
+    return await peer.unary(f"{SERVICE}/ListDeadLetters", request, pb.ListDeadLettersResponse, seconds=5)
+
+
+async def retried(peer: Peer, **asked) -> tuple[int, int]:
+    request = pb.RetryDeadLettersRequest(**asked)
+    reply = await peer.unary(f"{SERVICE}/RetryDeadLetters", request, pb.RetryDeadLettersResponse, seconds=5)
+    return reply.taken_count, reply.refused_count
+
+
+async def deleted(peer: Peer, **asked) -> tuple[int, int]:
+    request = pb.DeleteDeadLettersRequest(**asked)
+    reply = await peer.unary(f"{SERVICE}/DeleteDeadLetters", request, pb.DeleteDeadLettersResponse, seconds=5)
+    return reply.deleted_count, reply.sample_count
+
+
+async def test_what_an_engine_refused_is_listed_and_taken_when_it_no_longer_does(tmp_path: Path):
+    async with linked(tmp_path) as (history, engine, link, peer):
+        reply = await listed(peer)
+        (letter,) = reply.dead_letters
+        assert (letter.consumer, letter.reason, letter.sample_count) == ("influxdb", "a field has another type", 4)
+        assert (list(letter.servers), letter.first_position, letter.last_position) == (["bad"], 1, 4)
+        assert link.dead_letters == reply.total_count == 1
+        assert await retried(peer, consumer="influxdb") == (0, 1)
+        assert (await listed(peer)).dead_letters[0].retry_count == 1
+        await history.write(encode(frame(-1, {"bad": {"x": 7.0}})))  # written anew: refused, too
+        await arrived(history)
+        engine.refuses.clear()
+        assert await retried(peer, ids=[letter.id]) == (1, 0)
+        assert engine.held["bad", "x", NOW - SECOND] == 7.0
+        assert engine.held["bad", "y", NOW - SECOND] == 2.0
+        assert engine.held["bad", "x", NOW - 3 * SECOND] == 1.0
+        row = history.ledger.row("influxdb", history.log)
+        assert (row.dead_lettered_sample_count, row.waiting_sample_count) == (0, 0)
+        assert row.delivered_sample_count == history.log.state.accepted
+        assert (await listed(peer)).total_count == 0
+
+
+async def test_letters_that_are_forgotten_stay_counted(tmp_path: Path):
+    async with linked(tmp_path) as (history, _, _, peer):
+        assert await deleted(peer, consumer="influxdb") == (1, 4)
+        assert await deleted(peer, consumer="influxdb") == (0, 0)
+        assert history.ledger.row("influxdb", history.log).dead_lettered_sample_count == 4
+    async with opened(tmp_path) as history:
+        assert history.ledger.letters.of() == []
+
+
+async def test_an_engine_that_is_away_is_said_and_its_letters_stay(tmp_path: Path):
+    async with linked(tmp_path) as (_, engine, link, peer):
+        engine.away = True
+        with pytest.raises(UnavailableError):
+            await retried(peer, consumer="influxdb")
+        assert not link.ready
+        with pytest.raises(UnavailableError, match="is not known yet"):
+            await retried(peer, consumer="influxdb")
+        assert (await listed(peer)).total_count == 1
+
+
+async def test_an_engine_that_is_filled_anew_begins_with_no_letters(tmp_path: Path):
+    async with linked(tmp_path) as (history, engine, link, peer):
+        await history.seal()
+        engine.epoch = ""
+        engine.refuses.clear()
+        await link.look()
+        await arrived(history)
+        assert (await listed(peer)).total_count == 0
+        row = history.ledger.row("influxdb", history.log)
+        assert (row.dead_lettered_sample_count, row.resynced_sample_count) == (0, 8)
+        assert len(engine.held) == 8
+
+
+async def test_letters_come_in_pages(tmp_path: Path):
+    async with linked(tmp_path) as (history, _, _, peer):
+        for at in range(4):
+            history.ledger.set_aside("registrar", refusal(at + 1, reason=str(at)))
+        first = await listed(peer, page_size=2)
+        assert [letter.id for letter in first.dead_letters] == ["1", "2"]
+        history.ledger.letters.remove(history.ledger.letters.find("", ("2",))[0])
+        second = await listed(peer, page_size=2, page_token=first.next_page_token)
+        assert [letter.id for letter in second.dead_letters] == ["3", "4"]
+        last = await listed(peer, page_size=2, page_token=second.next_page_token)
+        assert ([letter.id for letter in last.dead_letters], last.next_page_token) == (["5"], "")
+        assert [letter.id for letter in (await listed(peer, consumer="registrar")).dead_letters] == ["3", "4", "5"]
+        with pytest.raises(InvalidArgumentError, match="page token"):
+            await listed(peer, consumer="registrar", page_token=first.next_page_token)
+
+
+@pytest.mark.parametrize("call", [retried, deleted])
+async def test_what_cannot_be_meant_is_refused(tmp_path: Path, call: Callable):
+    async with linked(tmp_path) as (history, _, _, peer):
+        with pytest.raises(InvalidArgumentError) as caught:
+            await call(peer)
+        assert caught.value.field == "consumer"
+        with pytest.raises(InvalidArgumentError) as caught:
+            await call(peer, consumer="Not a name")
+        assert caught.value.field == "consumer"
+        with pytest.raises(InvalidArgumentError) as caught:
+            await call(peer, ids=["1"] * 1001)
+        assert caught.value.field == "ids"
+        for asked in ({"ids": ["99"]}, {"ids": [""]}, {"consumer": "registrar", "ids": ["1"]}):
+            with pytest.raises(NotFoundError):
+                await call(peer, **asked)
+        history.ledger.set_aside("gone", refusal())
+        if call is retried:
+            with pytest.raises(FailedPreconditionError, match="no consumer gone"):
+                await call(peer, consumer="gone")
+        else:
+            assert await call(peer, consumer="gone") == (1, 3)
