@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs lock bench bench-history env clean
+.PHONY: help setup run test check format protos docs lock bench bench-history chaos env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ bench: $(STAMP) ## measure, each figure a ratio to a peer in the same run
 
 bench-history: $(STAMP) ## measure history beside VictoriaMetrics, InfluxDB and SQL (a quarter of an hour)
 	@$(BIN)/python -m bench --history
+
+chaos: $(STAMP) ## break a mesh under load and prove that nothing acknowledged is lost (FAULTS=24 SEED=1)
+	@$(BIN)/python -m chaos --faults $(or $(FAULTS),24) --seed $(or $(SEED),1)
 
 lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import click
 
-from openmanager import suite
+from openmanager import failpoint, suite
 from openmanager.cli import configuration
 from openmanager.errors import ConfigurationError
 from openmanager.runtime import telemetry
@@ -28,6 +29,7 @@ def serve(service: str, listen: str | None) -> None:
             "serve needs credentials, which this version does not have: "
             "set OPENMANAGER_ALLOW_INSECURE=1 to serve without, on a network that you trust"
         )
+    failpoint.arm(os.environ.get(failpoint.VARIABLE, ""))
     telemetry.set_up_logging(server.log_level)
     from openmanager.runtime.server import serve as run
 

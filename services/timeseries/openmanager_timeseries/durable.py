@@ -8,6 +8,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from openmanager import failpoint
+
 
 def replace(path: Path, content: bytes) -> None:
     """Give a file new content, atomically and durably, its name included (blocking)."""
@@ -17,6 +19,7 @@ def replace(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        failpoint.passed("durable.before-rename")
         aside.replace(path)
     except OSError:
         aside.unlink(missing_ok=True)  # on a full disk half a file is in the way

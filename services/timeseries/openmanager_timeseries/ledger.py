@@ -15,6 +15,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
+from openmanager import failpoint
 from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import OutOfRangeError, Reason, UnavailableError, invalid
 from openmanager.runtime.clock import Clock
@@ -120,7 +121,9 @@ class Ledger:
             body = json.dumps(stored, indent=1).encode()
             if body == self._stored:
                 return
+            failpoint.passed("ledger.before-save")
             await asyncio.to_thread(self._disk.replace, POSITIONS, body + b"\n%08x" % zlib.crc32(body))
+            failpoint.passed("ledger.after-save")
             self._durable, self._stored = positions, body
 
     def open_books(self, name: str) -> Books:

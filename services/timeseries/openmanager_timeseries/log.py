@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
+from openmanager import failpoint
 from openmanager.errors import OpenManagerError, OutOfRangeError, Reason, ResourceExhaustedError, UnavailableError
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries.disk import Disk, File
@@ -355,8 +356,11 @@ class Log:
             parts += [encode_header(record), item.payload]
         size = sum(len(part) for part in parts)
         segment, file = self._segment_for(size)
+        failpoint.passed("log.before-append")
         file.append(parts)
+        failpoint.passed("log.before-sync")
         file.sync()
+        failpoint.passed("log.before-ack")
         self._next = records[-1].position + 1
         segment.end += size
         segment.last = records[-1].position
@@ -596,6 +600,7 @@ class Log:
             going.append(segment)
         for segment in going:
             self._disk.remove(segment.name)
+            failpoint.passed("log.amid-trim")
             with self._lock:
                 self.segments.remove(segment)
         if going:

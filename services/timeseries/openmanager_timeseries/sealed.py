@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from openmanager import failpoint
 from openmanager_timeseries import durable, span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.samples import Bools, Ints, ranges
@@ -308,7 +309,9 @@ def write(  # noqa: PLR0917
         _write(aside, kind, about, servers, batches, width)
         durable.sync(aside)
         path = folder / str(Name(about.first, about.last, about.revision, _footer_checksum(aside)))
+        failpoint.passed("sealed.before-rename")
         aside.replace(path)
+        failpoint.passed("sealed.after-rename")
     except BaseException:
         aside.unlink(missing_ok=True)  # on a full disk half a file is in the way of what makes room
         raise

@@ -1,0 +1,235 @@
+"""`make chaos`: break a mesh again and again, and print what was lost and how long it was away."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.rpc import free_ports
+from chaos import checker, journal
+from chaos.journal import Kind
+from chaos.load import METRICS, WRITERS, server_of
+from chaos.mesh import SERVICES, START_SECONDS, STORES, Mesh, Probe, family
+from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
+from openmanager.failpoint import NAMES
+from openmanager.runtime.peer import Peer
+
+QUERY_RANGE = "/openmanager.api.timeseries.v1.TimeseriesService/QueryRange"
+FAULTS_A_MESH = 12
+RECOVERY_SECONDS = 30.0
+# A process is stopped for so long, at most.
+STOP_SECONDS = 1.5
+# A read that is answered, from wherever, within this time after a fault has begun.
+KINDS = {"kill": 55, "stop": 45}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A fault that was made: when it began on the monotonic clock, and how long it took until all was well after it."""
+
+    kind: str
+    victim: str
+    began: float
+    held: float
+    recovered: float | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
+    parser.add_argument("--faults", type=int, default=24, help="how many")
+    parser.add_argument("--seed", type=int, default=1, help="of what is broken, when and for how long")
+    parser.add_argument("--json", action="store_true", help="one document")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="openmanager-chaos-") as folder:
+        found = asyncio.run(run(Path(folder), options.faults, options.seed))
+    if options.json:
+        print(json.dumps(found.document(), indent=1))
+    else:
+        print("\n".join(found.lines()))
+    sys.exit(0 if found.verdict.sound else 1)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a run found."""
+
+    seed: int
+    seconds: float
+    faults: list[Fault]
+    crashes: int
+    verdict: checker.Verdict
+    rows: np.ndarray
+
+    def lines(self) -> Iterator[str]:
+        """Yield a table of the faults, and the sum."""
+        yield f"{'fault':22} {'n':>4} {'reads':>7} {'answered':>9} {'p50 ms':>7} {'p99 ms':>7} {'back p50 s':>10} {'p95 s':>6}"
+        groups: dict[tuple[str, str], list[Fault]] = defaultdict(list)
+        for fault in self.faults:
+            groups[fault.kind, fault.victim].append(fault)
+        for (kind, victim), some in sorted(groups.items()):
+            reads = np.concatenate([self._reads(each) for each in some])
+            yield f"{kind + ' ' + victim:22} {_row(some, reads)}"
+        yield f"{'all':22} {_row(self.faults, np.concatenate([self._reads(each) for each in self.faults]))}"
+        sound = self.verdict
+        yield ""
+        yield (
+            f"{len(self.faults)} faults and {self.crashes} crashes at failpoints in {self.seconds:.0f} s, seed {self.seed}: "
+            f"{sound.acknowledged:,} samples acknowledged, {sound.unknown:,} of unknown fate"
+        )
+        yield (
+            f"lost {sound.lost}, resurrected {sound.resurrected}, foreign {sound.foreign}, "
+            f"duplicated {sound.duplicated}, halves of frames {sound.halves}"
+        )
+        count = len(self.faults) + self.crashes
+        if sound.sound and count:
+            yield f"so a fault loses something in fewer than {3 / count:.2%} of cases, with 95 % confidence"
+        yield from sound.examples
+
+    def document(self) -> dict[str, object]:
+        """Return it for programs."""
+        return {
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "faults": [asdict(each) for each in self.faults],
+            "crashes": self.crashes,
+            "verdict": asdict(self.verdict),
+        }
+
+    def _reads(self, fault: Fault) -> np.ndarray:
+        """Return the reads that began while a fault was felt."""
+        end = fault.began + fault.held + (fault.recovered if fault.recovered is not None else RECOVERY_SECONDS)
+        reads = self.rows[self.rows["kind"] >= Kind.READ]
+        chosen: np.ndarray = reads[(reads["at"] >= fault.began) & (reads["at"] < end)]
+        return chosen
+
+
+def _row(faults: list[Fault], reads: np.ndarray) -> str:
+    answered = reads[reads["kind"] != Kind.READ_FAILED]
+    share = len(answered) / len(reads) if len(reads) else 1.0
+    p50, p99 = np.percentile(answered["value"], [50, 99]) * 1e3 if len(answered) else (0.0, 0.0)
+    back = [each.recovered for each in faults if each.recovered is not None]
+    never = len(faults) - len(back)
+    median, late = (statistics.median(back), float(np.percentile(back, 95))) if back else (0.0, 0.0)
+    away = f"  {never} not back within {RECOVERY_SECONDS:.0f} s" if never else ""
+    return f"{len(faults):4} {len(reads):7,} {share:9.3%} {p50:7.1f} {p99:7.1f} {median:10.2f} {late:6.2f}{away}"
+
+
+# ── breaking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def run(folder: Path, count: int, seed: int) -> Outcome:
+    """Break a mesh `count` times under load; read everything back and judge."""
+    dice, base, screen = random.Random(seed), free_ports(6), folder / "screen"
+    gateway, path = f"127.0.0.1:{base}", folder / "journal"
+    faults: list[Fault] = []
+    start = time.monotonic()
+    async with Peer("the gateway", gateway) as peer:
+        probe = Probe(peer)
+        mesh = Mesh.start(folder / "data", base, screen)
+        load = subprocess.Popen([sys.executable, "-m", "chaos.load", gateway, str(path)], stdin=subprocess.PIPE)
+        try:
+            await _back(probe, "the first start")
+            while len(faults) < count:
+                for _ in range(min(FAULTS_A_MESH, count - len(faults) - 1)):
+                    faults.append(await _break(mesh, probe, dice))
+                    _tell(faults[-1], len(faults), count)
+                    await asyncio.sleep(dice.uniform(0.2, 1.0))
+                began = time.monotonic()
+                mesh.kill()
+                place = f"{dice.choice(sorted(NAMES))}:{dice.randint(20, 400)}" if len(faults) + 1 < count else ""
+                mesh = Mesh.start(folder / "data", base, screen, place)
+                recovered = await probe.works(START_SECONDS)
+                faults.append(Fault(kind="kill", victim="everything", began=began, held=0.0, recovered=recovered))
+                _tell(faults[-1], len(faults), count)
+            await _back(probe, "the last start")
+        finally:
+            assert load.stdin is not None
+            load.stdin.close()
+            load.wait()
+        seconds, crashes = time.monotonic() - start, mesh.restarts("timeseries")
+        rows = journal.load(path)
+        found = [await _read_back(peer, writer, rows) for writer in range(WRITERS)]
+        mesh.end()
+    killed = sum(each.kind == "kill" and each.victim == "timeseries" for each in faults)
+    return Outcome(
+        seed=seed,
+        seconds=seconds,
+        faults=faults,
+        crashes=max(0, crashes - killed),
+        verdict=checker.check(rows, found),
+        rows=rows,
+    )
+
+
+async def _back(probe: Probe, what: str) -> None:
+    if await probe.works(START_SECONDS) is None:
+        raise SystemExit(f"the mesh does not work after {what}")
+
+
+async def _break(mesh: Mesh, probe: Probe, dice: random.Random) -> Fault:
+    """Make one fault, and wait until all is well again."""
+    kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
+    victim = dice.choice([*SERVICES, *STORES])
+    pid, began, held = mesh.pid(victim), time.monotonic(), 0.0
+    if pid is not None:
+        pids = family(pid) if kind == "stop" else [pid]
+        _signal(pids, signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
+        if kind == "stop":
+            held = dice.uniform(0.2, STOP_SECONDS)
+            await asyncio.sleep(held)
+            _signal(pids, signal.SIGCONT)
+    return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _tell(fault: Fault, done: int, count: int) -> None:
+    if sys.stderr.isatty():
+        back = "not back" if fault.recovered is None else f"back after {fault.recovered:.2f} s"
+        bar = "█" * (20 * done // count) + "░" * (20 - 20 * done // count)
+        print(f"\r\x1b[K{bar} {done}/{count} {fault.kind} {fault.victim}: {back}", end="", file=sys.stderr, flush=True)
+        if done == count:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+# ── reading back ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _read_back(peer: Peer, writer: int, rows: np.ndarray) -> checker.Found:
+    """Return everything that is there of a writer."""
+    times = rows["time"][rows["kind"] == Kind.INVOKED]
+    request = pb.QueryRangeRequest(series_per_message=len(METRICS))
+    request.selector.servers.append(server_of(writer))
+    request.start_time.FromNanoseconds(int(times.min()) - 10**9)
+    request.end_time.FromNanoseconds(int(times.max()) + 10**9)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    async for data in peer.server_stream(QUERY_RANGE, request, seconds=60):
+        for series in pb.QueryRangeResponse.FromString(data).batch.series:
+            columns = np.asarray(series.time_unix_nanos, np.int64), np.asarray(series.values)
+            before = found.get(series.metric, (np.empty(0, np.int64), np.empty(0)))
+            found[series.metric] = np.append(before[0], columns[0]), np.append(before[1], columns[1])
+    return found
+
+
+if __name__ == "__main__":
+    main()

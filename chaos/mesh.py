@@ -1,0 +1,139 @@
+"""A mesh that is started, broken and mended: processes by name, and whether all of it works again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chaos.load import GATEWAY, server_of
+from openmanager.api.gateway.v1 import gateway_pb2
+from openmanager.errors import OpenManagerError
+from openmanager.failpoint import VARIABLE
+from openmanager.frame import Frame, encode_write_request
+from openmanager.runtime.peer import Peer
+
+START_SECONDS = 60.0
+PROBE_SECONDS = 0.02
+# The words of a command line by which a process of the mesh is known.
+SERVICES = {name: f"serve\0{name}" for name in ("gateway", "timeseries", "cache", "metadata", "simulator")}
+STORES = {"redis": "valkey-server", "postgresql": "bin/postgres"}
+
+
+@dataclass
+class Mesh:
+    """A running `openmanager up`."""
+
+    process: subprocess.Popen[bytes]
+    gateway: str
+    screen: Path
+
+    @classmethod
+    def start(cls, data: Path, base: int, screen: Path, failpoint: str = "") -> Mesh:
+        """Start one, and return at once."""
+        gateway = f"127.0.0.1:{base}"
+        command = [sys.executable, "-m", "openmanager.cli", "up", "--data-dir", str(data), "--gateway", gateway]
+        own = ("OPENMANAGER_", "REDIS_URL", "DATABASE_URL", "INFLUXDB_", "VICTORIAMETRICS_")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(own)}
+        if failpoint:
+            environment[VARIABLE] = failpoint
+        with screen.open("ab") as out:
+            process = subprocess.Popen(
+                [*command, "--servers", "3", "--interval", "1s"],
+                env=environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        return cls(process, gateway, screen)
+
+    def restarts(self, service: str) -> int:
+        """Return how often a service has ended and was started again, in all meshes that wrote to this screen."""
+        return self.screen.read_text(encoding="utf-8", errors="replace").count(f"{service} ended and is started again")
+
+    def pid(self, name: str) -> int | None:
+        """Return the process of a service or store, None while it has none."""
+        word = {**SERVICES, **STORES}[name].encode()
+        for pid in _children(self.process.pid):
+            with contextlib.suppress(OSError):
+                if word in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        return None
+
+    def kill(self) -> None:
+        """Kill all of it in one go."""
+        for pid in (self.process.pid, *_descendants(self.process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> float:
+        """End it as an operator does; return the seconds it took."""
+        start = time.monotonic()
+        self.process.terminate()
+        self.process.wait(30)
+        return time.monotonic() - start
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    return [pid, *_descendants(pid)]
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for child in _children(pid):
+        yield child
+        yield from _descendants(child)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except OSError:
+        return []
+
+
+class Probe:
+    """Says whether a mesh works: a write is acknowledged, and a read is answered from the first choice."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def works(self, seconds: float) -> float | None:
+        """Return after how many seconds it does, None when it does not within `seconds`."""
+        start = time.monotonic()
+        while time.monotonic() - start < seconds:
+            try:
+                async with asyncio.timeout(1.0):
+                    if await self._write() and await self._read():
+                        return time.monotonic() - start
+            except (OpenManagerError, TimeoutError):
+                pass
+            await asyncio.sleep(PROBE_SECONDS)
+        return None
+
+    async def _write(self) -> bool:
+        frame = Frame(
+            times=np.array([time.time_ns() // 1_000_000 * 1_000_000]),
+            servers=("probe",),
+            metrics=("probe",),
+            values=np.ones((1, 1, 1)),
+        )
+        request = encode_write_request(frame)
+        reply = await self._peer.unary(f"{GATEWAY}/WriteFrame", request, gateway_pb2.WriteFrameResponse, seconds=1)
+        return reply.ack.accepted_sample_count == 1
+
+    async def _read(self) -> bool:
+        request = gateway_pb2.GetServerRequest(id=server_of(0))
+        reply = await self._peer.unary(f"{GATEWAY}/GetServer", request, gateway_pb2.GetServerResponse, seconds=1)
+        fresh = time.time_ns() - reply.server.sample_time.ToNanoseconds() < 3 * 10**9
+        return fresh and not reply.provenance.degraded
