@@ -25,7 +25,9 @@ from bench.rpc import free_ports
 from chaos import checker, journal
 from chaos.journal import Kind
 from chaos.load import METRICS, WRITERS, server_of
-from chaos.mesh import SERVICES, START_SECONDS, STORES, Mesh, Probe, family
+from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, family
+from chaos.proxy import Trouble, Way
+from chaos.stores import REDIS, Stores, stores
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.failpoint import NAMES
 from openmanager.runtime.peer import Peer
@@ -33,10 +35,21 @@ from openmanager.runtime.peer import Peer
 QUERY_RANGE = "/openmanager.api.timeseries.v1.TimeseriesService/QueryRange"
 FAULTS_A_MESH = 12
 RECOVERY_SECONDS = 30.0
-# A process is stopped for so long, at most.
-STOP_SECONDS = 1.5
-# A read that is answered, from wherever, within this time after a fault has begun.
-KINDS = {"kill": 55, "stop": 45}
+# A fault that does not end by itself is held for so long, at most.
+HELD_SECONDS = 1.5
+# Of a hundred faults; those of the wire are made by the proxies before the stores.
+KINDS = {
+    "kill": 35,
+    "stop": 25,
+    "slow": 10,
+    "reset": 8,
+    "down": 6,
+    "silent": 6,
+    "half open": 3,
+    "sliced": 3,
+    "empty": 4,
+}
+_PROCESS = frozenset({"kill", "stop"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,21 +152,21 @@ async def run(folder: Path, count: int, seed: int) -> Outcome:
     gateway, path = f"127.0.0.1:{base}", folder / "journal"
     faults: list[Fault] = []
     start = time.monotonic()
-    async with Peer("the gateway", gateway) as peer:
+    async with Peer("the gateway", gateway) as peer, stores(folder / "stores", seed) as behind:
         probe = Probe(peer)
-        mesh = Mesh.start(folder / "data", base, screen)
+        mesh = Mesh.start(folder / "data", base, screen, behind.environment)
         load = subprocess.Popen([sys.executable, "-m", "chaos.load", gateway, str(path)], stdin=subprocess.PIPE)
         try:
             await _back(probe, "the first start")
             while len(faults) < count:
                 for _ in range(min(FAULTS_A_MESH, count - len(faults) - 1)):
-                    faults.append(await _break(mesh, probe, dice))
+                    faults.append(await _break(mesh, behind, probe, dice))
                     _tell(faults[-1], len(faults), count)
                     await asyncio.sleep(dice.uniform(0.2, 1.0))
                 began = time.monotonic()
                 mesh.kill()
                 place = f"{dice.choice(sorted(NAMES))}:{dice.randint(20, 400)}" if len(faults) + 1 < count else ""
-                mesh = Mesh.start(folder / "data", base, screen, place)
+                mesh = Mesh.start(folder / "data", base, screen, behind.environment, place)
                 recovered = await probe.works(START_SECONDS)
                 faults.append(Fault(kind="kill", victim="everything", began=began, held=0.0, recovered=recovered))
                 _tell(faults[-1], len(faults), count)
@@ -182,19 +195,44 @@ async def _back(probe: Probe, what: str) -> None:
         raise SystemExit(f"the mesh does not work after {what}")
 
 
-async def _break(mesh: Mesh, probe: Probe, dice: random.Random) -> Fault:
+async def _break(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random) -> Fault:
     """Make one fault, and wait until all is well again."""
     kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
-    victim = dice.choice([*SERVICES, *STORES])
-    pid, began, held = mesh.pid(victim), time.monotonic(), 0.0
-    if pid is not None:
-        pids = family(pid) if kind == "stop" else [pid]
-        _signal(pids, signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
-        if kind == "stop":
-            held = dice.uniform(0.2, STOP_SECONDS)
-            await asyncio.sleep(held)
-            _signal(pids, signal.SIGCONT)
+    victim = dice.choice([*SERVICES, *behind.proxies] if kind in _PROCESS else list(behind.proxies))
+    seconds = dice.uniform(0.2, HELD_SECONDS)
+    began = time.monotonic()
+    if kind in _PROCESS:
+        await _break_process(kind, behind.pid(victim) if victim in behind.proxies else mesh.pid(victim), seconds)
+    elif kind == "empty":
+        victim = REDIS
+        await behind.empty_redis()
+    else:
+        trouble = {
+            "slow": Trouble(latency=dice.uniform(0.1, 2.0), jitter=0.1),
+            "reset": Trouble(reset_after=dice.randint(0, 5000)),
+            "down": Trouble(down=True),
+            "silent": Trouble(silent=frozenset(Way)),
+            "half open": Trouble(silent=frozenset({Way.BACK})),
+            "sliced": Trouble(slice_bytes=1),
+        }[kind]
+        async with behind.proxies[victim].while_(trouble):
+            await asyncio.sleep(seconds)
+    held = time.monotonic() - began if kind != "kill" else 0.0
     return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
+
+
+async def _break_process(kind: str, pid: int | None, seconds: float) -> None:
+    if pid is None:
+        return  # it is being started again already
+    if kind == "kill":
+        _signal([pid], signal.SIGKILL)
+        return
+    pids = family(pid)
+    _signal(pids, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        _signal(pids, signal.SIGCONT)
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,6 @@ START_SECONDS = 60.0
 PROBE_SECONDS = 0.02
 # The words of a command line by which a process of the mesh is known.
 SERVICES = {name: f"serve\0{name}" for name in ("gateway", "timeseries", "cache", "metadata", "simulator")}
-STORES = {"redis": "valkey-server", "postgresql": "bin/postgres"}
 
 
 @dataclass
@@ -38,12 +37,12 @@ class Mesh:
     screen: Path
 
     @classmethod
-    def start(cls, data: Path, base: int, screen: Path, failpoint: str = "") -> Mesh:
-        """Start one, and return at once."""
+    def start(cls, data: Path, base: int, screen: Path, stores: Mapping[str, str], failpoint: str = "") -> Mesh:
+        """Start one on stores that the environment `stores` leads to, and return at once."""
         gateway = f"127.0.0.1:{base}"
         command = [sys.executable, "-m", "openmanager.cli", "up", "--data-dir", str(data), "--gateway", gateway]
         own = ("OPENMANAGER_", "REDIS_URL", "DATABASE_URL", "INFLUXDB_", "VICTORIAMETRICS_")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(own)}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(own)} | dict(stores)
         if failpoint:
             environment[VARIABLE] = failpoint
         with screen.open("ab") as out:
@@ -61,8 +60,8 @@ class Mesh:
         return self.screen.read_text(encoding="utf-8", errors="replace").count(f"{service} ended and is started again")
 
     def pid(self, name: str) -> int | None:
-        """Return the process of a service or store, None while it has none."""
-        word = {**SERVICES, **STORES}[name].encode()
+        """Return the process of a service, None while it has none."""
+        word = SERVICES[name].encode()
         for pid in _children(self.process.pid):
             with contextlib.suppress(OSError):
                 if word in Path(f"/proc/{pid}/cmdline").read_bytes():

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -33,6 +34,8 @@ EARLIEST_PLAUSIBLE_NANOS = 946_684_800 * 10**9
 LATEST_PLAUSIBLE_NANOS = 7_258_118_400 * 10**9
 
 _SERVER_ID = re.compile(r"[a-z0-9][a-z0-9._:-]*")
+# Names have no such byte, and the first one is the tag; texts that are told of servers are not worth a long search.
+_MAX_CANDIDATES = 1000
 _VALUES_TAG = re.compile(rb"\x22")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 _INFO_LIMITS = {"hostname": 255, "environment": 50, "role": 50, "location": 100}
@@ -221,7 +224,9 @@ def _places(wire: bytes | memoryview) -> _Places | None:
     times, size = _read_varint(wire, 1)
     times_end = times + size
     # The values are looked for from the end: what follows them is short, and their length says where they begin.
-    for tag in _VALUES_TAG.finditer(wire, times_end, len(wire) - 1):
+    if not size:
+        return None
+    for tag in islice(_VALUES_TAG.finditer(wire, times_end, len(wire) - 1), _MAX_CANDIDATES):
         at = tag.start()
         values, size = _read_varint(wire, at + 1)
         end = values + size

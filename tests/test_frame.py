@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.errors import InvalidArgumentError, OutOfRangeError
+from openmanager.errors import InvalidArgumentError, OpenManagerError, OutOfRangeError
 from openmanager.frame import Frame, FrameReader, MetricInfo, ServerInfo, decode, encode, split
 
 START = 1_700_000_000_000_000_000
@@ -181,3 +183,14 @@ def test_a_large_frame_is_split_into_parts_with_the_same_samples():
     assert all(len(encode(part)) <= 20_000 for part in parts)
     assert sum(part.values.size for part in parts) == frame.values.size
     assert np.array_equal(np.sort(np.concatenate([part.values.ravel() for part in parts])), frame.values.ravel())
+
+
+@pytest.mark.parametrize(
+    "wire", [b"\x0a\x00\x22\x08" + bytes(8), b"\x0a\x08" + bytes(8) + b"\x12\x7f" + b'"' * 200_000]
+)
+def test_bytes_in_a_form_like_that_of_a_frame_are_refused_quickly(wire: bytes):
+    for form in (wire, memoryview(wire)):
+        start = time.monotonic()
+        with pytest.raises(OpenManagerError):
+            FrameReader().read(form)
+        assert time.monotonic() - start < 1.0

@@ -538,3 +538,31 @@ def test_a_page_holds_at_most_a_thousand():
     write(catalog, frame(1, ["a"], [f"m{at}" for at in range(1200)], np.ones((1, 1200))))
     assert len(read_page(catalog, 5000, "").series) == 1000
     assert len(read_page(catalog, 0, "").series) == 100
+
+
+def test_of_two_samples_of_one_time_the_one_that_came_later_counts_whatever_comes_late():
+    catalog = Catalog(10)
+    for time, servers, value in ((5, "ab", 1.0), (5, "a", 2.0), (20, "a", 111.0), (20, "ab", 222.0), (10, "a", 333.0)):
+        sample = frame(time, list(servers), ["cpu"], np.full((len(servers), 1), value))
+        layout = catalog.layout(sample.servers, sample.metrics)
+        catalog.admit(layout, np.ones((len(servers), 1), bool))
+        catalog.observe(layout, sample, complete=True)
+    assert catalog.last(ids_of(catalog, [("a", "cpu")]))[1].tolist() == [222.0]
+
+
+def test_what_is_remembered_of_frames_is_bounded_and_holds_one_tick(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openmanager_timeseries.catalog._REMEMBERED_BYTES", 100)
+    catalog = Catalog(100)
+    for time in (1, 2):
+        for server in map(str, range(20)):
+            values = np.arange(time, time + 100.0).reshape(100, 1, 1)
+            sample = Frame(times=np.arange(time, time + 100), servers=(server,), metrics=("cpu",), values=values)
+            layout = catalog.layout(sample.servers, sample.metrics)
+            catalog.admit(layout, np.ones((1, 1), bool))
+            catalog.observe(layout, sample, complete=True)
+    held = catalog._newest.values()
+    assert sum(each.values.nbytes for each in held) == catalog._newest_bytes <= 100
+    assert all(each.values.base is None for each in held)
+    times, values = catalog.last(np.arange(20))
+    assert set(times.tolist()) == {101}
+    assert set(values.tolist()) == {101.0}

@@ -61,3 +61,11 @@ def test_objects_of_unknown_size_are_not_held():
     cache = GroupCache(1 << 20)
     cache.put("sketches", group(1, values=np.array([b"sketch"], object)))
     assert cache.get("sketches") is None
+
+
+def test_what_may_not_be_held_is_not_wanted_again():
+    cache = GroupCache(1 << 20)
+    assert not cache.wants("unknown", 10)
+    assert cache.wants("unknown", 10)
+    cache.put("unknown", group(1, series=-1))
+    assert [cache.wants("unknown", 10) for _ in range(3)] == [False] * 3

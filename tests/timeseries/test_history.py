@@ -290,3 +290,49 @@ async def test_what_was_read_before_is_read_again_without_the_file(tmp_path: Pat
         assert await raw(history) == before == {("a", "x"): [(0, 1.5)], ("a", "y"): [(0, 2.5)], ("b", "x"): [(0, 3.5)]}
         assert (await raw(history, servers=("b",), metrics=("x",)))["b", "x"] == [(0, 3.5)]
         file.path.with_suffix(".elsewhere").rename(file.path)
+
+
+async def test_an_answer_says_head_only_if_the_head_had_something(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        await history.write(encode(frame(0, {"a": {"x": 1.0}})))
+        assert [part.source for part in (await history.query_range(asked(-9, 9), 5)).parts] == ["head"]
+        await history.seal()
+        history.head.drop(-1)
+        assert [part.source for part in (await history.query_range(asked(-9, 9), 5)).parts] == ["blocks"]
+
+
+async def test_an_answer_of_many_buckets_is_not_made_on_the_event_loop(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        await history.write(encode(frame(0, {"a": {f"m{at}": 1.0 for at in range(100)}})))
+        planner = history._planner
+        assert planner.is_light(planner.plan(asked(-60, 60, step=SECOND)))
+        assert not planner.is_light(planner.plan(asked(-600, 600, step=SECOND)))
+
+
+async def test_values_that_came_with_much_else_are_kept_without_it(tmp_path: Path):
+    async with opened(tmp_path, max_series=10_000) as history:
+        infos = tuple(ServerInfo(id=f"s{at}", labels={"text": "x" * 900}) for at in range(100))
+        values = {"a": {f"m{at}": 1.0 for at in range(3000)}}
+        await history.write(encode(frame(-1, values)))
+        await history.write(encode(frame(0, values, server_infos=infos)))
+        (chunk,) = history.head.generations[-1].chunks
+        plain, told = chunk._ticks
+        assert plain.base is not None
+        assert told.base is None
+
+
+async def test_bytes_are_counted_right_after_chunks_were_turned(tmp_path: Path):
+    async with opened(tmp_path, max_series=10_000) as history:
+        for at in range(50):
+            await history.write(encode(frame(-at, {f"s{at}": {"x": 1.0}})))
+        await history.seal()
+        assert history.head.nbytes == sum(each.nbytes for each in history.head.generations)
+        history.head.drop(-1)
+        assert history.head.nbytes == 0
+
+
+async def test_what_is_pending_when_history_is_closed_is_taken_in(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        for at in range(200):
+            history.begin_write(encode(frame(at - 300, {"a": {"x": 1.0}})))
+    assert history.ledger.books["head"].position == history.log.state.head_position == 200

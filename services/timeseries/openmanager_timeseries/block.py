@@ -258,6 +258,6 @@ def samples(file: Sealed, found: Found) -> Piece | Long:
     size = int(found.counts[0])
     if (found.counts == size).all() and len(np.unique(found.of)) == len(found.of):
         times = found.times.reshape(-1, size)
-        if (times[1:] == times[0]).all():
+        if (times[1:] == times[0]).all() and (times[0, 1:] > times[0, :-1]).all():
             return Piece(found.of, times[0], np.full(size, number), values.reshape(-1, size))
     return Long(found.rows, found.times, np.full(len(values), number), values)

@@ -42,7 +42,8 @@ NEVER = np.iinfo(np.int64).min  # the newest time of a series that has no sample
 _SHIFT = 32
 _REMEMBERED_TEXT = 4096  # characters that one of them may be asked by
 _LABEL_SETS = 4096
-_REMEMBERED_FRAMES = 64  # each of up to 4 MiB
+_REMEMBERED_FRAMES = 1024
+_REMEMBERED_BYTES = 96 << 20
 # Agents that change their metrics at every export must not fill memory; a server that sends its own frames needs a
 # layout all the same, or each of its frames begins a chunk in the head. In cells of 8 bytes, about 56 a layout besides
 # its ids.
@@ -89,6 +90,7 @@ class Catalog:
         self._last_values: NDArray[np.float64] = np.empty(0, np.float64)
         # By layout: complete frames whose samples are still to be taken, in the order of arrival.
         self._newest: dict[int, _Newest] = {}
+        self._newest_bytes = 0
         self._settling = threading.Lock()
         self._counted: Bools = np.empty(0, np.bool_)
         self._counted_series = 0
@@ -219,14 +221,19 @@ class Catalog:
         """Remember a complete frame instead of the one before it; False where that would lose something."""
         if layout.lives != self._forgettings:
             return False
-        newest = self._newest.pop(id(layout), None)
+        newest = self._newest.get(id(layout))
         if newest is not None and newest.time > frame.times[-1]:
-            self._newest[id(layout)] = newest
             return False
-        if len(self._newest) >= _REMEMBERED_FRAMES:
+        if newest is not None:
+            del self._newest[id(layout)]
+            self._newest_bytes -= newest.values.nbytes
+        # Of several ticks the last one alone is worth its memory.
+        values = frame.values[-1] if len(frame.times) == 1 else frame.values[-1].copy()
+        if self._newest_bytes + values.nbytes > _REMEMBERED_BYTES or len(self._newest) >= _REMEMBERED_FRAMES:
             self._settle()
         # At the end: of two samples of one time the later one counts, so they are taken in the order of arrival.
-        self._newest[id(layout)] = _Newest(layout, int(frame.times[-1]), frame.values[-1])
+        self._newest[id(layout)] = _Newest(layout, int(frame.times[-1]), values)
+        self._newest_bytes += values.nbytes
         return True
 
     def _settle(self) -> None:
@@ -234,6 +241,7 @@ class Catalog:
         for each in self._newest.values():
             self._take(each.layout.ids, each.time, each.values, complete=True)
         self._newest.clear()
+        self._newest_bytes = 0
 
     def _take(self, of: Ints, time: int, values: NDArray[np.float64], *, complete: bool) -> None:
         """Take the values of one time for the series `of`: both [S, M]."""

@@ -21,7 +21,8 @@ class GroupCache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._groups: OrderedDict[Hashable, Group] = OrderedDict()
-        self._asked: OrderedDict[Hashable, None] = OrderedDict()
+        # Those that are not held, and whether they would be when they are asked for again.
+        self._asked: OrderedDict[Hashable, bool] = OrderedDict()
         self._nbytes = 0
         self._lock = threading.Lock()
 
@@ -40,19 +41,20 @@ class GroupCache:
         if size * _LARGEST_SHARE > self._limit:
             return False
         with self._lock:
-            seen = key in self._asked
-            self._asked[key] = None
+            wanted = self._asked.get(key, False)
+            self._asked.setdefault(key, True)
             self._asked.move_to_end(key)
             if len(self._asked) > _REMEMBERED:
                 self._asked.popitem(last=False)
-            return seen
+            return wanted
 
     def put(self, key: Hashable, group: Group) -> None:
         """Hold a row group, unless it will not stay true: an unknown series may be known one day."""
         objects = any(column.dtype == np.object_ for column in group.values.values())  # of a size that is not known
-        if objects or (group.ids < 0).any():
-            return
         with self._lock:
+            if objects or (group.ids < 0).any():
+                self._asked[key] = False
+                return
             if key in self._groups:
                 return
             self._groups[key] = group

@@ -97,7 +97,7 @@ class Chunk:
             by_metric = series if _is_all(metrics, len(series)) else series[_few(metrics)]
             by_server = by_metric if _is_all(servers, by_metric.shape[1]) else by_metric[:, servers]
             return by_server[:, :, ticks]
-        if len(metrics) == 1:  # what is mostly asked: without an index for every sample
+        if len(metrics) == 1 and 4 * len(servers) >= self.layout.ids.shape[0]:  # mostly: no index for every sample
             at = int(metrics[0])
             columns = np.concatenate([part[:, :, at] for part in parts])[ticks]
             by_tick = columns if _is_all(servers, columns.shape[1]) else columns[:, servers]
@@ -217,14 +217,18 @@ class Head:
             return None
         generation.close()
         self.generations.append(Generation(first=generation.last + 1, opened=now))
-        self.nbytes = sum(each.nbytes for each in self.generations)
+        self.recount()
         return generation
+
+    def recount(self) -> None:
+        """Count the bytes anew: chunks take another room when they are turned."""
+        self.nbytes = sum(each.nbytes for each in self.generations)
 
     def drop(self, limit: int) -> None:
         """Drop the oldest sealed generations until at most `limit` bytes are held, or none is sealed."""
         while self.nbytes > limit and len(self.generations) > 1 and self.generations[0].sealed:
-            self.nbytes -= self.generations[0].nbytes
             del self.generations[0]
+            self.recount()
 
 
 class _Chosen(NamedTuple):

@@ -286,6 +286,7 @@ class History:
         made = await asyncio.to_thread(block.write, self.blocks.folder, generation, self.catalog)
         self.blocks.add(made)
         generation.sealed = True
+        self.head.recount()
         books = self.ledger.open_books("blocks")
         books.position, books.accepted = made.about.last, made.about.accepted
         books.confirmed_nanos = self.clock.now_nanos()
@@ -325,11 +326,11 @@ class History:
         """Make positions durable and stop the threads."""
         with contextlib.suppress(OSError):
             await self.ledger.save(self.log)
-        for threads in (self._threads, self._turner):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(OSError):  # what was replaced by nothing would be back at the next start
             await asyncio.to_thread(self._delete_replaced)
-        await self.log.close()
+        await self.log.close()  # it hands over what was pending
+        self._turner.shutdown(wait=False, cancel_futures=True)
 
     def _delete_replaced(self) -> None:
         for _, store in self.stores():

@@ -22,6 +22,7 @@ from openmanager_timeseries.series_index import Layout
 
 MAX_REJECTIONS = 100
 _NANOS = 1_000_000_000
+_ROOM = 2.0  # as much again is what names take, of few servers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,8 @@ class Admission:
         accepted = frame.values.size if taken is None else int(np.count_nonzero(taken))
         if refused and taken is not None:
             frame = replace(frame, values=np.where(taken, frame.values, np.nan))
+        elif len(wire) > _ROOM * frame.values.nbytes:  # the head keeps values, and would keep all that came with them
+            frame = replace(frame, values=frame.values.copy())
         payload: Payload = wire if exact and not refused else encode(frame)
         if len(payload) > MAX_FRAME_BYTES:
             raise ResourceExhaustedError(

@@ -188,14 +188,14 @@ class Planner:
 
     def compute(self, plan: Plan, stop: Stop, borrowed: Borrowed | None = None) -> Answer:
         """Return the answer to a plan (in a thread)."""
-        pieces = list(self._read_raw(plan, stop, borrowed))
-        samples = merge(len(plan.selection.ids), pieces)
+        older, recently = list(self._read_older(plan, stop, borrowed)), list(self._read_head(plan))
+        samples = merge(len(plan.selection.ids), [*older, *recently])
         if len(plan.raw) > 1 or borrowed is not None:  # else no more than one range was read
             samples = within(samples, plan.raw)
         source = "+".join(
             name
             for name, used in (
-                ("head", any(isinstance(each, Piece) for each in pieces)),
+                ("head", bool(recently)),
                 ("blocks", borrowed is None and bool(plan.blocks)),
                 (borrowed.engine if borrowed else "", borrowed is not None),
             )
@@ -222,11 +222,17 @@ class Planner:
         if plan.blocks or any(plan.coverage.parts[:-1]) or plan.sketched:
             return False
         chunks = [chunk for generation in plan.generations for chunk in generation.chunks]
-        return len(chunks) <= LIGHT_CHUNKS and (
-            len(plan.selection.ids) * sum(chunk.count for chunk in chunks) <= LIGHT_SAMPLES
-        )
+        asked = plan.query
+        buckets_asked = (asked.end - asked.start) // asked.step + 1 if asked.step else 1
+        ticks = max(buckets_asked, sum(chunk.count for chunk in chunks))
+        return len(chunks) <= LIGHT_CHUNKS and len(plan.selection.ids) * ticks <= LIGHT_SAMPLES
 
-    def _read_raw(self, plan: Plan, stop: Stop, borrowed: Borrowed | None) -> Iterator[Piece | Long]:
+    @staticmethod
+    def _read_head(plan: Plan) -> Iterator[Piece]:
+        if plan.raw:
+            yield from recent.pieces(plan.generations, plan.selection, plan.raw[0][0], plan.raw[-1][1])
+
+    def _read_older(self, plan: Plan, stop: Stop, borrowed: Borrowed | None) -> Iterator[Piece | Long]:
         if not plan.raw:
             return
         if borrowed is not None:
@@ -236,7 +242,6 @@ class Planner:
                 for start, end in hulls(plan.raw, file.spans):
                     found = self._blocks.read(file, plan.selection, start, end, block.FORMAT.names, stop.check)
                     yield from (block.samples(file, each) for each in found)
-        yield from recent.pieces(plan.generations, plan.selection, plan.raw[0][0], plan.raw[-1][1])
 
     def _answer(self, plan: Plan, parts: Sequence[Part], samples: Ragged) -> Answer:
         servers, metrics = self._catalog.names(plan.selection.ids)
