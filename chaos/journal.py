@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from enum import IntEnum
 from pathlib import Path
 from typing import Self
@@ -31,7 +32,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._rows: list[tuple[int, int, int, float, float]] = []
+        self._rows: deque[tuple[int, int, int, float, float]] = deque()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._sync_forever)
 
@@ -54,9 +55,11 @@ class Journal:
             self._sync()
 
     def _sync(self) -> None:
-        rows, self._rows = self._rows, []
+        rows = [self._rows.popleft() for _ in range(len(self._rows))]
         if rows:
-            os.write(self._file, np.array(rows, ROW).tobytes())
+            left = memoryview(np.array(rows, ROW).tobytes())
+            while left:
+                left = left[os.write(self._file, left) :]
             os.fdatasync(self._file)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from pathlib import Path
 
@@ -111,7 +112,7 @@ async def run(gateway: str, path: Path) -> None:
 
 
 def _wait_for_end(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    input()
+    sys.stdin.read()
     loop.call_soon_threadsafe(stop.set)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -131,12 +132,12 @@ async def _dead_letters(client: Any, consumer: str, limit: int, *, as_json: bool
 
     request = timeseries_pb2.ListDeadLettersRequest(consumer=consumer)
     found: list[DeadLetter] = []
-    total = 0
+    total = forgotten = 0
     async for page in client.rpc.pages(rpc.LIST_DEAD_LETTERS, request, limit=limit):
         if as_json:
             render.print_json(page, line=True)
         found.extend(codec.dead_letter(each) for each in page.dead_letters)
-        total = page.total_count
+        total, forgotten = page.total_count, page.forgotten_count
     if as_json:
         return
     out = render.console()
@@ -145,6 +146,8 @@ async def _dead_letters(client: Any, consumer: str, limit: int, *, as_json: bool
         out.print()
     of = f"{len(found):,} of " if len(found) < total else ""
     out.print(f"{of}{render.show_count(total, 'dead letter')}" if found else "no dead letters")
+    if forgotten:
+        out.print(f"{forgotten:,} more had to make room for these")
 
 
 def _letters_table(letters: Sequence[DeadLetter], *, wide: bool) -> Table:
@@ -178,8 +181,12 @@ async def _retry(client: Any, ids: Sequence[str], consumer: str, *, as_json: boo
     if as_json:
         render.print_json(reply)
         return
-    again = f", {reply.refused_count:,} refused again" if reply.refused_count else ""
+    again = (
+        f", {reply.refused_count:,} refused again: see `openmanager log dead-letters`" if reply.refused_count else ""
+    )
     click.echo(f"{render.show_count(reply.taken_count, 'dead letter')} taken{again}")
+    if reply.refused_count:
+        sys.exit(1)
 
 
 async def _discard(client: Any, ids: Sequence[str], consumer: str, *, as_json: bool) -> None:

@@ -25,12 +25,13 @@ from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log_service import LogService
 from openmanager_timeseries.record import Record
 from timeseries.faulty_disk import FaultyDisk
-from timeseries.shard import NOW, SECOND, frame, opened
+from timeseries.shard import DAY, NOW, SECOND, StillClock, frame, opened
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import (
     FailedPreconditionError,
+    InternalError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
@@ -61,7 +62,8 @@ def refusal(first: int = 1, last: int = 0, *, reason: str = "no", servers: tuple
 
 def test_a_reason_that_goes_on_makes_one_letter():
     letters = DeadLetters(FaultyDisk())
-    assert [letters.add("influxdb", refusal(at), now=at) for at in (5, 6, 9)] == [3, 3, 3]
+    for at in (5, 6, 9):
+        letters.add("influxdb", refusal(at), now=at)
     (letter,) = letters.of()
     assert (letter.refusal.first, letter.refusal.last, letter.refusal.sample_count) == (5, 9, 9)
     assert (letter.refusal.start, letter.refusal.end) == (5 * SECOND, 9 * SECOND + 1)
@@ -69,10 +71,31 @@ def test_a_reason_that_goes_on_makes_one_letter():
 
 
 def test_what_is_delivered_and_refused_again_is_counted_once():
-    letters = DeadLetters(FaultyDisk())
-    assert letters.add("influxdb", refusal(5, 9), now=1) == 3
-    assert letters.add("influxdb", refusal(5, 9), now=2) == 0
-    assert letters.add("influxdb", refusal(6), now=3) == 0
+    ledger = Ledger(FaultyDisk(), StillClock())
+    ledger.set_aside("influxdb", refusal(5, 9))
+    ledger.open_books("influxdb").counted = 9
+    ledger.set_aside("influxdb", refusal(5, 7))
+    ledger.set_aside("influxdb", refusal(8, 9))
+    ledger.set_aside("influxdb", refusal(10, 12))
+    assert ledger.books["influxdb"].dead_lettered == 6
+    assert [letter.refusal.sample_count for letter in ledger.letters.of()] == [6]
+
+
+def test_a_letter_that_has_grown_while_it_was_tried_keeps_what_it_has_grown_by():
+    ledger = Ledger(FaultyDisk(), StillClock())
+    ledger.set_aside("influxdb", refusal(5))
+    (before,) = ledger.letters.of()
+    ledger.set_aside("influxdb", refusal(6, count=4))
+    ledger.taken_after_all(before)
+    (after,) = ledger.letters.of()
+    assert (after.id, after.refusal.sample_count, after.refusal.first, after.refusal.last) == ("1", 4, 6, 6)
+    assert ledger.books["influxdb"].dead_lettered == 4
+    ledger.letters.refused_again(before, "still no", now=3)
+    (after,) = ledger.letters.of()
+    assert (after.refusal.sample_count, after.refusal.reason, after.retries) == (4, "still no", 1)
+    ledger.taken_after_all(after)
+    ledger.taken_after_all(after)
+    assert (ledger.letters.of(), ledger.books["influxdb"].dead_lettered) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +150,7 @@ def test_damaged_letters_never_keep_a_shard_from_starting(content: bytes):
     disk.replace(LETTERS, content)
     letters = DeadLetters(disk)
     assert letters.of() == []
+    assert disk.read(f"{LETTERS}.damaged", 0, 99) == content
     letters.add("influxdb", refusal(5), now=1)
 
 
@@ -142,8 +166,8 @@ def test_letters_are_found_by_consumer_and_id():
 
 
 def test_a_letter_is_read_in_parts():
-    parts = windows(replace(refusal(servers=("a", "b")), start=5, end=16), 10)
-    assert list(parts) == [("a", 5, 15), ("a", 15, 16), ("b", 5, 15), ("b", 15, 16)]
+    parts = windows(replace(refusal(servers=("a", "b", "c")), start=5, end=16), 10, 2)
+    assert list(parts) == [(("a", "b"), 5, 15), (("c",), 5, 15), (("a", "b"), 15, 16), (("c",), 15, 16)]
 
 
 # ── delivering ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -154,6 +178,7 @@ class Taker:
 
     name = "influxdb"
     take_seconds = 5.0
+    rewinds = 0
 
     def __init__(self, failure: Callable[[Frame], Exception | None]) -> None:
         self.failure = failure
@@ -173,8 +198,8 @@ class Taker:
     def settled(self, position: int, accepted: int) -> tuple[int, int]:
         return position, accepted
 
-    def rewound(self) -> bool:
-        return False
+    def cut_loose(self) -> None:
+        pass
 
 
 @contextlib.asynccontextmanager
@@ -213,9 +238,10 @@ async def arrived(history: History, name: str = "influxdb") -> None:
     [
         (InvalidArgumentError("not like that"), "not like that", 1),
         (FailedPreconditionError("never"), "never", 1),
-        (ZeroDivisionError(), "it could not be taken: see the log", consuming.MAX_TRIES),
+        (ZeroDivisionError(), "it fails on it: see the logs", consuming.MAX_TRIES),
+        (InternalError("internal error 4711"), "it fails on it: see the logs", consuming.MAX_TRIES),
     ],
-    ids=["refused", "impossible", "defect"],
+    ids=["refused", "impossible", "defect", "defect of a peer"],
 )
 async def test_a_frame_that_cannot_be_taken_is_set_aside_and_the_others_are_taken(
     tmp_path: Path, failure: Exception, reason: str, tries: int
@@ -241,8 +267,9 @@ async def test_a_frame_that_cannot_be_taken_is_set_aside_and_the_others_are_take
     [
         (UnavailableError("it is away"), status_pb2.STORAGE_STATE_DOWN, "it is away"),
         (TimeoutError(), status_pb2.STORAGE_STATE_HUNG, "it does not answer in time"),
+        (OSError(24, "no file is left: /secret"), status_pb2.STORAGE_STATE_DOWN, "OSError"),
     ],
-    ids=["down", "hung"],
+    ids=["down", "hung", "no descriptor"],
 )
 async def test_a_store_that_is_away_is_waited_for_and_said(tmp_path: Path, failure: Exception, state: int, reason: str):
     async with opened(tmp_path) as history:
@@ -300,10 +327,13 @@ class PickyEngine:
         self.refuses = {"bad": "a field has another type"}
         self.held: dict[tuple[str, str, int], float] = {}
         self.epoch = ""
+        self.started = "1"
         self.away = False
 
     async def check(self) -> EngineState:
-        return EngineState(version="1", epoch=self.epoch)
+        if self.away:
+            raise UnavailableError("it is away")
+        return EngineState(version="1", epoch=self.epoch, started=self.started)
 
     async def mark(self, epoch: str) -> None:
         self.epoch = epoch
@@ -449,12 +479,128 @@ async def test_what_cannot_be_meant_is_refused(tmp_path: Path, call: Callable):
         with pytest.raises(InvalidArgumentError) as caught:
             await call(peer, ids=["1"] * 1001)
         assert caught.value.field == "ids"
-        for asked in ({"ids": ["99"]}, {"ids": [""]}, {"consumer": "registrar", "ids": ["1"]}):
+        for ids in ([""], ["x"], ["9" * 5000], ["-1"]):
+            with pytest.raises(InvalidArgumentError) as caught:
+                await call(peer, ids=ids)
+            assert caught.value.field == "ids"
+        for asked in ({"ids": ["99"]}, {"consumer": "registrar", "ids": ["1"]}):
             with pytest.raises(NotFoundError):
                 await call(peer, **asked)
         history.ledger.set_aside("gone", refusal())
-        if call is retried:
-            with pytest.raises(FailedPreconditionError, match="no consumer gone"):
-                await call(peer, consumer="gone")
-        else:
-            assert await call(peer, consumer="gone") == (1, 3)
+        assert await call(peer, consumer="gone") == ((0, 1) if call is retried else (1, 3))
+
+
+async def test_what_history_no_longer_has_is_not_said_to_be_taken(tmp_path: Path):
+    async with linked(tmp_path) as (history, engine, _, peer):
+        history.ledger.set_aside("influxdb", refusal(90, servers=()))
+        old = replace(refusal(91, reason="old"), start=NOW - 400 * DAY, end=NOW - 400 * DAY + 1)
+        history.ledger.set_aside("influxdb", old)
+        engine.refuses.clear()
+        assert await retried(peer, consumer="influxdb") == (1, 2)
+        reasons = [letter.reason for letter in (await listed(peer)).dead_letters]
+        assert reasons[0] == "nobody could see which samples these are"
+        assert reasons[1].startswith("history no longer has all of it: ")
+
+
+# ── beginning again ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def delivering(folder: Path) -> AsyncIterator[tuple[History, PickyEngine, EngineLink]]:
+    """A shard with three frames in a block and two in the head, delivered to an engine that is away for the next."""
+    async with opened(folder) as history:
+        engine = PickyEngine()
+        engine.refuses.clear()
+        link = EngineLink(engine, history, history.clock, folder / "engine.json")
+        await link.look()
+        await written(history, ["a", "b", "c"])
+        await history.seal()
+        async with running(history, link):
+
+            async def is_delivered() -> bool:
+                return link._through == history.log.state.head_position
+
+            await history.write(encode(frame(-7, {"d": {"x": 1.0}})))
+            await history.write(encode(frame(-6, {"e": {"x": 1.0}})))
+            await wait_until(is_delivered)
+            engine.away = True
+            await link.look()
+            await history.write(encode(frame(-5, {"f": {"x": 1.0}})))
+
+            async def is_tried() -> bool:
+                row = history.ledger.row("influxdb", history.log)
+                return row.state == status_pb2.STORAGE_STATE_DOWN
+
+            await wait_until(is_tried)
+            yield history, engine, link
+            engine.away = False
+            await link.look()
+            await wait_until(is_delivered)
+            assert {server for server, _, _ in engine.held} == set("abcdef")
+            await arrived(history)
+            assert history.ledger.row("influxdb", history.log).waiting_sample_count == 0
+
+
+async def test_an_engine_that_comes_back_empty_gets_also_what_is_in_no_block_yet(tmp_path: Path):
+    async with delivering(tmp_path) as (_, engine, _):
+        engine.held.clear()
+        engine.epoch = ""
+
+
+async def test_an_engine_that_was_away_longer_than_the_log_waits_is_filled_from_the_blocks(tmp_path: Path):
+    async with delivering(tmp_path) as (history, engine, link):
+        engine.held.clear()
+        link.cut_loose()
+        assert not link.ready
+        again = EngineLink(PickyEngine(), history, history.clock, tmp_path / "engine.json")
+        assert not again._filled  # a crash does not make it forget
+
+
+async def test_an_engine_that_may_have_lost_what_it_took_gets_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    later = replace(PickyEngine.capabilities, durable_after=timedelta(seconds=60))
+    monkeypatch.setattr(PickyEngine, "capabilities", later)
+    async with opened(tmp_path) as history:
+        engine = PickyEngine()
+        engine.refuses.clear()
+        link = EngineLink(engine, history, history.clock, tmp_path / "engine.json")
+        await link.look()
+        history.clock.seconds += 100  # what it was filled with is for good
+        await link.look()
+        await written(history, ["a", "b", "c"])
+        async with running(history, link):
+
+            async def is_delivered() -> bool:
+                return link._through == history.log.state.head_position
+
+            await wait_until(is_delivered)
+            engine.held.clear()
+            engine.started, engine.away = "2", True
+            await link.look()
+            await written(history, ["d"])
+            engine.away = False
+            await link.look()
+            await wait_until(is_delivered)
+            assert {server for server, _, _ in engine.held} == set("abcd")
+
+
+async def test_what_comes_while_books_are_stored_is_for_the_next_time(tmp_path: Path):
+    disk = PosixDisk(tmp_path / "log")
+    async with opened(tmp_path / "history") as history:
+        ledger = Ledger(disk, StillClock())
+        ledger.set_aside("influxdb", refusal(1))
+        store = ledger.letters.save
+
+        def save(raw: bytes) -> None:
+            store(raw)
+            ledger.set_aside("influxdb", refusal(2, reason="other"))
+            ledger.open_books("influxdb").position = 2
+
+        ledger.letters.save = save
+        await ledger.save(history.log)
+        stored = Ledger(disk, StillClock())
+        assert (len(stored.letters), stored.books["influxdb"].position) == (1, 0)
+        assert stored.books["influxdb"].dead_lettered == 3
+        ledger.letters.save = store
+        await ledger.save(history.log)
+        stored = Ledger(disk, StillClock())
+        assert (len(stored.letters), stored.books["influxdb"].position) == (2, 2)

@@ -14,8 +14,12 @@ from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import (
     AbortedError,
+    AlreadyExistsError,
     CancelledCallError,
+    DataLossError,
     DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
     OpenManagerError,
     OutOfRangeError,
     PermissionDeniedError,
@@ -38,17 +42,19 @@ READ_RETRY_SECONDS = 1.0
 IDLE_SECONDS = 1.0
 # A frame that a consumer fails on is not tried more often than that.
 MAX_TRIES = 5
-# What says nothing about a frame, and passes.
-_LATER = (
+# What says nothing about a frame, and passes; and of these what a smaller batch would not change.
+_AWAY = (
     AbortedError,
     CancelledCallError,
-    DeadlineExceededError,
+    MemoryError,
+    OSError,
     PermissionDeniedError,
-    ResourceExhaustedError,
-    TimeoutError,
     UnauthenticatedError,
     UnavailableError,
 )
+_LATER = (*_AWAY, DeadlineExceededError, ResourceExhaustedError, TimeoutError)
+# What is so of a frame whenever it comes.
+_FOR_GOOD = (AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, OutOfRangeError)
 
 log = logging.getLogger(__name__)
 
@@ -65,26 +71,29 @@ class Runner:
 
     async def run(self) -> None:
         """Read for ever."""
-        books = self._ledger.open_books(self._consumer.name)
+        while True:
+            try:
+                await self._read()
+            except OSError as err:  # no descriptor is left, say: the log itself deals with damage
+                log.warning("%s cannot read the log and tries again: %s", self._consumer.name, type(err).__name__)
+                await asyncio.sleep(READ_RETRY_SECONDS)
+
+    async def _read(self) -> None:
+        """Read from the position in the books on, until reading has to begin again."""
+        books, rewinds = self._ledger.open_books(self._consumer.name), self._consumer.rewinds
         taken = books.position, books.accepted
         cursor = Cursor(books.position + 1, accepted=books.accepted)
-        while True:
-            if self._consumer.rewound():
-                taken = books.position, books.accepted
-                cursor = Cursor(books.position + 1, accepted=books.accepted)
+        while self._consumer.rewinds == rewinds:
             try:
                 self._log.check_kept(cursor.position)
             except OutOfRangeError:
                 await self._skip_to(cursor)
                 taken = books.position, books.accepted
-            try:
-                records = await self._log.read(cursor, BATCH_BYTES)
-            except OSError as err:  # no descriptor is left, say: the log itself deals with damage
-                log.warning("%s cannot read the log and tries again: %s", self._consumer.name, type(err).__name__)
-                await asyncio.sleep(READ_RETRY_SECONDS)
-                continue
-            if records:
-                await self._deliver(records)
+            if records := await self._log.read(cursor, BATCH_BYTES):
+                for part in _parts(records, books.counted):
+                    await self._deliver(part, rewinds)
+                if self._consumer.rewinds != rewinds:
+                    return
                 books.damaged, cursor.damaged = books.damaged + cursor.damaged, 0
                 books.confirmed_nanos = self._clock.now_nanos()
                 taken = records[-1].position, records[-1].accepted
@@ -92,10 +101,12 @@ class Runner:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(IDLE_SECONDS):
                         await self._log.wait_beyond(cursor.position - 1)
-            books.position, books.accepted = self._consumer.settled(*taken)
+            if self._consumer.rewinds == rewinds:
+                books.position, books.accepted = self._consumer.settled(*taken)
 
     async def _skip_to(self, cursor: Cursor) -> None:
         """Go on at the oldest frame that is kept: what went before is lost to this consumer, and counted."""
+        await asyncio.to_thread(self._consumer.cut_loose)
         books = self._ledger.open_books(self._consumer.name)
         first = min(self._log.first_position, self._log.state.head_position + 1)
         accepted = await asyncio.to_thread(self._log.accepted_at, first - 1)
@@ -103,25 +114,28 @@ class Runner:
         books.position, books.accepted = first - 1, accepted
         cursor.position, cursor.accepted, cursor.segment = first, accepted, ""
 
-    async def _deliver(self, records: Sequence[Record]) -> None:
+    async def _deliver(self, records: Sequence[Record], rewinds: int) -> None:
         """Have records taken, however long that takes; what can never be taken is set aside with the reason.
 
-        Of several records that are refused the halves are tried apart, so that only those that are at fault stay behind.
+        Of several records that are refused, or take too long, the halves are tried apart, so that only those that are
+        at fault stay behind. Gives up when reading has to begin again.
         """
-        attempt = refusals = 0
-        while (failure := await self._failure(records)) is not None:
-            if not isinstance(failure, _LATER):
-                if len(records) > 1:
-                    middle = len(records) // 2
-                    await self._deliver(records[:middle])
-                    await self._deliver(records[middle:])
-                    return
-                refusals += 1
-                if isinstance(failure, OpenManagerError) or refusals == MAX_TRIES:
-                    self._set_aside(records[0], failure)
-                    return
+        attempt = failures = 0
+        while self._consumer.rewinds == rewinds and (failure := await self._failure(records)) is not None:
+            if len(records) > 1 and not _is_away(failure):
+                middle = len(records) // 2
+                await self._deliver(records[:middle], rewinds)
+                await self._deliver(records[middle:], rewinds)
+                return
+            failures += not isinstance(failure, _LATER)
+            if isinstance(failure, _FOR_GOOD) or failures == MAX_TRIES:
+                self._set_aside(records[0], failure)
+                break
             await asyncio.sleep(backoff(attempt, self._jitter.random()).total_seconds())
             attempt += 1
+        if self._consumer.rewinds == rewinds:
+            books = self._ledger.open_books(self._consumer.name)
+            books.counted = max(books.counted, records[-1].position)
 
     async def _failure(self, records: Sequence[Record]) -> Exception | None:
         """Try to have records taken; return why they were not."""
@@ -130,12 +144,13 @@ class Runner:
                 await self._consumer.take(records)
         except _LATER as err:
             state = status_pb2.STORAGE_STATE_HUNG if isinstance(err, TimeoutError) else status_pb2.STORAGE_STATE_DOWN
-            self._found(state, str(err) or "it does not answer in time")
+            self._found(state, _text(err) or "it does not answer in time")
             return err
-        except OpenManagerError as err:
+        except _FOR_GOOD as err:
             return err
-        except Exception as err:  # a defect, or a frame that nobody thought of: the log must not stop at it
+        except Exception as err:  # a defect, here or there: the log must not stop at a frame
             log.exception("%s failed on frames from position %d on", self._consumer.name, records[0].position)
+            self._found(status_pb2.STORAGE_STATE_DOWN, "it fails on a frame, which is tried again")
             return err
         self._found(status_pb2.STORAGE_STATE_OK)
         return None
@@ -147,7 +162,7 @@ class Runner:
         self._ledger.found(self._consumer.name, state, reason)
 
     def _set_aside(self, record: Record, failure: Exception) -> None:
-        reason = failure.message if isinstance(failure, OpenManagerError) else "it could not be taken: see the log"
+        reason = failure.message if isinstance(failure, _FOR_GOOD) else "it fails on it: see the logs"
         try:
             frame = decode_trusted(frame_pb2.Frame.FromString(bytes(record.payload)))
             servers, start, end = frame.servers, int(frame.times[0]), int(frame.times[-1]) + 1
@@ -166,3 +181,20 @@ class Runner:
                 sample_count=record.samples,
             ),
         )
+
+
+def _is_away(failure: Exception) -> bool:
+    return isinstance(failure, _AWAY) and not isinstance(failure, TimeoutError)
+
+
+def _text(failure: BaseException) -> str:
+    """Return what an error says to people: others than ours may name what is nobody's business."""
+    if isinstance(failure, OpenManagerError):
+        return failure.message
+    return "" if isinstance(failure, TimeoutError) else type(failure).__name__
+
+
+def _parts(records: Sequence[Record], counted: int) -> list[Sequence[Record]]:
+    """Return records up to a position, and those after it, apart."""
+    first = sum(record.position <= counted for record in records)
+    return [part for part in (records[:first], records[first:]) if part]

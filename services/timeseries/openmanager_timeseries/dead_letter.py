@@ -6,6 +6,8 @@ them then. So nothing comes back that was written anew or deleted in between, an
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import zlib
@@ -19,8 +21,9 @@ from openmanager_timeseries.disk import Disk
 LETTERS = "dead_letters.json"
 MAX_LETTERS = 1000
 MAX_CHARACTERS = 4 << 20  # of the names of servers
-# A reason that goes on makes one letter, until it has been quiet for so many positions.
+# A reason that goes on makes one letter, until it has been quiet for so many positions, or concerns another day.
 _NEAR = 10_000
+_NEAR_NANOS = 86_400 * 10**9
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +62,18 @@ class DeadLetters:
         self._number = 0
         # Letters that had to make room for others.
         self.forgotten = 0
-        self._stored = b""
+        self._changed = False
         self._load()
 
     def _load(self) -> None:
         try:
             raw = self._disk.read(LETTERS, 0, 1 << 26)
-        except OSError:
-            return  # none yet; or the disk is damaged, and what is on it cannot be had
+        except FileNotFoundError:
+            return
+        except OSError as err:
+            if err.errno != errno.EIO:
+                raise
+            raw = b""
         body, _, checksum = raw.rpartition(b"\n")
         try:
             if zlib.crc32(body) != int(checksum, 16):
@@ -76,25 +83,31 @@ class DeadLetters:
             self._number, self.forgotten = int(stored["number"]), int(stored["forgotten"])
         except (ValueError, LookupError, TypeError):
             log.exception("the dead letters are damaged and begin anew")
+            with contextlib.suppress(OSError):
+                self._disk.replace(f"{LETTERS}.damaged", raw)
             return
         self._letters = {letter.id: letter for letter in letters}
-        self._stored = raw
 
     def encode(self) -> bytes | None:
-        """Return what is to be stored, None when it is stored."""
+        """Return what is to be stored, None when nothing has changed since this was asked before."""
+        if not self._changed:
+            return None
+        self._changed = False
         stored = {
             "number": self._number,
             "forgotten": self.forgotten,
             "letters": [asdict(letter) for letter in self._letters.values()],
         }
         body = json.dumps(stored).encode()
-        raw = body + b"\n%08x" % zlib.crc32(body)
-        return raw if raw != self._stored and (self._stored or self._number) else None
+        return body + b"\n%08x" % zlib.crc32(body)
 
     def save(self, raw: bytes) -> None:
         """Make what `encode` returned durable (blocking)."""
-        self._disk.replace(LETTERS, raw)
-        self._stored = raw
+        try:
+            self._disk.replace(LETTERS, raw)
+        except OSError:
+            self._changed = True
+            raise
 
     # ── asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,23 +128,21 @@ class DeadLetters:
 
     # ── changing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, consumer: str, refusal: Refusal, now: int) -> int:
-        """Keep what was refused; return how many samples of it are new here: it may have been refused before."""
+    def add(self, consumer: str, refusal: Refusal, now: int) -> None:
+        """Keep what was refused."""
         for letter in reversed(self._letters.values()):
             before = letter.refusal
             same = (letter.consumer, before.reason, before.servers) == (consumer, refusal.reason, refusal.servers)
-            if same and refusal.first <= before.last + _NEAR and before.first <= refusal.last + _NEAR:
-                if before.first <= refusal.first and refusal.last <= before.last:
-                    return 0
+            if same and refusal.first <= before.last + _NEAR and refusal.start <= before.end + _NEAR_NANOS:
                 self._put(replace(letter, refusal=_both(before, refusal), updated=now))
-                return refusal.sample_count
+                return
         self._number += 1
         self._put(DeadLetter(id=str(self._number), consumer=consumer, refusal=refusal, created=now, updated=now))
         self._make_room()
-        return refusal.sample_count
 
     def _put(self, letter: DeadLetter) -> None:
         self._letters[letter.id] = letter
+        self._changed = True
 
     def _make_room(self) -> None:
         size = sum(sum(map(len, letter.refusal.servers)) for letter in self._letters.values())
@@ -141,13 +152,27 @@ class DeadLetters:
             self.forgotten += 1
 
     def refused_again(self, letter: DeadLetter, reason: str, now: int) -> None:
-        """Take note that a letter was tried again, and why in vain."""
-        if letter.id in self._letters:
-            again = replace(letter.refusal, reason=reason)
-            self._put(replace(letter, refusal=again, updated=now, retries=letter.retries + 1))
+        """Take note that a letter was tried again, and why in vain; it may have grown meanwhile."""
+        found = self._letters.get(letter.id)
+        if found is not None:
+            again = replace(found.refusal, reason=reason)
+            self._put(replace(found, refusal=again, updated=now, retries=found.retries + 1))
+
+    def take(self, letter: DeadLetter) -> int:
+        """Delete a letter that was taken after all; return how many samples: what it has grown by meanwhile stays."""
+        found = self._letters.get(letter.id)
+        if found is None:
+            return 0
+        count = letter.refusal.sample_count
+        if (rest := found.refusal.sample_count - count) > 0:
+            self._put(replace(found, refusal=replace(found.refusal, sample_count=rest, first=letter.refusal.last + 1)))
+        else:
+            self.remove(found)
+        return count
 
     def remove(self, letter: DeadLetter) -> bool:
         """Delete a letter; say whether it was there."""
+        self._changed = True
         return self._letters.pop(letter.id, None) is not None
 
     def clear(self, consumer: str) -> None:
@@ -172,8 +197,8 @@ def _letter(stored: dict[str, Any]) -> DeadLetter:
     return DeadLetter(**{**stored, "refusal": Refusal(**{**about, "servers": tuple(about["servers"])})})
 
 
-def windows(refusal: Refusal, width: int) -> Iterator[tuple[str, int, int]]:
-    """Yield each server with the parts of its time, at most `width` nanoseconds each."""
-    for server in refusal.servers:
-        for start in range(refusal.start, refusal.end, width):
-            yield server, start, min(start + width, refusal.end)
+def windows(refusal: Refusal, width: int, many: int) -> Iterator[tuple[tuple[str, ...], int, int]]:
+    """Yield the servers, at most `many` at once, with the parts of the time, at most `width` nanoseconds each."""
+    for start in range(refusal.start, refusal.end, width):
+        for first in range(0, len(refusal.servers), many):
+            yield refusal.servers[first : first + many], start, min(start + width, refusal.end)

@@ -32,7 +32,8 @@ from openmanager_timeseries.sealed import Reader, Sealed
 
 WATCH_SECONDS = 1.0
 CHECK_SECONDS = 4.0
-RETRY_NANOS = 3600 * 10**9  # of a server are read at once to be written again
+# So much is read at once to be written again.
+RETRY_NANOS, RETRY_SERVERS = 3600 * 10**9, 16
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class EngineLink:
     def __init__(self, engine: Engine, history: History, clock: Clock, state: Path) -> None:
         self.engine = engine
         self.name = engine.name
+        self.rewinds = 0
         self.condition = Condition.UNKNOWN
         self.found: EngineState | None = None
         self.progress = Progress()
@@ -79,7 +81,8 @@ class EngineLink:
         self._visible = 0
         # The newest position that it was given.
         self._through = 0
-        self._rewound = False
+        # One at a time, so that what was read is not written after something newer.
+        self._writing = asyncio.Lock()
         self._filled_at = float("-inf")
 
     @property
@@ -96,13 +99,20 @@ class EngineLink:
 
     async def take(self, records: Sequence[Record]) -> None:
         """Write the frames of records."""
+        async with self._writing:
+            await self._take(records)
+
+    async def _take(self, records: Sequence[Record]) -> None:
         self._check_ready()
+        rewinds = self.rewinds
         # What was read before the engine was filled is in it.
         records = [record for record in records if record.position > self._through]
         if not records:
             return
         frames = [self._history.erasures.frame_of(record) for record in records]
         await self._write(frames, records[0].position, records[-1].position)
+        if self.rewinds != rewinds:  # it was filled anew, or may have lost this: what comes next is read again
+            raise UnavailableError(f"{self.name} {Condition.EMPTY}", reason=Reason.STORE_UNAVAILABLE)
         self._through = records[-1].position
         now = self._clock.monotonic()
         self._unsettled.append((now, records[-1].position, records[-1].accepted))
@@ -114,17 +124,24 @@ class EngineLink:
 
     async def take_again(self, refusal: Refusal) -> str:
         """Write what our own stores hold of the samples that were refused."""
-        self._check_ready()
+        if not refusal.servers:
+            return "nobody could see which samples these are"
         reasons: dict[str, None] = {}
-        for server, start, end in windows(refusal, RETRY_NANOS):
-            async for frame in self._history.frames_of(server, start, end):
-                reasons.update(dict.fromkeys(each.reason for each in await self._written([frame])))
+        for servers, start, end in windows(refusal, RETRY_NANOS, RETRY_SERVERS):
+            # What is read is written before anything newer is, and before it is deleted.
+            async with self._writing, self._history.changing:
+                self._check_ready()
+                frames, missing = await self._history.frames_of(servers, start, end)
+                if missing:
+                    reasons[f"history no longer has all of it: {missing}"] = None
+                for frame in frames:
+                    reasons.update(dict.fromkeys(each.reason for each in await self._written([frame])))
         return "; ".join(reasons)
 
     async def _written(self, frames: Sequence[Frame]) -> Sequence[Refused]:
         try:
             return await self.engine.write(frames, self._info)
-        except (OpenManagerError, TimeoutError):
+        except (UnavailableError, TimeoutError):
             # It says how it is; what was in flight is written again.
             self.condition = Condition.UNKNOWN
             raise
@@ -161,10 +178,10 @@ class EngineLink:
             found = self._unsettled.popleft()[1:]
         return found
 
-    def rewound(self) -> bool:
-        """Say, once, that reading has to begin again at the position in the books."""
-        rewound, self._rewound = self._rewound, False
-        return rewound
+    def cut_loose(self) -> None:
+        """Have it filled anew from the blocks: what the log no longer holds is there."""
+        self.condition = Condition.EMPTY
+        self._store(self._epoch, filled=False)
 
     @property
     def visible(self) -> int:
@@ -221,7 +238,7 @@ class EngineLink:
         if self._unsettled:
             log.warning("%s was restarted: what it may have lost is written again", self.name)
             self._unsettled.clear()
-            self._rewound = True
+            self.rewinds += 1
 
     def _filled_lately(self) -> bool:
         """Say whether what it was filled with may still be lost."""
@@ -234,7 +251,9 @@ class EngineLink:
             log.warning("%s is new here, or was emptied: it is filled from the blocks", self.name)
         self.condition = Condition.FILLING
         await self.engine.mark(self._epoch)
+        books = self._history.ledger.open_books(self.name)
         self._history.ledger.letters.clear(self.name)
+        books.dead_lettered = books.counted = 0
         files = self._history.blocks.files
         self.progress = Progress(total=len(files))
         for file in files:
@@ -242,16 +261,14 @@ class EngineLink:
             while (frame := await asyncio.to_thread(next, frames, None)) is not None:
                 await self._write([frame], file.about.first, file.about.last)
             self.progress.done += 1
-        books = self._history.ledger.open_books(self.name)
-        books.position = files[-1].about.last if files else 0
-        books.accepted = books.resynced = files[-1].about.accepted if files else 0
-        books.dead_lettered = sum(each.refusal.sample_count for each in self._history.ledger.letters.of(self.name))
-        books.resynced -= books.dead_lettered
+        books.position = books.counted = files[-1].about.last if files else 0
+        books.accepted = files[-1].about.accepted if files else 0
+        books.resynced = books.accepted - books.dead_lettered
         books.damaged = 0
         self._unsettled.clear()
         self._through = books.position
         self._seen.append((self._clock.monotonic(), books.position))
-        self._rewound = True
+        self.rewinds += 1
         self._filled, self._filled_at = True, self._clock.monotonic()
         if not self.engine.capabilities.durable_after:
             self._store(self._epoch, filled=True)

@@ -236,10 +236,10 @@ class History:
             stop.cancel()
         return answer if not degraded else answer.degraded(degraded)
 
-    async def frames_of(self, server: str, start: int, end: int) -> AsyncIterator[Frame]:
-        """Yield the samples of a server in [start, end) nanoseconds that our own stores hold, as frames."""
+    async def frames_of(self, servers: tuple[str, ...], start: int, end: int) -> tuple[list[Frame], str]:
+        """Return the samples of servers in [start, end) nanoseconds that our own stores hold, and why some are missing."""
         asked = RangeQuery(
-            servers=(server,),
+            servers=servers,
             server_filter="",
             metrics=(),
             start=start,
@@ -250,18 +250,20 @@ class History:
         )
         answer = await self.query_range(asked, BUDGET_SECONDS, own=True)
         assert answer.raw is not None  # noqa: S101  (samples were asked for)
-        rows = answer.raw.rows
-        for frame in grid.frames(
-            grid.Rows(
-                servers=(server,),
-                server_codes=np.zeros(len(rows), np.int64),
-                metrics=[name.metric for name in answer.names],
-                metric_codes=rows,
-                times=answer.raw.times,
-                columns={"value": answer.raw.values},
-            )
-        ):
-            yield frame
+        (of_servers, servers_of), (of_metrics, metrics_of) = (
+            np.unique(np.asarray(names, object), return_inverse=True)
+            for names in ([name.server for name in answer.names], [name.metric for name in answer.names])
+        )
+        series = answer.raw.rows
+        rows = grid.Rows(
+            servers=of_servers.tolist(),
+            server_codes=servers_of[series],
+            metrics=of_metrics.tolist(),
+            metric_codes=metrics_of[series],
+            times=answer.raw.times,
+            columns={"value": answer.raw.values},
+        )
+        return await asyncio.to_thread(lambda: list(grid.frames(rows))), answer.partial_reason
 
     async def read_buckets(self, files: TierFiles, selection: Selection, start: int, end: int, seconds: float) -> Cells:
         """Return the buckets that a tier holds in [start, end), with all columns, within `seconds`."""

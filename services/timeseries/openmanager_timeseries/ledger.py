@@ -22,6 +22,7 @@ from openmanager.runtime.clock import Clock
 from openmanager_timeseries.dead_letter import DeadLetter, DeadLetters, Refusal
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.log import Log
+from openmanager_timeseries.shield import shielded
 
 POSITIONS = "positions.json"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -41,6 +42,8 @@ class Books:
     resynced: int = 0
     damaged: int = 0
     confirmed_nanos: int = 0
+    # Up to here what it refused is counted: frames that it gets again are not counted again.
+    counted: int = 0
 
     @property
     def delivered(self) -> int:
@@ -108,10 +111,12 @@ class Ledger:
 
     async def save(self, source: Log) -> None:
         """Make the books durable, and before them what they count as dead-lettered."""
+        await shielded(self._save(source))
+
+    async def _save(self, source: Log) -> None:
         async with self._saving:
+            # Of one moment: what comes while the disk is waited for is for the next time.
             letters = self.letters.encode()
-            if letters is not None:
-                await asyncio.to_thread(self.letters.save, letters)
             stored = {
                 "head_position": source.state.head_position,
                 "accepted": source.state.accepted,
@@ -119,6 +124,8 @@ class Ledger:
             }
             positions = {name: books.position for name, books in self.books.items()}
             body = json.dumps(stored, indent=1).encode()
+            if letters is not None:
+                await asyncio.to_thread(self.letters.save, letters)
             if body == self._stored:
                 return
             failpoint.passed("ledger.before-save")
@@ -131,20 +138,22 @@ class Ledger:
         return self.books.setdefault(name, Books())
 
     def found(self, name: str, state: status_pb2.StorageState.ValueType, reason: str = "") -> None:
-        """Take note of how a consumer is; since when counts from the last change."""
+        """Take note of how a consumer is; since when counts from the last change of its state."""
         before = self.conditions.get(name)
-        if before is None or (before.state, before.reason) != (state, reason):
-            self.conditions[name] = Condition(state=state, reason=reason, since=self._clock.now_nanos())
+        since = before.since if before is not None and before.state == state else self._clock.now_nanos()
+        self.conditions[name] = Condition(state=state, reason=reason, since=since)
 
     def set_aside(self, name: str, refusal: Refusal) -> None:
-        """Keep what a consumer cannot take as a dead letter, and count it."""
-        self.open_books(name).dead_lettered += self.letters.add(name, refusal, self._clock.now_nanos())
+        """Keep what a consumer cannot take as a dead letter, and count it, unless it was when it got these before."""
+        books = self.open_books(name)
+        if refusal.last > books.counted:
+            books.dead_lettered += refusal.sample_count
+            self.letters.add(name, refusal, self._clock.now_nanos())
 
     def taken_after_all(self, letter: DeadLetter) -> None:
         """Count a dead letter as delivered."""
-        if self.letters.remove(letter):
-            books = self.open_books(letter.consumer)
-            books.dead_lettered = max(0, books.dead_lettered - letter.refusal.sample_count)
+        books = self.open_books(letter.consumer)
+        books.dead_lettered = max(0, books.dead_lettered - self.letters.take(letter))
 
     async def confirm(self, source: Log, name: str, position: int, *, resynced: bool = False) -> Books:
         """Record durably that a consumer has dealt with everything up to `position`."""

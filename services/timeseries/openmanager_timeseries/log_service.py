@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openmanager import page
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
-from openmanager.errors import FailedPreconditionError, Reason, UnavailableError, invalid, missing
+from openmanager.errors import (
+    CancelledCallError,
+    DeadlineExceededError,
+    OpenManagerError,
+    Reason,
+    ResourceExhaustedError,
+    UnavailableError,
+    invalid,
+    missing,
+)
 from openmanager.runtime.edge import unbounded
 from openmanager_timeseries.dead_letter import DeadLetter
 from openmanager_timeseries.history import History
@@ -17,8 +25,7 @@ from openmanager_timeseries.port import Consumer
 
 MAX_LETTER_IDS = 1000
 MAX_LETTER_SERVERS = 100
-# How long one letter may take.
-RETRY_SECONDS = 60.0
+MAX_DIGITS = 18  # of a number of 64 bits
 
 
 class LogService:
@@ -61,7 +68,11 @@ class LogService:
         letters = self._history.ledger.letters.of(consumer)
         # A letter that is deleted between two pages does not end the list: ids are numbers that ascend.
         rest = [each for each in letters if after is None or int(each.id) > _number(after[0])]
-        reply = pb.ListDeadLettersResponse(total_count=len(letters), dead_letters=map(letter_message, rest[:size]))
+        reply = pb.ListDeadLettersResponse(
+            total_count=len(letters),
+            dead_letters=map(letter_message, rest[:size]),
+            forgotten_count=self._history.ledger.letters.forgotten,
+        )
         if len(rest) > size:
             reply.next_page_token = page.encode_token(query, [rest[size - 1].id])
         return reply
@@ -75,17 +86,7 @@ class LogService:
         """Give letters to their consumers again."""
         ledger, reply = self._history.ledger, pb.RetryDeadLettersResponse()
         for letter in self._letters(request):
-            consumer = self._consumers.get(letter.consumer)
-            if consumer is None:
-                raise FailedPreconditionError(
-                    f"there is no consumer {letter.consumer} here any more: delete its letters"
-                )
-            try:
-                async with asyncio.timeout(RETRY_SECONDS):
-                    reason = await consumer.take_again(letter.refusal)
-            except TimeoutError as err:
-                raise UnavailableError(f"{letter.consumer} does not answer", reason=Reason.STORE_UNAVAILABLE) from err
-            if reason:
+            if reason := await self._refused_again(letter):
                 ledger.letters.refused_again(letter, reason, self._history.clock.now_nanos())
                 reply.refused_count += 1
             else:
@@ -93,6 +94,20 @@ class LogService:
                 reply.taken_count += 1
             await self._store()
         return reply
+
+    async def _refused_again(self, letter: DeadLetter) -> str:
+        """Give a letter to its consumer again; return why it is refused again, nothing when it is not."""
+        consumer = self._consumers.get(letter.consumer)
+        if consumer is None:
+            return f"there is no consumer {letter.consumer} any more"
+        try:
+            return await consumer.take_again(letter.refusal)
+        except TimeoutError as err:
+            raise UnavailableError(f"{letter.consumer} does not answer", reason=Reason.STORE_UNAVAILABLE) from err
+        except (UnavailableError, DeadlineExceededError, CancelledCallError, ResourceExhaustedError):
+            raise
+        except OpenManagerError as err:
+            return err.message
 
     async def DeleteDeadLetters(  # noqa: N802
         self,
@@ -112,6 +127,8 @@ class LogService:
             raise missing("consumer")
         if len(request.ids) > MAX_LETTER_IDS:
             raise invalid("ids", f"has more than {MAX_LETTER_IDS} entries")
+        if not all(map(_number, request.ids)):
+            raise invalid("ids", "holds what is no id of a dead letter")
         consumer = check_consumer(request.consumer) if request.consumer else ""
         return self._history.ledger.letters.find(consumer, request.ids)
 
@@ -146,4 +163,5 @@ def letter_message(letter: DeadLetter) -> pb.DeadLetter:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
+    """Return the number that an id is, 0 for a text that is none."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else 0

@@ -15,6 +15,8 @@ class Consumer(Protocol):
     name: str
     # How long it may take for one batch of records.
     take_seconds: float
+    # How often reading had to begin again after the position in the books: what was read before is not to be taken.
+    rewinds: int
 
     async def take(self, records: Sequence[Record]) -> None:
         """Deal with the records for good.
@@ -27,7 +29,7 @@ class Consumer(Protocol):
     async def take_again(self, refusal: Refusal) -> str:
         """Take what history holds of what was refused; return why it is refused again, nothing when it is not.
 
-        UnavailableError or TimeoutError when nothing can be taken now.
+        UnavailableError or TimeoutError when nothing can be taken now; any other OpenManagerError says why not.
         """
         ...
 
@@ -35,6 +37,6 @@ class Consumer(Protocol):
         """Return how far what was taken can no longer be lost, having taken up to a position and running total."""
         ...
 
-    def rewound(self) -> bool:
-        """Say, once, that reading has to begin again after the position in the books."""
+    def cut_loose(self) -> None:
+        """Take note, durably, that the log no longer holds what comes next (blocking): it goes on at the oldest frame."""
         ...

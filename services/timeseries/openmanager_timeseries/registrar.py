@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol
 
-from openmanager.errors import FailedPreconditionError, InvalidArgumentError
 from openmanager.frame import FrameReader, ServerInfo
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries.catalog import merge_info
 from openmanager_timeseries.dead_letter import Refusal
+from openmanager_timeseries.engines.port import InfoOf
 from openmanager_timeseries.record import Record
 
 BATCH = 1000
@@ -32,9 +32,11 @@ class Registrar:
 
     name = "registrar"
     take_seconds = 5.0
+    rewinds = 0
 
-    def __init__(self, inventory: Inventory, clock: Clock) -> None:
+    def __init__(self, inventory: Inventory, clock: Clock, info_of: InfoOf = lambda name: ServerInfo(id=name)) -> None:
         self._inventory = inventory
+        self._info_of = info_of
         self._clock = clock
         self._reader = FrameReader()
         self._known: dict[str, ServerInfo] = {}
@@ -67,18 +69,14 @@ class Registrar:
 
     async def take_again(self, refusal: Refusal) -> str:
         """Register the servers again."""
-        infos = iter([self._known.get(server) or ServerInfo(id=server) for server in refusal.servers])
-        try:
-            while batch := list(islice(infos, BATCH)):
-                await self._inventory.register(batch, self._clock.now_nanos())
-        except (InvalidArgumentError, FailedPreconditionError) as err:
-            return err.message
+        infos = iter([self._info_of(server) for server in refusal.servers])
+        while batch := list(islice(infos, BATCH)):
+            await self._inventory.register(batch, self._clock.now_nanos())
         return ""
 
     def settled(self, position: int, accepted: int) -> tuple[int, int]:
         """Return the same: what the metadata service has acknowledged is durable."""
         return position, accepted
 
-    def rewound(self) -> bool:
-        """Say no."""
-        return False
+    def cut_loose(self) -> None:
+        """Do nothing: servers that send are registered with the next frame."""

@@ -691,14 +691,15 @@ class LogServiceServicer:
 
     def RetryDeadLetters(self, request, context):
         """Gives dead letters to their consumers again: what history holds of these samples now. What is taken is no dead
-        letter any more, what is refused stays one. UNAVAILABLE when a consumer cannot take anything now. Idempotent.
+        letter any more, what is refused stays one, with the reason of now. UNAVAILABLE when a consumer cannot take anything
+        now; what was taken before that stays taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDeadLetters(self, request, context):
-        """Forgets dead letters: nobody tries them again. Their samples stay counted as dead-lettered. Idempotent.
+        """Forgets dead letters: nobody tries them again. Their samples stay counted as dead-lettered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
