@@ -79,10 +79,10 @@ class Ledger:
         self._stored = b""
         # How the readers in this process are.
         self.conditions: dict[str, Condition] = {}
-        self.letters = DeadLetters(disk)
         # What the log is told to continue above, should its newest segments be lost.
         self.floor = Books()
         self._load()
+        self.letters = DeadLetters(disk)
 
     def _load(self) -> None:
         try:
