@@ -43,6 +43,8 @@ HURRY = {
 # How often a place is passed before the process dies there: what is passed seldom, soon.
 PASSES = {"log": (20, 400), "ledger": (1, 10), "sealed": (1, 5), "durable": (1, 5), "log.amid-trim": (1, 3)}
 RECOVERY_SECONDS = 30.0
+# With so many of the faults timeseries dies at a failpoint as well; more would be answered by longer and longer pauses.
+CRASHES = 0.2
 # A fault that does not end by itself is held for so long, at most.
 HELD_SECONDS = 1.5
 # Of a hundred faults; those of the wire are made by the proxies before the stores.
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of what is broken, when and for how long")
     parser.add_argument("--json", action="store_true", help="one document")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no mesh is left behind
     with tempfile.TemporaryDirectory(prefix="openmanager-chaos-") as folder:
         found = asyncio.run(run(Path(folder), options.faults, options.seed))
     if options.json:
@@ -161,7 +164,7 @@ def _row(faults: list[Fault], reads: np.ndarray) -> str:
 async def run(folder: Path, count: int, seed: int) -> Outcome:
     """Break a mesh `count` times under load; read everything back and judge."""
     dice, base, screen = random.Random(seed), free_ports(6), folder / "screen"
-    gateway, path = f"127.0.0.1:{base}", folder / "journal"
+    gateway, path, died = f"127.0.0.1:{base}", folder / "journal", folder / "died"
     faults: list[Fault] = []
     start = time.monotonic()
     async with Peer("the gateway", gateway) as peer, stores(folder / "stores", seed) as behind:
@@ -173,12 +176,14 @@ async def run(folder: Path, count: int, seed: int) -> Outcome:
             await _back(probe, "the first start")
             while len(faults) < count:
                 for _ in range(min(FAULTS_A_MESH, count - len(faults) - 1)):
+                    if dice.random() < CRASHES:
+                        died.unlink(missing_ok=True)  # it dies at its failpoint another time
                     faults.append(await _break(mesh, behind, probe, dice))
                     _tell(faults[-1], len(faults), count)
                     await asyncio.sleep(dice.uniform(0.2, 1.0))
                 began = time.monotonic()
                 mesh.kill()
-                place = _place(dice) if len(faults) + 1 < count else ""
+                place = f"{_place(dice)}:{died}" if len(faults) + 1 < count else ""
                 mesh = Mesh.start(folder / "data", base, screen, environment, place)
                 recovered = await probe.works(START_SECONDS)
                 faults.append(Fault(kind="kill", victim="everything", began=began, held=0.0, recovered=recovered))

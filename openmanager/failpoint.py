@@ -1,8 +1,9 @@
 """Failpoints: places where a process can be made to die at once, as if somebody had pulled the plug.
 
 `OPENMANAGER_FAILPOINT=log.before-sync:3` ends the process with exit code 137 when it passes that place for the third
-time; without `:3` the first time. Nothing is flushed, closed or said. Without the variable a failpoint costs one
-comparison.
+time; without `:3` the first time. Nothing is flushed, closed or said. With a third part, the name of a file, it dies only
+if it can make that file: so a process that is started again lives on, until somebody deletes the file. Without the
+variable a failpoint costs one comparison.
 """
 
 from __future__ import annotations
@@ -31,16 +32,20 @@ NAMES = frozenset(
 
 _name = ""
 _left = 0
+_once = ""
 
 
 def arm(text: str) -> None:
     """Set the failpoint of this process, as the variable does; ConfigurationError when there is no such place."""
-    global _name, _left
-    name, _, count = text.partition(":")
+    global _name, _left, _once
+    name, _, rest = text.partition(":")
+    count, _, once = rest.partition(":")
     if text and (name not in NAMES or not (count or "1").isdecimal() or int(count or "1") < 1):
         places = ", ".join(sorted(NAMES))
-        raise ConfigurationError(f"{VARIABLE} is {text!r}: a place, or place:count, is expected; places are {places}")
-    _name, _left = name, int(count or "1")
+        raise ConfigurationError(
+            f"{VARIABLE} is {text!r}: place, place:count or place:count:file is expected; places are {places}"
+        )
+    _name, _left, _once = name, int(count or "1"), once
 
 
 def passed(name: str) -> None:
@@ -48,5 +53,14 @@ def passed(name: str) -> None:
     global _left  # noqa: PLW0603
     if name == _name:
         _left -= 1
-        if _left <= 0:
+        if _left <= 0 and (not _once or _made(_once)):
             os._exit(EXIT_CODE)
+
+
+def _made(path: str) -> bool:
+    """Make a file; say whether it was not there."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except OSError:
+        return False
+    return True

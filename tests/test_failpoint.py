@@ -42,6 +42,14 @@ def test_a_process_dies_when_it_passes_a_place_for_the_nth_time(text: str, code:
     assert (found.returncode, len(found.stdout.splitlines())) == (code, passed)
 
 
+def test_with_a_file_a_process_dies_once_until_the_file_is_deleted(tmp_path: Path):
+    text = f"log.before-sync:2:{tmp_path / 'died'}"
+    assert run(text, 5).returncode == failpoint.EXIT_CODE
+    assert (run(text, 5).returncode, (tmp_path / "died").exists()) == (0, True)
+    (tmp_path / "died").unlink()
+    assert run(text, 5).returncode == failpoint.EXIT_CODE
+
+
 @pytest.mark.parametrize("text", ["log", "log.before-sync:0", "log.before-sync:-1", "log.before-sync:x", ":3"])
 def test_a_place_that_there_is_not_is_refused_with_those_there_are(text: str):
     with pytest.raises(ConfigurationError, match=r"OPENMANAGER_FAILPOINT .* log\.before-sync"):
