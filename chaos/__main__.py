@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
 import random
 import signal
 import statistics
@@ -25,7 +23,7 @@ from bench.rpc import free_ports
 from chaos import checker, journal
 from chaos.journal import Kind
 from chaos.load import METRICS, WRITERS, server_of
-from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, family
+from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, family, signalled
 from chaos.proxy import Trouble, Way
 from chaos.stores import REDIS, Stores, stores
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
@@ -252,20 +250,14 @@ async def _break_process(kind: str, pid: int | None, seconds: float) -> None:
     if pid is None:
         return  # it is being started again already
     if kind == "kill":
-        _signal([pid], signal.SIGKILL)
+        signalled([pid], signal.SIGKILL)
         return
     pids = family(pid)
-    _signal(pids, signal.SIGSTOP)
+    signalled(pids, signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
     finally:
-        _signal(pids, signal.SIGCONT)
-
-
-def _signal(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+        signalled(pids, signal.SIGCONT)
 
 
 def _tell(fault: Fault, done: int, count: int) -> None:

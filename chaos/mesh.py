@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +70,7 @@ class Mesh:
 
     def kill(self) -> None:
         """Kill all of it in one go."""
-        for pid in (self.process.pid, *_descendants(self.process.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        signalled(family(self.process.pid), signal.SIGKILL)
         self.process.wait()
 
     def end(self) -> float:
@@ -86,6 +84,14 @@ class Mesh:
 def family(pid: int) -> list[int]:
     """Return a process and all below it."""
     return [pid, *_descendants(pid)]
+
+
+def signalled(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes; those that have ended are left out."""
+    for pid in pids:
+        if pid > 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 def _descendants(pid: int) -> Iterator[int]:
