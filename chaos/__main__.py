@@ -171,32 +171,34 @@ async def run(folder: Path, count: int, seed: int) -> Outcome:
         mesh = Mesh.start(folder / "data", base, screen, environment)
         load = subprocess.Popen([sys.executable, "-m", "chaos.load", gateway, str(path)], stdin=subprocess.PIPE)
         try:
-            await _back(probe, "the first start")
-            while len(faults) < count:
-                for _ in range(min(FAULTS_A_MESH, count - len(faults) - 1)):
-                    if dice.random() < CRASHES:
-                        died.unlink(missing_ok=True)  # it dies at its failpoint another time
-                    faults.append(await _break(mesh, behind, probe, dice))
+            try:
+                await _back(probe, "the first start")
+                while len(faults) < count:
+                    for _ in range(min(FAULTS_A_MESH, count - len(faults) - 1)):
+                        if dice.random() < CRASHES:
+                            died.unlink(missing_ok=True)  # it dies at its failpoint another time
+                        faults.append(await _break(mesh, behind, probe, dice))
+                        _tell(faults[-1], len(faults), count)
+                        await asyncio.sleep(dice.uniform(0.2, 1.0))
+                    began = time.monotonic()
+                    mesh.kill()
+                    place = f"{_place(dice)}:{died}" if len(faults) + 1 < count else ""
+                    mesh = Mesh.start(folder / "data", base, screen, environment, place)
+                    recovered = await probe.works(START_SECONDS)
+                    faults.append(Fault(kind="kill", victim="everything", began=began, held=0.0, recovered=recovered))
                     _tell(faults[-1], len(faults), count)
-                    await asyncio.sleep(dice.uniform(0.2, 1.0))
-                began = time.monotonic()
-                mesh.kill()
-                place = f"{_place(dice)}:{died}" if len(faults) + 1 < count else ""
-                mesh = Mesh.start(folder / "data", base, screen, environment, place)
-                recovered = await probe.works(START_SECONDS)
-                faults.append(Fault(kind="kill", victim="everything", began=began, held=0.0, recovered=recovered))
-                _tell(faults[-1], len(faults), count)
-            await _back(probe, "the last start")
+                await _back(probe, "the last start")
+            finally:
+                assert load.stdin is not None
+                load.stdin.close()
+                load.wait(30)
+            seconds, crashes = time.monotonic() - start, mesh.restarts("timeseries")
+            rows = journal.load(path)
+            found = [await _read_back(peer, writer, rows) for writer in range(WRITERS)]
+            mesh.end()
         finally:
-            assert load.stdin is not None
-            load.stdin.close()
-            load.wait(30)
-            if sys.exc_info()[0] is not None:
+            if mesh.process.poll() is None:
                 mesh.kill()
-        seconds, crashes = time.monotonic() - start, mesh.restarts("timeseries")
-        rows = journal.load(path)
-        found = [await _read_back(peer, writer, rows) for writer in range(WRITERS)]
-        mesh.end()
     killed = sum(each.kind == "kill" and each.victim == "timeseries" for each in faults)
     return Outcome(
         seed=seed,

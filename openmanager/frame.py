@@ -34,7 +34,7 @@ EARLIEST_PLAUSIBLE_NANOS = 946_684_800 * 10**9
 LATEST_PLAUSIBLE_NANOS = 7_258_118_400 * 10**9
 
 _SERVER_ID = re.compile(r"[a-z0-9][a-z0-9._:-]*")
-# Names have no such byte, and the first one is the tag; texts that are told of servers are not worth a long search.
+# The byte is also the length of a name of 34 characters: after so many of them it is for protobuf to look.
 _MAX_CANDIDATES = 1000
 _VALUES_TAG = re.compile(rb"\x22")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
@@ -223,9 +223,9 @@ def _places(wire: bytes | memoryview) -> _Places | None:
         return None
     times, size = _read_varint(wire, 1)
     times_end = times + size
-    # The values are looked for from the end: what follows them is short, and their length says where they begin.
     if not size:
         return None
+    # The first tag whose length ends where nothing or infos begin.
     for tag in islice(_VALUES_TAG.finditer(wire, times_end, len(wire) - 1), _MAX_CANDIDATES):
         at = tag.start()
         values, size = _read_varint(wire, at + 1)

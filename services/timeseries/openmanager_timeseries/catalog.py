@@ -3,7 +3,7 @@
 A series is a pair of a server and a metric. Its id is its row in the arrays; ids are dense and never reused while the
 process lives. A series *lives* while it has a sample; one that was forgotten keeps its id for when it comes back. No
 Python object is kept per series. The event loop writes; threads may read beside it, and see an array as it was or as
-it is, since arrays are replaced when they grow. Only what is newest may be asked for in any thread.
+it is, since arrays are replaced when they grow. What is newest is written under a lock, for asking writes it too.
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ class Selection:
     def rows_of(self, ids: Ints) -> Ints:
         """Return the rows of series, −1 for one that is not chosen, not known (−1) or came later."""
         known = (ids >= 0) & (ids < len(self.rows))
-        return self.rows[ids] if known.all() else self._rows_of_known(ids, known)
-
-    def _rows_of_known(self, ids: Ints, known: Bools) -> Ints:
+        if known.all():
+            return self.rows[ids]
         found = np.full(ids.shape, -1, np.int64)
         found[known] = self.rows[ids[known]]
         return found
@@ -457,8 +456,7 @@ class Catalog:
 
     def _compare(self, comparison: server_filter.Comparison, first: int) -> Bools:
         test, names = _test(comparison), self.servers[first:]
-        infos = (self.infos.get(name) or ServerInfo(id=name) for name in names)
-        return np.fromiter(map(test, infos), np.bool_, len(names))
+        return np.fromiter(map(test, map(self.info_of, names)), np.bool_, len(names))
 
     def find(self, servers: tuple[Sequence[str], Indices], metrics: tuple[Sequence[str], Indices]) -> Ints:
         """Return the ids of series given as dictionaries and codes, as Arrow has them; −1 for unknown ones."""
@@ -493,6 +491,10 @@ class Catalog:
         with self._settling:
             self._settle()
             return self._last_times[ids], self._last_values[ids]
+
+    def info_of(self, server: str) -> ServerInfo:
+        """Return what is known of a server."""
+        return self.infos.get(server) or ServerInfo(id=server)
 
     def metric_info(self, key: str) -> MetricInfo:
         """Return what is known of a metric key."""

@@ -42,8 +42,11 @@ READ_RETRY_SECONDS = 1.0
 IDLE_SECONDS = 1.0
 # A frame that a consumer fails on is not tried more often than that.
 MAX_TRIES = 5
-# What says nothing about a frame, and passes; and of these what a smaller batch would not change.
-_AWAY = (
+# What may be too much at once.
+_TOO_MUCH = (DeadlineExceededError, ResourceExhaustedError, TimeoutError)
+# What says nothing about a frame, and passes.
+_LATER = (
+    *_TOO_MUCH,
     AbortedError,
     CancelledCallError,
     MemoryError,
@@ -52,7 +55,6 @@ _AWAY = (
     UnauthenticatedError,
     UnavailableError,
 )
-_LATER = (*_AWAY, DeadlineExceededError, ResourceExhaustedError, TimeoutError)
 # What is so of a frame whenever it comes.
 _FOR_GOOD = (AlreadyExistsError, DataLossError, FailedPreconditionError, InvalidArgumentError, OutOfRangeError)
 
@@ -122,7 +124,7 @@ class Runner:
         """
         attempt = failures = 0
         while self._consumer.rewinds == rewinds and (failure := await self._failure(records)) is not None:
-            if len(records) > 1 and not _is_away(failure):
+            if len(records) > 1 and (isinstance(failure, _TOO_MUCH) or not isinstance(failure, _LATER)):
                 middle = len(records) // 2
                 await self._deliver(records[:middle], rewinds)
                 await self._deliver(records[middle:], rewinds)
@@ -181,10 +183,6 @@ class Runner:
                 sample_count=record.samples,
             ),
         )
-
-
-def _is_away(failure: Exception) -> bool:
-    return isinstance(failure, _AWAY) and not isinstance(failure, TimeoutError)
 
 
 def _text(failure: BaseException) -> str:

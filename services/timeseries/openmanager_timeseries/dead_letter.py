@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from openmanager.errors import NotFoundError
+from openmanager_timeseries import durable
 from openmanager_timeseries.disk import Disk
 
 LETTERS = "dead_letters.json"
@@ -74,11 +73,8 @@ class DeadLetters:
             if err.errno != errno.EIO:
                 raise
             raw = b""
-        body, _, checksum = raw.rpartition(b"\n")
         try:
-            if zlib.crc32(body) != int(checksum, 16):
-                raise ValueError  # noqa: TRY301  (the same as a checksum that is no number)
-            stored = json.loads(body)
+            stored = durable.decode(raw)
             letters = [_letter(each) for each in stored["letters"]]
             self._number, self.forgotten = int(stored["number"]), int(stored["forgotten"])
         except (ValueError, LookupError, TypeError):
@@ -93,13 +89,13 @@ class DeadLetters:
         if not self._changed:
             return None
         self._changed = False
-        stored = {
-            "number": self._number,
-            "forgotten": self.forgotten,
-            "letters": [asdict(letter) for letter in self._letters.values()],
-        }
-        body = json.dumps(stored).encode()
-        return body + b"\n%08x" % zlib.crc32(body)
+        return durable.encode(
+            {
+                "number": self._number,
+                "forgotten": self.forgotten,
+                "letters": [asdict(letter) for letter in self._letters.values()],
+            }
+        )
 
     def save(self, raw: bytes) -> None:
         """Make what `encode` returned durable (blocking)."""
@@ -172,8 +168,9 @@ class DeadLetters:
 
     def remove(self, letter: DeadLetter) -> bool:
         """Delete a letter; say whether it was there."""
-        self._changed = True
-        return self._letters.pop(letter.id, None) is not None
+        found = self._letters.pop(letter.id, None) is not None
+        self._changed |= found
+        return found
 
     def clear(self, consumer: str) -> None:
         """Delete the letters of a consumer: it gets everything anew."""

@@ -44,7 +44,12 @@ def encode(document: Any) -> bytes:
 
 def load(path: Path) -> Any:
     """Return the document of a file (blocking); FileNotFoundError without one, OSError or ValueError if it is damaged."""
-    body, _, checksum = path.read_bytes().rpartition(b"\n")
+    return decode(path.read_bytes())
+
+
+def decode(raw: bytes) -> Any:
+    """Undo `encode`; ValueError for what it did not write."""
+    body, _, checksum = raw.rpartition(b"\n")
     if zlib.crc32(body) != int(checksum, 16):
         raise ValueError("the file is not what was written")
     return json.loads(body)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from openmanager import grid
 from openmanager.errors import OpenManagerError, Reason, UnavailableError
-from openmanager.frame import Frame, ServerInfo
+from openmanager.frame import Frame
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import block, durable
 from openmanager_timeseries.dead_letter import Refusal, windows
@@ -140,7 +140,7 @@ class EngineLink:
 
     async def _written(self, frames: Sequence[Frame]) -> Sequence[Refused]:
         try:
-            return await self.engine.write(frames, self._info)
+            return await self.engine.write(frames, self._history.catalog.info_of)
         except (UnavailableError, TimeoutError):
             # It says how it is; what was in flight is written again.
             self.condition = Condition.UNKNOWN
@@ -162,9 +162,6 @@ class EngineLink:
                     reason=reason, servers=servers, start=start, end=end, first=first, last=last, sample_count=count
                 ),
             )
-
-    def _info(self, server: str) -> ServerInfo:
-        return self._history.catalog.infos.get(server) or ServerInfo(id=server)
 
     def settled(self, position: int, accepted: int) -> tuple[int, int]:
         """Return the position and the running total up to which nothing can be lost any more."""

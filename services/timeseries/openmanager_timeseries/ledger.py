@@ -19,6 +19,7 @@ from openmanager import failpoint
 from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import OutOfRangeError, Reason, UnavailableError, invalid
 from openmanager.runtime.clock import Clock
+from openmanager_timeseries import durable
 from openmanager_timeseries.dead_letter import DeadLetter, DeadLetters, Refusal
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.log import Log
@@ -94,10 +95,7 @@ class Ledger:
                 raise
             raw = b""
         try:
-            body, _, checksum = raw.rpartition(b"\n")
-            if zlib.crc32(body) != int(checksum, 16):
-                raise ValueError  # noqa: TRY301  (the same as a checksum that is no number)
-            stored = json.loads(body)
+            stored = durable.decode(raw)
             floor = Books(position=stored["head_position"], accepted=stored["accepted"])
             books = {name: Books(**each) for name, each in stored["consumers"].items()}
         except (ValueError, LookupError, TypeError, AttributeError):

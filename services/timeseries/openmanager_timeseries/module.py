@@ -8,7 +8,6 @@ import random
 from collections.abc import AsyncIterator
 
 from openmanager.api.status.v1 import status_pb2
-from openmanager.frame import ServerInfo
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Finding, Storage
 from openmanager_timeseries.config import TimeseriesConfig
@@ -42,10 +41,7 @@ class TimeseriesModule:
         disk = await asyncio.to_thread(PosixDisk, config.data_dir / "log")
         async with open_history(config, disk, runtime.clock) as history, runtime.peer("metadata") as metadata:
             policies = MetadataPolicies(metadata)
-            infos = history.catalog.infos
-            registrar = Registrar(
-                MetadataInventory(metadata), runtime.clock, lambda name: infos.get(name) or ServerInfo(id=name)
-            )
+            registrar = Registrar(MetadataInventory(metadata), runtime.clock, history.catalog.info_of)
             link = _engine_link(config, history, runtime)
             consumers: list[Consumer] = [registrar]
             running = [follow(policies, history)]

@@ -34,7 +34,7 @@ class Registrar:
     take_seconds = 5.0
     rewinds = 0
 
-    def __init__(self, inventory: Inventory, clock: Clock, info_of: InfoOf = lambda name: ServerInfo(id=name)) -> None:
+    def __init__(self, inventory: Inventory, clock: Clock, info_of: InfoOf) -> None:
         self._inventory = inventory
         self._info_of = info_of
         self._clock = clock

@@ -14,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from openmanager.rollup import COLUMNS
-from openmanager_timeseries.block import MAX_EXPONENT, encode_values, present_where
+from openmanager_timeseries.block import POWERS, encode_values, present_where
 from openmanager_timeseries.samples import Bools, Floats, Ints
 from openmanager_timeseries.sealed import KEY_FIELDS, Values
 
 _SCALED = tuple(name for name in COLUMNS if name != "count")
 _MAX_EXACT = 2.0**53
-_POWERS: Floats = np.power(10.0, np.arange(MAX_EXPONENT + 1))
 
 
 def scaled_name(name: str) -> str:
@@ -63,7 +62,7 @@ class RollupFormat:
         counts = np.diff(np.append(starts, len(values["count"])))
         places = _exponents(values, starts)
         exponents = np.repeat(places, counts)
-        power = _POWERS[exponents]
+        power = POWERS[exponents]
         integers, doubles = [], []
         for name in _SCALED:
             there = ~np.isnan(values[name])
@@ -98,7 +97,7 @@ class RollupFormat:
                 out[name] = table.column(name).to_numpy().astype(np.float64)
                 continue
             if power is None:
-                power = _POWERS.take(table.column("exponent").to_numpy(), mode="clip")
+                power = POWERS.take(table.column("exponent").to_numpy(), mode="clip")
             out[name] = _joined(table.column(scaled_name(name)), table.column(name), power)
         return out
 
@@ -107,7 +106,7 @@ def _exponents(values: Values, starts: Ints) -> Ints:
     """Return the smallest exponent of each series that makes whole numbers of its samples, as far as there is one."""
     _, exponents, exact = encode_values(values["last"], starts)
     counts = np.diff(np.append(starts, len(values["last"])))
-    rows = _POWERS[np.repeat(exponents, counts)]
+    rows = POWERS[np.repeat(exponents, counts)]
     enough = exact & np.logical_and.reduceat(
         scaled_by(values["min"], rows)[1] & scaled_by(values["max"], rows)[1], starts
     )

@@ -131,11 +131,16 @@ class Group(NamedTuple):
         if not len(runs) or self.low >= end or self.high < start:
             return None
         begins, ends = self.begins[runs], self.begins[runs + 1]
-        at: Ints | slice = ranges(begins, ends)
-        if runs[-1] - runs[0] == len(runs) - 1:  # one after the other: nothing is copied
-            at = slice(int(begins[0]), int(ends[-1]))
+        at = _rows_at(runs, begins, ends)
         found = Found(rows[runs], ends - begins, self.times[at], {k: v[at] for k, v in self.values.items()})
         return found if start <= self.low and self.high < end else _between(found, start, end)
+
+
+def _rows_at(runs: Ints, begins: Ints, ends: Ints) -> Ints | slice:
+    """Return where the rows of some runs are, which begin and end there; a slice, which copies nothing, if it can be."""
+    if len(runs) and runs[-1] - runs[0] == len(runs) - 1:
+        return slice(int(begins[0]), int(ends[-1]))
+    return ranges(begins, ends)
 
 
 def _between(found: Found, start: int, end: int) -> Found | None:
@@ -405,17 +410,13 @@ class Reader:
         (metrics, metric_codes), (servers, server_codes) = (_dictionary(table, name) for name in _KEY_NAMES[:2])
         changes = (metric_codes[1:] != metric_codes[:-1]) | (server_codes[1:] != server_codes[:-1])
         firsts = np.flatnonzero(np.append(True, changes)) if len(table) else np.empty(0, np.int64)
-        ids, begins = (
-            catalog.find((servers, server_codes[firsts]), (metrics, metric_codes[firsts])),
-            np.append(firsts, len(table)),
-        )
+        ids = catalog.find((servers, server_codes[firsts]), (metrics, metric_codes[firsts]))
+        begins = np.append(firsts, len(table))
         if only is not None:
             runs = np.flatnonzero(only.rows_of(ids) >= 0)
             starts, ends = begins[runs], begins[runs + 1]
-            if len(runs) and runs[-1] - runs[0] == len(runs) - 1:  # one after the other: nothing is copied
-                table = table.slice(int(starts[0]), int(ends[-1] - starts[0]))
-            else:
-                table = table.take(ranges(starts, ends))
+            at = _rows_at(runs, starts, ends)
+            table = table.slice(at.start, at.stop - at.start) if isinstance(at, slice) else table.take(at)
             ids, begins = ids[runs], np.append(0, np.cumsum(ends - starts))
         times = _times(table)
         low, high = (int(times.min()), int(times.max())) if len(times) else (0, 0)
