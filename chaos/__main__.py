@@ -122,7 +122,7 @@ class Outcome:
         count = sum(each.victim in {"timeseries", "everything"} for each in self.faults) + self.crashes
         if sound.sound and count:
             yield (
-                f"{count} of them were in the way of samples: such a one loses some in fewer than {3 / count:.2%} of cases, "
+                f"{count} of them were in the way of samples: such a one loses some in fewer than {min(1.0, 3 / count):.2%} of cases, "
                 "with 95 % confidence; what a power cut would do is for the tests of the log"
             )
         yield from sound.examples
