@@ -46,7 +46,7 @@ class Load:
 
 def free_ports(count: int) -> int:
     """Return a port that is free with the ones after it."""
-    for base in range(30_000, 60_000, count):
+    for base in range(20_000 + os.getpid() % 10_000, 32_000, count):
         with contextlib.ExitStack() as stack:
             try:
                 for offset in range(count):

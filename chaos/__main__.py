@@ -232,7 +232,8 @@ async def _break(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random) 
         await _break_process(kind, behind.pid(victim) if victim in behind.proxies else mesh.pid(victim), seconds)
     elif kind == "empty":
         victim = REDIS
-        await behind.empty_redis()
+        async with behind.redis.emptied():
+            pass
     else:
         trouble = {
             "slow": Trouble(latency=dice.uniform(0.1, 2.0), jitter=0.1),

@@ -31,7 +31,7 @@ from openmanager.runtime.clock import Clock, SystemClock, to_datetime
 
 BACKOFF_FIRST_SECONDS = 0.2
 BACKOFF_LAST_SECONDS = 10.0
-BACKOFF_RESET_SECONDS = 30.0  # a child that was up so long starts anew without delay
+BACKOFF_RESET_SECONDS = 5.0  # a child that lived so long begins anew: only what cannot start waits longer and longer
 # Group 0 takes requests, group 1 answers them, group 2 stores what they say: 11 s in all.
 STOP_BUDGETS: Mapping[int, float] = MappingProxyType({0: 3.0, 1: 6.0, 2: 2.0})
 LOG_FILES = 4

@@ -1,168 +1,64 @@
-"""The fault matrix: every row of `matrix.yaml` on a whole mesh, whose stores stand behind proxies."""
+"""The table of faults: every row is a fault that can be made, and no promise is left out where it could be kept."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
-import tempfile
-import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import inspect
 
-import numpy as np
 import pytest
-import pytest_asyncio
-import yaml
-from conftest import free_ports, wait_until
 
-from chaos.load import GATEWAY
-from chaos.mesh import Mesh, family, signalled
-from chaos.proxy import Trouble, Way
-from chaos.stores import Stores, stores
-from openmanager.api.gateway.v1 import gateway_pb2
-from openmanager.api.metadata.v1 import metadata_pb2
+from chaos import history_files
+from chaos.cell import HOT, KEPT, PAST, Cell, cells
+from chaos.stores import ENGINES, POSTGRESQL, REDIS, Influx, Postgresql, Redis, Victoria
+from chaos.world import Service
+from openmanager import suite
 from openmanager.api.status.v1 import status_pb2
-from openmanager.errors import OpenManagerError
-from openmanager.frame import Frame, encode_write_request
-from openmanager.runtime.peer import Peer
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-ROWS = yaml.safe_load(Path(__file__).with_name("matrix.yaml").read_text(encoding="utf-8"))
-SERVER = "web-onpremise-01"
-INVENTORY = "/openmanager.api.metadata.v1.ServerService"
-# A fault is held for so long after it was seen.
-HELD_SECONDS = 0.5
-# What the promises are multiplied by: the machine may have other work.
-PATIENCE = 2.0
+CLASSES = {REDIS: Redis, POSTGRESQL: Postgresql, "victoriametrics": Victoria, "influxdb": Influx}
+# Made by chaos/faults.py itself.
+OWN = {"trouble", "absent at start", "clock jumped", *history_files.CHANGES}
+# What happens to every store; the rest is for those that can have it.
+EVERY_STORE = {"absent at start", "killed", "stopped", "restarted empty", "restarted old", "disk full", "flapping"}
+CELLS = cells()
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A mesh on stores behind proxies, and a channel to its gateway."""
-
-    behind: Stores
-    peer: Peer
+def test_every_cell_has_a_name_of_its_own():
+    assert len({cell.name for cell in CELLS}) == len(CELLS)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def broken() -> AsyncIterator[Broken]:
-    with tempfile.TemporaryDirectory(prefix="openmanager-test-") as folder:
-        async with stores(Path(folder) / "stores", 1) as behind:
-            mesh = Mesh.start(Path(folder) / "data", free_ports(), Path(folder) / "screen", behind.environment)
-            try:
-                async with Peer("gateway", mesh.gateway) as peer:
-                    yield Broken(behind, peer)
-            finally:
-                await asyncio.to_thread(mesh.end)
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_a_cell_is_a_fault_of_a_part_with_a_promise(cell: Cell):
+    for part in cell.parts:
+        kind = CLASSES.get(part, Service)
+        assert part in {*CLASSES, *suite.NAMES}
+        assert part not in ENGINES or (part == cell.engine and part in cell.needs)
+        if cell.fault not in OWN:
+            arguments = inspect.signature(getattr(kind, cell.fault.replace(" ", "_"))).parameters
+            assert set(cell.options) <= set(arguments)
+    names = {name.removeprefix("STORAGE_STATE_") for name in dict(status_pb2.StorageState.items())}
+    assert set(cell.states) <= names
+    assert set(cell.reads) <= {HOT, KEPT, PAST}
+    assert cell.small_disks == ("disk full" in cell.fault)
 
 
-async def state_of(peer: Peer, store: str) -> str:
-    """Return the state of a store as the gateway tells it."""
-    request = gateway_pb2.GetStorageStatusRequest()
-    reply = await peer.unary(f"{GATEWAY}/GetStorageStatus", request, gateway_pb2.GetStorageStatusResponse, seconds=3)
-    for service in reply.services:
-        for each in service.storages:
-            if each.name == store:
-                return status_pb2.StorageState.Name(each.state).removeprefix("STORAGE_STATE_")
-    return ""
+def test_every_store_meets_every_fault_that_all_can_have():
+    for store in CLASSES:
+        met = {cell.fault for cell in CELLS if cell.parts == (store,)}
+        assert met >= EVERY_STORE, store
 
 
-async def is_whole(peer: Peer, store: str) -> bool:
-    try:
-        hot = await peer.unary(
-            f"{GATEWAY}/GetServer",
-            gateway_pb2.GetServerRequest(id=SERVER),
-            gateway_pb2.GetServerResponse,
-            seconds=1,
-        )
-        inventory = await peer.unary(
-            f"{INVENTORY}/GetServer",
-            metadata_pb2.GetServerRequest(id=SERVER),
-            metadata_pb2.GetServerResponse,
-            seconds=1,
-        )
-        first_choice = not hot.provenance.degraded and inventory.provenance.source == "postgresql"
-        return first_choice and await state_of(peer, store) == "OK"
-    except OpenManagerError:
-        return False
+def test_every_service_is_killed_and_stopped():
+    for service in suite.NAMES:
+        met = {cell.fault for cell in CELLS if cell.parts == (service,)}
+        assert {"killed", "stopped"} <= met, service
 
 
-class Watch:
-    """Reads and writes all the while, and remembers how long each took and what failed."""
-
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
-        self.reads: list[float] = []
-        self.writes: list[float] = []
-        self.failures: list[str] = []
-
-    async def run(self) -> None:
-        while True:
-            for path, request, reply, found in (
-                ("GetServer", gateway_pb2.GetServerRequest(id=SERVER), gateway_pb2.GetServerResponse, self.reads),
-                ("WriteFrame", _frame(), gateway_pb2.WriteFrameResponse, self.writes),
-            ):
-                start = time.monotonic()
-                try:
-                    await self._peer.unary(f"{GATEWAY}/{path}", request, reply, seconds=2)
-                except OpenManagerError as err:
-                    self.failures.append(f"{path}: {err.message}")
-                found.append(time.monotonic() - start)
-            await asyncio.sleep(0.02)
+def test_a_store_that_is_away_costs_no_write():
+    for cell in CELLS:
+        if set(cell.parts) <= set(CLASSES) and cell.fault != "absent at start":
+            assert cell.writes, cell.name
 
 
-def _frame() -> bytes:
-    times = np.array([time.time_ns() // 1_000_000 * 1_000_000])
-    return encode_write_request(Frame(times=times, servers=("watch",), metrics=("x",), values=np.ones((1, 1, 1))))
-
-
-@contextlib.asynccontextmanager
-async def in_trouble(behind: Stores, row: dict[str, Any]) -> AsyncIterator[None]:
-    """Let happen to a store what a row of the matrix says."""
-    proxy = behind.proxies[row["store"]]
-    if trouble := dict(row.get("trouble", {})):
-        trouble["silent"] = frozenset(map(Way, trouble.get("silent", ())))
-        async with proxy.while_(Trouble(**trouble)):
-            yield
-    elif row.get("process") == "stop":
-        pids = family(behind.pid(row["store"]) or 0)
-        signalled(pids, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            signalled(pids, signal.SIGCONT)
-    else:
-        if row.get("process") == "kill":
-            signalled([behind.pid(row["store"]) or 0], signal.SIGKILL)
-        elif "flap" in row:
-            await proxy.flap(**row["flap"])
-        else:
-            await behind.empty_redis()
-        yield
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("row", ROWS, ids=[f"{row['store']} {row['fault']}" for row in ROWS])
-async def test_a_store_in_trouble_is_seen_costs_no_answer_and_is_back(broken: Broken, row: dict[str, Any]):
-    store, peer = row["store"], broken.peer
-    await wait_until(lambda: is_whole(peer, store), 40)
-    watch = Watch(peer)
-    watching = asyncio.create_task(watch.run())
-
-    async def is_seen() -> bool:
-        return await state_of(peer, store) in row["states"]
-
-    async with in_trouble(broken.behind, row):
-        await wait_until(is_seen, row["detected"] * PATIENCE)
-        await asyncio.sleep(HELD_SECONDS)
-    await wait_until(lambda: is_whole(peer, store), row["recovered"] * PATIENCE)
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
-    assert watch.failures == []
-    assert np.percentile(watch.reads, 99) <= 0.3 * PATIENCE
-    assert np.percentile(watch.writes, 99) <= 0.3 * PATIENCE
+def test_the_short_run_has_cells_of_every_kind_of_part():
+    short = [cell for cell in CELLS if cell.smoke]
+    assert len(short) == 20
+    assert {REDIS, POSTGRESQL, "victoriametrics", "timeseries"} <= {part for cell in short for part in cell.parts}
