@@ -26,7 +26,10 @@ FILTERS = {
     **dict.fromkeys(("id", *TEXTS, "labels.*"), server_filter.TEXT),
     "update_time": server_filter.NUMBER,
 }
-_COLUMNS = "id, hostname, environment, role, location, labels, thresholds, version, created_at, updated_at, deleted_at"
+_COLUMNS = (
+    "id, hostname, environment, role, location, labels, thresholds, set_by_people, version, created_at, updated_at,"
+    " deleted_at"
+)
 _TIMES = {"create_time": "created_at", "update_time": "updated_at"}
 
 
@@ -41,6 +44,8 @@ class Server:
     location: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    # The fields that a person set: registration leaves them alone.
+    set_by_people: Sequence[str] = ()
     etag: str = ""
     create_time: datetime | None = None
     update_time: datetime | None = None
@@ -98,6 +103,7 @@ def _server(row: Row) -> Server:
         location=row["location"] or "",
         labels=json.loads(row["labels"]),
         thresholds=json.loads(row["thresholds"]),
+        set_by_people=tuple(row["set_by_people"]),
         etag=f"v{row['version']}",
         create_time=_aware(row["created_at"]),
         update_time=_aware(row["updated_at"]),

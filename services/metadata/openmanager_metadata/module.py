@@ -11,9 +11,11 @@ from openmanager.errors import OpenManagerError
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
+from openmanager_metadata.backends import Database
 from openmanager_metadata.backends.postgresql import open_database
 from openmanager_metadata.config import MetadataConfig
-from openmanager_metadata.inventory import Inventory, Snapshot
+from openmanager_metadata.inventory import Inventory
+from openmanager_metadata.memory import Memory
 from openmanager_metadata.policy import Policies
 from openmanager_metadata.service import PolicyService, ServerService
 
@@ -33,14 +35,15 @@ class MetadataModule:
     async def open(self, runtime: Runtime) -> AsyncIterator[Service]:
         """Connect in the background, and keep a copy of the inventory for when PostgreSQL is away."""
         config: MetadataConfig = runtime.section(MetadataConfig)
-        database = open_database(config)
-        inventory, snapshot = Inventory(database), Snapshot()
+        memory = Memory(runtime.clock, config.snapshot_servers)
+        database = open_database(config, memory)
+        inventory = Inventory(database)
         async with database.connecting():
-            task = asyncio.create_task(_keep_snapshot(inventory, snapshot, config, runtime.clock))
+            task = asyncio.create_task(_keep_copy(database, memory, config, runtime.clock))
             try:
                 yield Service(
                     servicers={
-                        f"{PACKAGE}.ServerService": ServerService(inventory, snapshot, runtime.clock),
+                        f"{PACKAGE}.ServerService": ServerService(inventory, memory.snapshot, runtime.clock),
                         f"{PACKAGE}.PolicyService": PolicyService(Policies(database)),
                     },
                     storages=[
@@ -58,19 +61,20 @@ class MetadataModule:
                 await asyncio.gather(task, return_exceptions=True)
 
 
-async def _keep_snapshot(inventory: Inventory, snapshot: Snapshot, config: MetadataConfig, clock: Clock) -> None:
+async def _keep_copy(database: Database, memory: Memory, config: MetadataConfig, clock: Clock) -> None:
     tidied = -TIDY_SECONDS
     while True:
         try:
-            snapshot.take(await inventory.all(config.snapshot_servers), clock.now_nanos())
+            await memory.copy(database)
             if clock.monotonic() - tidied >= TIDY_SECONDS:
-                await inventory.forget_requests()
+                await Inventory(database).forget_requests()
                 tidied = clock.monotonic()
         except OpenManagerError:
             pass  # the status of the store says it
         except Exception:
             log.exception("the copy of the inventory could not be renewed")
-        await asyncio.sleep(config.snapshot_interval.total_seconds() if snapshot.servers is not None else 0.2)
+        known = memory.snapshot.servers is not None
+        await asyncio.sleep(config.snapshot_interval.total_seconds() if known else 0.2)
 
 
 module = MetadataModule()

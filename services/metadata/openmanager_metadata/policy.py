@@ -141,6 +141,10 @@ class Policies:
         more = page.encode_token((kind,), [rows[size - 1]["id"]]) if len(rows) > size else ""
         return [_policy(row) for row in rows[:size]], more
 
+    async def all(self) -> Sequence[Policy]:
+        """Return all policies."""
+        return [_policy(row) for row in await self._database.fetch("SELECT * FROM policies")]
+
     async def update(self, kind: str, policy_id: str, document: Mapping[str, Any], etag: str) -> Policy:
         """Create or replace a policy; AbortedError when an etag is given and is not the stored one."""
         text = check_document(check_kind(kind, "policy.kind"), document)

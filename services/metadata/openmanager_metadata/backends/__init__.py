@@ -11,6 +11,10 @@ Row = Any
 T = TypeVar("T")
 
 
+class StrangerError(Exception):
+    """A connection leads to another database than the one that is known, or to an older state of it."""
+
+
 class Statements(Protocol):
     """Runs statements."""
 

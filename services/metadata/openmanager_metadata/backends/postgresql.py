@@ -20,8 +20,9 @@ from openmanager.errors import ConfigurationError, InvalidArgumentError, OpenMan
 from openmanager.runtime import telemetry
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
-from openmanager_metadata.backends import Statements
+from openmanager_metadata.backends import Statements, StrangerError
 from openmanager_metadata.config import MetadataConfig
+from openmanager_metadata.memory import Memory
 
 LOCK = 7_265_001  # any number, the same in every version
 MIGRATION_SECONDS = 30.0
@@ -55,6 +56,7 @@ _LOST = (
     asyncpg.UndefinedColumnError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InvalidSchemaNameError,
+    StrangerError,
 )
 
 
@@ -65,8 +67,9 @@ class SchemaError(Exception):
 class PostgresqlDatabase:
     """A `Database` on one PostgreSQL; `connecting` keeps it connected for the life of the context."""
 
-    def __init__(self, config: MetadataConfig) -> None:
+    def __init__(self, config: MetadataConfig, memory: Memory | None = None) -> None:
         self._config = config
+        self._memory = memory
         self._pool: asyncpg.Pool | None = None
         self._state: StorageState.ValueType = status_pb2.STORAGE_STATE_DOWN
         self._reason = "is not connected yet"
@@ -126,6 +129,8 @@ class PostgresqlDatabase:
         try:
             async with asyncio.timeout(MIGRATION_SECONDS):
                 await migrate(connection)
+                if self._memory is not None:
+                    await self._memory.give_back(connection)
         finally:
             connection.terminate()
         return await asyncpg.create_pool(
@@ -135,6 +140,7 @@ class PostgresqlDatabase:
             max_inactive_connection_lifetime=60,
             command_timeout=statement,
             statement_cache_size=config.statement_cache,
+            init=self._memory.recognise if self._memory is not None else None,
             **options,
         )
 
@@ -197,8 +203,8 @@ class PostgresqlDatabase:
         except (asyncpg.DataError, asyncpg.UntranslatableCharacterError) as err:
             raise InvalidArgumentError("the request holds a value that PostgreSQL cannot store") from err
         except _LOST as err:
-            log.warning("PostgreSQL has lost what was made in it (%s): it is migrated again", type(err).__name__)
-            self._state, self._reason = status_pb2.STORAGE_STATE_EMPTY, "has lost its tables"
+            log.warning("PostgreSQL has lost what was made in it (%s): it is given back", type(err).__name__)
+            self._state, self._reason = status_pb2.STORAGE_STATE_EMPTY, "came back empty or old"
             self._lost.set()
             raise store_unavailable(STORE) from err
         except _AWAY as err:
@@ -235,6 +241,7 @@ class PostgresqlDatabase:
             version=row["version"].split()[0],
             size_bytes=row["size"],
             item_count=row["servers"],
+            warnings=self._memory.warnings if self._memory is not None else (),
         )
 
 
@@ -295,10 +302,10 @@ async def migrate(connection: Any) -> None:
                 )
 
 
-def open_database(config: MetadataConfig) -> PostgresqlDatabase:
+def open_database(config: MetadataConfig, memory: Memory) -> PostgresqlDatabase:
     """Return the database of the configuration; nothing is connected yet."""
     if not config.database_url.reveal():
         raise ConfigurationError("metadata.database_url is not set: DATABASE_URL must name a PostgreSQL")
     if not config.database_url.reveal().startswith(("postgres://", "postgresql://")):
         raise ConfigurationError("DATABASE_URL is not a URL of the form postgresql://…")
-    return PostgresqlDatabase(config)
+    return PostgresqlDatabase(config, memory)

@@ -1,0 +1,151 @@
+"""What the service remembers of its database, and gives back to one that comes back empty or old.
+
+A database is known by its *epoch*, which is made with its tables, and by its *beat*, which every copy counts up. Another
+epoch is another database, or one that was emptied; a smaller beat is the same one as it was some time ago. Before anybody
+asks such a database it is given what was remembered: the servers and policies that it lacks or has in an older version.
+What nobody here has seen since the last copy cannot be given back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from openmanager.runtime.clock import Clock
+from openmanager_metadata.backends import Database, StrangerError
+from openmanager_metadata.inventory import Inventory, Server, Snapshot
+from openmanager_metadata.policy import Policies, Policy
+
+log = logging.getLogger(__name__)
+
+_MARK = "SELECT id::text AS epoch, beat, localtimestamp AS taken, current_setting('transaction_read_only') = 'off' AS writable FROM epoch"
+_BEAT = "UPDATE epoch SET beat = greatest(beat, $1::bigint) + 1 RETURNING beat"
+
+_SERVERS = """
+WITH known AS (
+    SELECT * FROM jsonb_populate_recordset(NULL::servers, $1::jsonb)
+), back AS (
+    INSERT INTO servers AS s SELECT * FROM known ON CONFLICT (id) DO UPDATE SET
+        hostname = excluded.hostname, environment = excluded.environment, role = excluded.role,
+        location = excluded.location, created_at = excluded.created_at, updated_at = excluded.updated_at,
+        labels = excluded.labels, thresholds = excluded.thresholds, set_by_people = excluded.set_by_people,
+        version = excluded.version, deleted_at = NULL
+    WHERE s.version < excluded.version RETURNING 1
+), gone AS (
+    UPDATE servers SET deleted_at = now(), updated_at = now(), version = version + 1
+    WHERE $2::boolean AND deleted_at IS NULL AND updated_at <= $3::timestamp AND id NOT IN (SELECT id FROM known)
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM back) + (SELECT count(*) FROM gone) AS changed
+"""
+
+_POLICIES = """
+WITH known AS (
+    SELECT * FROM jsonb_populate_recordset(NULL::policies, $1::jsonb)
+), back AS (
+    INSERT INTO policies AS p SELECT * FROM known ON CONFLICT (kind, id) DO UPDATE SET
+        document = excluded.document, version = excluded.version, updated_at = excluded.updated_at
+    WHERE p.version < excluded.version RETURNING 1
+), gone AS (
+    DELETE FROM policies WHERE updated_at <= $2::timestamp AND (kind, id) NOT IN (SELECT kind, id FROM known)
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM back) + (SELECT count(*) FROM gone) AS changed
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Which database it was, how often it had been copied, and when by its own clock."""
+
+    epoch: str
+    beat: int
+    taken: datetime
+
+
+class Memory:
+    """The copy of one database. `snapshot` is what reads fall back on."""
+
+    def __init__(self, clock: Clock, limit: int) -> None:
+        self.snapshot = Snapshot()
+        # What an operator should know of: that something had to be given back.
+        self.warnings: tuple[str, ...] = ()
+        self._clock = clock
+        self._limit = limit
+        self._policies: Sequence[Policy] = ()
+        self._mark: Mark | None = None
+
+    async def copy(self, database: Database) -> None:
+        """Read everything, at most `limit` servers."""
+        mark = (await database.fetch(_MARK))[0]
+        beat = mark["beat"]
+        if mark["writable"]:
+            beat = (await database.fetch(_BEAT, beat))[0]["beat"]
+        policies = await Policies(database).all()
+        self.snapshot.take(await Inventory(database).all(self._limit), self._clock.now_nanos())
+        self._policies = policies
+        self._mark = Mark(epoch=mark["epoch"], beat=beat, taken=mark["taken"])
+
+    async def recognise(self, connection: Any) -> None:
+        """Raise StrangerError unless a new connection leads to the database that we know, as new as we know it."""
+        if self._mark is not None:
+            found = await connection.fetchrow(_MARK)
+            if found is None or self._is_strange(found):
+                raise StrangerError
+
+    def _is_strange(self, found: Any) -> bool:
+        known = self._mark
+        return known is not None and (found["epoch"] != known.epoch or found["beat"] < known.beat)
+
+    async def give_back(self, connection: Any) -> None:
+        """Write what is remembered to a database that does not have it, before anybody asks it."""
+        known = self._mark
+        async with connection.transaction():
+            found = await connection.fetchrow(_MARK)
+            if known is None or not self._is_strange(found) or not found["writable"]:
+                return
+            servers = list(self.snapshot.known().values())
+            whole = len(servers) < self._limit
+            documents = json.dumps([_server_row(each) for each in servers])
+            changed = await connection.fetchval(_SERVERS, documents, whole, known.taken)
+            policies = json.dumps([_policy_row(each) for each in self._policies])
+            changed += await connection.fetchval(_POLICIES, policies, known.taken)
+            beat = await connection.fetchval(_BEAT, known.beat if found["epoch"] == known.epoch else 0)
+        what = "old" if found["epoch"] == known.epoch else "empty or as another"
+        self.warnings = (f"came back {what}: {changed} rows were written back from memory",)
+        log.error("PostgreSQL %s", self.warnings[0])
+        self._mark = Mark(epoch=found["epoch"], beat=beat, taken=known.taken)
+
+
+def _server_row(server: Server) -> dict[str, Any]:
+    return {
+        "id": server.id,
+        "hostname": server.hostname,
+        "environment": server.environment,
+        "role": server.role,
+        "location": server.location,
+        "created_at": _plain(server.create_time),
+        "updated_at": _plain(server.update_time),
+        "labels": dict(server.labels),
+        "thresholds": dict(server.thresholds),
+        "set_by_people": list(server.set_by_people),
+        "version": int(server.etag.removeprefix("v")),
+    }
+
+
+def _policy_row(policy: Policy) -> dict[str, Any]:
+    return {
+        "kind": policy.kind,
+        "id": policy.id,
+        "document": dict(policy.document),
+        "version": int(policy.etag.removeprefix("v")),
+        "updated_at": _plain(policy.update_time),
+    }
+
+
+def _plain(time: datetime | None) -> str | None:
+    return time.replace(tzinfo=None).isoformat() if time else None
