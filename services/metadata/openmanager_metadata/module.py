@@ -33,7 +33,7 @@ class MetadataModule:
     async def open(self, runtime: Runtime) -> AsyncIterator[Service]:
         """Connect in the background, and keep a copy of the inventory for when PostgreSQL is away."""
         config: MetadataConfig = runtime.section(MetadataConfig)
-        database = open_database(config)
+        database = open_database(config, runtime.clock)
         inventory, snapshot = Inventory(database), Snapshot()
         async with database.connecting():
             task = asyncio.create_task(_keep_snapshot(inventory, snapshot, config, runtime.clock))
@@ -50,6 +50,7 @@ class MetadataModule:
                             engine="postgresql",
                             check=database.look,
                             clock=runtime.clock,
+                            breakers=database.breakers,
                         )
                     ],
                 )
