@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NewType, TypeVar
+from typing import Any, NewType, Self, TypeVar
 
 from openmanager.errors import ConfigurationError
 
@@ -33,9 +33,16 @@ _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Secret(str):
-    """A text that never shows in a repr or a table; `reveal` gives it."""
+    """A text that never shows in a repr or a table; `reveal` gives it. It may come from a file."""
 
-    __slots__ = ()
+    __slots__ = ("_file",)
+    _file: Path | None
+
+    def __new__(cls, text: Any, file: Path | None = None) -> Self:
+        """Keep a text and where it was read."""
+        made = super().__new__(cls, text)
+        made._file = file
+        return made
 
     def __repr__(self) -> str:
         return "***" if self else "''"
@@ -48,6 +55,15 @@ class Secret(str):
     def reveal(self) -> str:
         """Return the text itself."""
         return str.__str__(self)
+
+    def renewed(self) -> Secret:
+        """Return what its file holds now (blocking); itself when it has none, or the file cannot be read."""
+        if self._file is None:
+            return self
+        try:
+            return Secret(_read(self._file), self._file)
+        except (OSError, UnicodeDecodeError):
+            return self  # it is being replaced
 
 
 def setting(default: Any, doc: str, *, env: str | None = None) -> Any:
@@ -170,15 +186,20 @@ def _from_environment(
         if variable in places:
             found[places[variable]] = (raw, variable)
         elif plain in places and plain != variable and plain not in environ:
-            found[places[plain]] = (_read_secret(variable, raw), variable)
+            place, secret = places[plain], _read_secret(variable, raw)
+            found[place] = (secret if known[place].kind is Secret else secret.reveal(), variable)
         elif variable.startswith(PREFIX) and variable not in RESERVED_VARIABLES and plain not in places:
             raise ConfigurationError(f"the environment has the unknown variable {variable}")
     return found
 
 
-def _read_secret(variable: str, path: str) -> str:
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _read_secret(variable: str, path: str) -> Secret:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return Secret(_read(Path(path)), Path(path))
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigurationError(f"{variable} names a file that cannot be read") from err
 
@@ -203,7 +224,7 @@ def _convert(kind: Any, raw: Any) -> Any:  # noqa: PLR0911  (one line for each k
     if kind is Path:
         return Path(str(raw))
     if kind is Secret:
-        return Secret(raw)
+        return raw if isinstance(raw, Secret) else Secret(raw)
     if kind is str and isinstance(raw, str):
         return raw
     if (choices := typing.get_args(kind)) and raw in choices:

@@ -16,7 +16,8 @@ HEAD = """# Configuration
 
 Defaults, then a TOML file (`OPENMANAGER_CONFIG` names it), then the environment, then flags; an unknown key or variable
 is an error (exit code 78). The key `interval` in the section `simulator` is `[simulator] interval = "10s"` in the file
-and `OPENMANAGER_SIMULATOR_INTERVAL` in the environment. A secret can be read from a file: `DATABASE_URL_FILE` names it.
+and `OPENMANAGER_SIMULATOR_INTERVAL` in the environment. A secret can be read from a file: `DATABASE_URL_FILE` names it, and is
+read again when the secret is refused.
 `openmanager config show --diff` prints what is not the default and where it came from. Tracing follows the standard
 `OTEL_*` variables.
 

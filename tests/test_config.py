@@ -54,6 +54,17 @@ def test_a_secret_is_read_from_a_file_and_never_shown(tmp_path: Path):
     section = example(environ={"EXAMPLE_URL_FILE": str(file)})
     assert section.url.reveal() == "hunter2"
     assert "hunter2" not in f"{section} {section.url} {section.url!r} {section.url:>10}"
+    file.write_text("hunter3\n")
+    again = section.url.renewed()
+    assert (section.url.reveal(), again.reveal(), again.renewed().reveal()) == ("hunter2", "hunter3", "hunter3")
+    assert "hunter3" not in f"{again!r}"
+    file.unlink()
+    assert again.renewed().reveal() == "hunter3"
+
+
+def test_a_setting_that_is_no_secret_may_come_from_a_file_too(tmp_path: Path):
+    (tmp_path / "count").write_text("7\n")
+    assert example(environ={"OPENMANAGER_EXAMPLE_COUNT_FILE": str(tmp_path / "count")}).count == 7
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ import random
 from collections.abc import AsyncIterator
 
 from openmanager.api.status.v1 import status_pb2
+from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.module import Runtime, Service, service_descriptor
 from openmanager.runtime.peer import Peer
 from openmanager.runtime.status import Storage
 from openmanager_gateway.config import GatewayConfig
 from openmanager_gateway.replica import Replica
-from openmanager_gateway.router import Route
+from openmanager_gateway.router import Route, Upstream
 from openmanager_gateway.service import GatewayService, MetricsService
-from openmanager_gateway.status import StatusBoard
+from openmanager_gateway.status import StatusBoard, probe
 
 OWN = "openmanager.api.gateway.v1.GatewayService"
 OTLP = "opentelemetry.proto.collector.metrics.v1.MetricsService"
@@ -53,17 +54,21 @@ class GatewayModule:
                 clock=runtime.clock,
                 wait=config.status_timeout,
             )
-            tasks = [asyncio.create_task(replica.run()), asyncio.create_task(replica.run_fallback())]
+            upstreams = {name: _upstream(peer, runtime) for name, peer in peers.items()}
+            tasks = [
+                asyncio.create_task(work)
+                for work in (replica.run(), replica.run_fallback(), *(probe(each) for each in upstreams.values()))
+            ]
             routes = {
-                service: Route(service_descriptor(service), peers[name])
+                service: Route(service_descriptor(service), upstreams[name])
                 for name, services in self._routes.items()
                 for service in services
             }
             try:
                 yield Service(
                     servicers={
-                        OWN: GatewayService(replica=replica, board=board, timeseries=peers["timeseries"]),
-                        OTLP: MetricsService(peers["timeseries"], runtime.clock),
+                        OWN: GatewayService(replica=replica, board=board, timeseries=upstreams["timeseries"]),
+                        OTLP: MetricsService(upstreams["timeseries"], runtime.clock),
                         **routes,
                     },
                     storages=[copy],
@@ -72,6 +77,12 @@ class GatewayModule:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _upstream(peer: Peer, runtime: Runtime) -> Upstream:
+    # How long a call takes is for the caller to say: some take minutes.
+    breaker = Breaker(peer.name, "calls", runtime.clock, random.Random(), slow_seconds=float("inf"))  # noqa: S311
+    return Upstream(peer, breaker, runtime.clock)
 
 
 def _own_row(runtime: Runtime, copy: Storage, started_nanos: int) -> status_pb2.ServiceStatus:

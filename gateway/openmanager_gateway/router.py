@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from openmanager.errors import DeadlineExceededError
+from openmanager.runtime.breaker import Breaker
+from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, NO_DEADLINE_SECONDS, raw
 from openmanager.runtime.peer import Peer
 
@@ -20,42 +23,63 @@ _NOT_PASSED = frozenset({"user-agent", "traceparent", "tracestate", "content-typ
 _INTERNAL_PREFIX = "x-openmanager-"
 
 
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A service that calls are forwarded to, unless it hangs."""
+
+    peer: Peer
+    breaker: Breaker
+    clock: Clock
+
+
 class Route:
-    """A servicer whose every method is forwarded to a peer."""
+    """A servicer whose every method is forwarded."""
 
-    def __init__(self, descriptor: ServiceDescriptor, peer: Peer) -> None:
+    def __init__(self, descriptor: ServiceDescriptor, upstream: Upstream) -> None:
         for method in descriptor.methods:
-            setattr(self, method.name, forwarder(method, peer))
+            setattr(self, method.name, forwarder(method, upstream))
 
 
-def forwarder(method: MethodDescriptor, peer: Peer, path: str | None = None) -> Any:
-    """Return a handler that forwards a method to `peer`, under the method's own path unless another is given."""
+def forwarder(method: MethodDescriptor, upstream: Upstream, path: str | None = None) -> Any:
+    """Return a handler that forwards a method, under the method's own path unless another is given."""
     target = path or f"/{method.containing_service.full_name}/{method.name}"
     if method.client_streaming:
-        return _bidi(peer, target)
-    return _server_stream(peer, target) if method.server_streaming else _unary(peer, target)
+        return _bidi(upstream, target)
+    return _server_stream(upstream, target) if method.server_streaming else _unary(upstream, target)
 
 
-def _unary(peer: Peer, path: str) -> Any:
+def _unary(upstream: Upstream, path: str) -> Any:
+    peer, breaker, clock = upstream.peer, upstream.breaker, upstream.clock
+
     @raw
     async def forward(data: bytes, context: Any) -> bytes:
-        return await peer.unary_bytes(path, data, seconds=_remaining(context), metadata=passed(context))
+        breaker.check()
+        start = clock.monotonic()
+        reply = await peer.unary_bytes(path, data, seconds=_remaining(context), metadata=passed(context))
+        breaker.answered(start)
+        return reply
 
     return forward
 
 
-def _server_stream(peer: Peer, path: str) -> Any:
+def _server_stream(upstream: Upstream, path: str) -> Any:
+    peer, breaker = upstream.peer, upstream.breaker
+
     @raw
     async def forward(data: bytes, context: Any) -> AsyncIterator[bytes]:
+        breaker.check()
         async for reply in peer.server_stream(path, data, seconds=_stream_left(context), metadata=passed(context)):
             yield reply
 
     return forward
 
 
-def _bidi(peer: Peer, path: str) -> Any:
+def _bidi(upstream: Upstream, path: str) -> Any:
+    peer, breaker = upstream.peer, upstream.breaker
+
     @raw
     async def forward(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        breaker.check()
         async for reply in peer.bidi_stream(path, requests, seconds=_stream_left(context), metadata=passed(context)):
             yield reply
 

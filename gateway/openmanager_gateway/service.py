@@ -14,10 +14,9 @@ from openmanager.runtime import validate
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, raw
 from openmanager.runtime.module import service_descriptor
-from openmanager.runtime.peer import Peer
 from openmanager_gateway import otlp
 from openmanager_gateway.replica import Replica
-from openmanager_gateway.router import forwarder
+from openmanager_gateway.router import Upstream, forwarder
 from openmanager_gateway.status import StatusBoard
 
 WRITE_FRAME = "/openmanager.api.timeseries.v1.TimeseriesService/WriteFrame"
@@ -27,7 +26,7 @@ WRITE_FRAMES = "/openmanager.api.timeseries.v1.TimeseriesService/WriteFrames"
 class GatewayService(HotService):
     """openmanager.api.gateway.v1.GatewayService: hot reads, status, and writes passed on as bytes."""
 
-    def __init__(self, *, replica: Replica, board: StatusBoard, timeseries: Peer) -> None:
+    def __init__(self, *, replica: Replica, board: StatusBoard, timeseries: Upstream) -> None:
         super().__init__(replica.fleet, replica.describe, replica.known)
         self._board = board
         methods = service_descriptor("openmanager.api.gateway.v1.GatewayService").methods_by_name
@@ -55,7 +54,7 @@ class GatewayService(HotService):
 class MetricsService:
     """opentelemetry.proto.collector.metrics.v1.MetricsService: OTLP exports, turned into frames."""
 
-    def __init__(self, timeseries: Peer, clock: Clock) -> None:
+    def __init__(self, timeseries: Upstream, clock: Clock) -> None:
         self._timeseries = timeseries
         self._clock = clock
         self._headline = otlp.HeadlineState()
@@ -72,8 +71,9 @@ class MetricsService:
         return otlp.encode_response(conversion, rejected)
 
     async def _write(self, request: bytes) -> Any:
+        self._timeseries.breaker.check()
         try:
-            reply = await self._timeseries.unary(
+            reply = await self._timeseries.peer.unary(
                 WRITE_FRAME, request, timeseries_pb2.WriteFrameResponse, seconds=DEFAULT_DEADLINE_SECONDS
             )
         except OpenManagerError as err:

@@ -12,11 +12,14 @@ from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import DeadlineExceededError, OpenManagerError
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer
-from openmanager.runtime.status import worst
+from openmanager.runtime.status import PROBE_INTERVAL_SECONDS, worst
+from openmanager_gateway.router import Upstream
 
 GET_STATUS = "/openmanager.api.status.v1.StatusService/GetStatus"
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 10.0
+# Longer than a busy service lets wait.
+PROBE_SECONDS = 1.0
 
 
 class StatusBoard:
@@ -70,6 +73,25 @@ class StatusBoard:
                 shown, last = states, now
                 yield board
             await asyncio.sleep(POLL_SECONDS)
+
+
+async def probe(upstream: Upstream) -> None:
+    """Ask a service once a second whether it is alive, for ever, and tell its breaker.
+
+    A service that hangs is found here and not by calls, which may take as long as their callers like. One that cannot be
+    reached is the channel's affair: it refuses calls at once, and connects again by itself.
+    """
+    request = status_pb2.GetStatusRequest()
+    while True:
+        state, reason = status_pb2.STORAGE_STATE_OK, ""
+        try:
+            await upstream.peer.unary(GET_STATUS, request, status_pb2.GetStatusResponse, seconds=PROBE_SECONDS)
+        except DeadlineExceededError:
+            state, reason = status_pb2.STORAGE_STATE_HUNG, "does not answer"
+        except OpenManagerError:
+            state = status_pb2.STORAGE_STATE_SLOW  # neither hung nor well
+        upstream.breaker.probed(state, reason)
+        await asyncio.sleep(PROBE_INTERVAL_SECONDS)
 
 
 def _states(board: pb.GetStorageStatusResponse) -> list[Any]:

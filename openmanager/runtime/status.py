@@ -12,6 +12,7 @@ from typing import Any
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.status.v1.status_pb2 import StorageState
+from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
 
 PROBE_INTERVAL_SECONDS = 1.0
@@ -58,13 +59,17 @@ Probe = Callable[[], Awaitable[Finding]]
 
 @dataclass(slots=True, kw_only=True)
 class Storage:
-    """A store as a service reports it: `check` returns a finding, raises OSError when the store cannot be reached."""
+    """A store as a service reports it: `check` returns a finding, raises OSError when the store cannot be reached.
+
+    Its breakers are told what is found: nobody else closes them.
+    """
 
     name: str
     role: str
     engine: str
     check: Probe
     clock: Clock
+    breakers: Sequence[Breaker] = ()
     finding: Finding = field(
         default_factory=lambda: Finding(state=status_pb2.STORAGE_STATE_RECOVERING, reason="starting")
     )
@@ -80,10 +85,17 @@ class Storage:
         self.latency = timedelta(seconds=self.clock.monotonic() - start)
         if found.state == status_pb2.STORAGE_STATE_OK and self.latency.total_seconds() > SLOW_SECONDS:
             found = _with_state(found, status_pb2.STORAGE_STATE_SLOW, "answers slowly")
+        for breaker in self.breakers:
+            breaker.probed(found.state, found.reason)
+        shown = as_calls_find(found, self.breakers)
+        self._settle(shown, certain=_certain(shown.state) or shown.state != found.state)
+
+    def _settle(self, found: Finding, *, certain: bool) -> None:
+        """Take over what was found, at once or when it is found again."""
         self._seen = self._seen + 1 if found.state == self._candidate else 1
         self._candidate = found.state
         starting = self.since_nanos == 0
-        if found.state == self.finding.state or starting or self._seen >= _SETTLE or _certain(found.state):
+        if found.state == self.finding.state or starting or self._seen >= _SETTLE or certain:
             if found.state != self.finding.state or starting:
                 self.since_nanos = self.clock.now_nanos()
             self.finding = found
@@ -121,6 +133,18 @@ class Storage:
         row.latency.FromTimedelta(self.latency)
         row.since_time.FromNanoseconds(self.since_nanos)
         return row
+
+
+def as_calls_find(found: Finding, breakers: Sequence[Breaker]) -> Finding:
+    """Return what a probe found, or why calls are still kept from a store that it found well."""
+    if found.state != status_pb2.STORAGE_STATE_OK:
+        return _with_state(found, found.state, f"{found.reason}, flapping") if _flaps(breakers) else found
+    kept = max((each for each in breakers if each.is_open), key=lambda each: _GRAVITY.index(each.state), default=None)
+    return found if kept is None else _with_state(found, kept.state, kept.reason)
+
+
+def _flaps(breakers: Sequence[Breaker]) -> bool:
+    return any(breaker.flapping for breaker in breakers)
 
 
 def _certain(state: StorageState.ValueType) -> bool:

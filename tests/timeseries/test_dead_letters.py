@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import wait_until
 from openmanager_timeseries import consumer as consuming
 from openmanager_timeseries import dead_letter
-from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.dead_letter import LETTERS, DeadLetters, Refusal, windows
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.engine_link import EngineLink
-from openmanager_timeseries.engines.port import Capabilities, EngineState, Refused
 from openmanager_timeseries.history import History
 from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log_service import LogService
 from openmanager_timeseries.record import Record
+from timeseries.delivery import PickyEngine, arrived, running, written
 from timeseries.faulty_disk import FaultyDisk
 from timeseries.shard import DAY, NOW, SECOND, StillClock, frame, opened
 
@@ -202,37 +198,6 @@ class Taker:
         pass
 
 
-@contextlib.asynccontextmanager
-async def running(history: History, taker: Taker) -> AsyncIterator[Runner]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(consuming, "backoff", lambda *_: timedelta(0))
-        runner = Runner(
-            consumer=taker,
-            source=history.log,
-            ledger=history.ledger,
-            clock=history.clock,
-            jitter=random.Random(1),
-        )
-        task = asyncio.create_task(runner.run())
-        try:
-            yield runner
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
-async def written(history: History, servers: Sequence[str]) -> None:
-    for time, server in enumerate(servers):
-        await history.write(encode(frame(time - len(servers), {server: {"x": 1.0, "y": 2.0}})))
-
-
-async def arrived(history: History, name: str = "influxdb") -> None:
-    async def is_there() -> bool:
-        return history.ledger.open_books(name).position == history.log.state.head_position
-
-    await wait_until(is_there)
-
-
 @pytest.mark.parametrize(
     ("failure", "reason", "tries"),
     [
@@ -306,55 +271,6 @@ async def test_letters_are_durable_before_the_position_that_leaves_them_behind(t
 
 
 # ── an engine ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class PickyEngine:
-    """An engine that holds samples in memory and refuses those of some servers."""
-
-    name = "influxdb"
-    capabilities = Capabilities(
-        digits=17,
-        overwrites=True,
-        signed_zero=True,
-        ranged_delete=True,
-        metric_delete=True,
-        aggregations=frozenset(),
-        durable_after=timedelta(0),
-        visible_after=timedelta(0),
-    )
-
-    def __init__(self) -> None:
-        self.refuses = {"bad": "a field has another type"}
-        self.held: dict[tuple[str, str, int], float] = {}
-        self.epoch = ""
-        self.started = "1"
-        self.away = False
-
-    async def check(self) -> EngineState:
-        if self.away:
-            raise UnavailableError("it is away")
-        return EngineState(version="1", epoch=self.epoch, started=self.started)
-
-    async def mark(self, epoch: str) -> None:
-        self.epoch = epoch
-
-    async def write(self, frames: Sequence[Frame], info_of: object) -> Sequence[Refused]:
-        if self.away:
-            raise UnavailableError("it is away")
-        refused = []
-        for each in frames:
-            for row, server in enumerate(each.servers):
-                values = each.values[:, row]
-                if server in self.refuses:
-                    count = int(np.count_nonzero(~np.isnan(values)))
-                    refused.append(Refused(reason=self.refuses[server], sample_count=count, servers=(server,)))
-                    continue
-                for tick, column in np.argwhere(~np.isnan(values)).tolist():
-                    self.held[server, each.metrics[column], int(each.times[tick])] = float(values[tick, column])
-        return refused
-
-    async def close(self) -> None:
-        pass
 
 
 @contextlib.asynccontextmanager
@@ -534,6 +450,7 @@ async def delivering(folder: Path) -> AsyncIterator[tuple[History, PickyEngine, 
             await wait_until(is_tried)
             yield history, engine, link
             engine.away = False
+            history.clock.seconds += 2  # the breakers' time is over
             await link.look()
             await wait_until(is_delivered)
             assert {server for server, _, _ in engine.held} == set("abcdef")
@@ -578,6 +495,7 @@ async def test_an_engine_that_may_have_lost_what_it_took_gets_it_again(tmp_path:
             await link.look()
             await written(history, ["d"])
             engine.away = False
+            history.clock.seconds += 2  # the breakers' time is over
             await link.look()
             await wait_until(is_delivered)
             assert {server for server, _, _ in engine.held} == set("abcd")

@@ -22,10 +22,11 @@ from openmanager_timeseries.aggregate import aggregate, bucket_starts
 from openmanager_timeseries.engines import flux, influxdb
 from openmanager_timeseries.engines.flux import Answer, AnswerError
 from openmanager_timeseries.engines.influxdb import InfluxEngine
-from openmanager_timeseries.engines.port import Coded, Refused, Wanted
+from openmanager_timeseries.engines.port import Coded, Refused, RefusedCredentialsError, Wanted
 from openmanager_timeseries.line_protocol import tag_value
 from openmanager_timeseries.samples import Ragged
 
+from openmanager.config import Secret
 from openmanager.errors import FailedPreconditionError, Reason, UnavailableError
 from openmanager.frame import Frame, ServerInfo
 from openmanager.metric import make_key
@@ -78,7 +79,7 @@ def wanted(servers, metrics, start=START, end=START + HOUR) -> Wanted:
 def opened(url: str, token: str = "token", org: str = "org", bucket: str = "bucket", clock=None) -> InfluxEngine:
     return InfluxEngine(
         url=url,
-        token=token,
+        token=token if isinstance(token, Secret) else Secret(token),
         org=org,
         bucket=bucket,
         retention=RETENTION,
@@ -465,6 +466,26 @@ async def test_a_write_that_is_not_known_to_be_stored_is_tried_again_later(statu
     assert failure.value.retry_after == timedelta(seconds=seconds)
     assert failure.value.message == "influxdb does not answer"
     assert server.requests == 1
+
+
+async def test_a_refused_token_is_not_tried_in_a_hurry_and_that_of_a_new_file_at_once(tmp_path):
+    tokens, file = [], tmp_path / "token"
+
+    async def handle(request: web.Request) -> web.Response:
+        tokens.append(request.headers["Authorization"])
+        return web.Response(status=204 if tokens[-1] == "Token second" else 401, text="secret")
+
+    file.write_text("first")
+    async with serving(handle) as standing:
+        engine = opened(standing._url, Secret("first", file))
+        for _ in range(5):
+            with pytest.raises(RefusedCredentialsError, match="influxdb refuses the credentials"):
+                await engine.write([ticks(10)], info_of)
+        assert tokens == ["Token first"]
+        file.write_text("second\n")
+        assert await engine.write([ticks(10)], info_of) == []
+        await engine.close()
+    assert tokens == ["Token first", "Token second"]
 
 
 async def test_the_size_on_disk_is_that_of_our_bucket():

@@ -62,7 +62,14 @@ class CacheModule:
                         f"{PACKAGE}.EntryService": EntryService(Entries(store), runtime.clock),
                     },
                     storages=[
-                        Storage(name="redis", role="hot state", engine="redis", check=store.look, clock=runtime.clock)
+                        Storage(
+                            name="redis",
+                            role="hot state",
+                            engine="redis",
+                            check=store.look,
+                            clock=runtime.clock,
+                            breakers=store.breakers,
+                        )
                     ],
                 )
             finally:
@@ -81,6 +88,7 @@ def _open_store(config: CacheConfig, runtime: Runtime) -> KeyValueStore:
         seconds=config.redis_timeout.total_seconds(),
         connect_seconds=config.redis_connect_timeout.total_seconds(),
         connections=config.redis_connections,
+        clock=runtime.clock,
     )
 
 

@@ -249,7 +249,7 @@ class Inventory:
             totals = await database.fetch(count_sql, *counted)
             return totals[0]["total"], await database.fetch(rows_sql, *arguments)
 
-        count, rows = await self._database.transaction(work)
+        count, rows = await self._database.transaction(work, writes=False)
         some = _fitting([_server(row) for row in rows[:size]])
         token = ""
         if len(rows) > len(some):

@@ -36,7 +36,7 @@ class MetadataModule:
         """Connect in the background, and keep a copy of the inventory for when PostgreSQL is away."""
         config: MetadataConfig = runtime.section(MetadataConfig)
         memory = Memory(runtime.clock, config.snapshot_servers)
-        database = open_database(config, memory)
+        database = open_database(config, memory, runtime.clock)
         inventory = Inventory(database)
         async with database.connecting():
             task = asyncio.create_task(_keep_copy(database, memory, config, runtime.clock))
@@ -53,6 +53,7 @@ class MetadataModule:
                             engine="postgresql",
                             check=database.look,
                             clock=runtime.clock,
+                            breakers=database.breakers,
                         )
                     ],
                 )

@@ -28,6 +28,7 @@ from openmanager.errors import (
     UnavailableError,
 )
 from openmanager.frame import decode_trusted
+from openmanager.runtime.breaker import NotAskedError
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import backoff
 from openmanager_timeseries.dead_letter import Refusal
@@ -145,8 +146,7 @@ class Runner:
             async with asyncio.timeout(self._consumer.take_seconds):
                 await self._consumer.take(records)
         except _LATER as err:
-            state = status_pb2.STORAGE_STATE_HUNG if isinstance(err, TimeoutError) else status_pb2.STORAGE_STATE_DOWN
-            self._found(state, _text(err) or "it does not answer in time")
+            self._found(_state(err), _text(err) or "it does not answer in time")
             return err
         except _FOR_GOOD as err:
             return err
@@ -185,8 +185,17 @@ class Runner:
         )
 
 
+def _state(failure: BaseException) -> status_pb2.StorageState.ValueType:
+    """Return how a consumer is that fails for now."""
+    if isinstance(failure, NotAskedError):
+        return failure.state
+    return status_pb2.STORAGE_STATE_HUNG if isinstance(failure, TimeoutError) else status_pb2.STORAGE_STATE_DOWN
+
+
 def _text(failure: BaseException) -> str:
     """Return what an error says to people: others than ours may name what is nobody's business."""
+    if isinstance(failure, NotAskedError):
+        return failure.why
     if isinstance(failure, OpenManagerError):
         return failure.message
     return "" if isinstance(failure, TimeoutError) else type(failure).__name__

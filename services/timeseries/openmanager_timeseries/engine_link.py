@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,15 @@ from enum import StrEnum
 from pathlib import Path
 
 from openmanager import grid
+from openmanager.api.status.v1 import status_pb2
+from openmanager.api.status.v1.status_pb2 import StorageState
 from openmanager.errors import OpenManagerError, Reason, UnavailableError
 from openmanager.frame import Frame
+from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import block, durable
 from openmanager_timeseries.dead_letter import Refusal, windows
-from openmanager_timeseries.engines.port import Engine, EngineState, Refused
+from openmanager_timeseries.engines.port import Engine, EngineState, Refused, RefusedCredentialsError
 from openmanager_timeseries.history import History
 from openmanager_timeseries.record import Record
 from openmanager_timeseries.sealed import Reader, Sealed
@@ -34,6 +38,11 @@ WATCH_SECONDS = 1.0
 CHECK_SECONDS = 4.0
 # So much is read at once to be written again.
 RETRY_NANOS, RETRY_SERVERS = 3600 * 10**9, 16
+# Slower is slow; what is written or read in bulk has time for its samples, at a rate that any engine reaches.
+SLOW_SECONDS = 1.0
+SAMPLES_PER_SECOND = 50_000
+# Writes come one after the other, and questions now and then: ten seconds hold few that are slow.
+LEAST_CALLS = 5
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +56,7 @@ class Condition(StrEnum):
     HUNG = "does not answer"
     EMPTY = "was emptied or replaced"
     FILLING = "is being filled"
+    REFUSED = "auth: the credentials are refused"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +80,11 @@ class EngineLink:
         self.condition = Condition.UNKNOWN
         self.found: EngineState | None = None
         self.progress = Progress()
+        jitter = random.Random()  # noqa: S311  (jitter)
+        self.reads, self.writes = (
+            Breaker(engine.name, operation, clock, jitter, slow_seconds=SLOW_SECONDS, least_calls=LEAST_CALLS)
+            for operation in ("reads", "writes")
+        )
         self._history = history
         self._clock = clock
         self._state = state
@@ -121,6 +136,7 @@ class EngineLink:
     def _check_ready(self) -> None:
         if not self.ready:
             raise UnavailableError(f"{self.name} {self.condition}", reason=Reason.STORE_UNAVAILABLE)
+        self.writes.check()
 
     async def take_again(self, refusal: Refusal) -> str:
         """Write what our own stores hold of the samples that were refused."""
@@ -139,12 +155,16 @@ class EngineLink:
         return "; ".join(reasons)
 
     async def _written(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+        start = self._clock.monotonic()
         try:
-            return await self.engine.write(frames, self._history.catalog.info_of)
-        except (UnavailableError, TimeoutError):
-            # It says how it is; what was in flight is written again.
+            refused = await self.engine.write(frames, self._history.catalog.info_of)
+        except (UnavailableError, TimeoutError) as err:
+            # It may be another one by now: nobody reads from it before that is known. What was in flight is written again.
             self.condition = Condition.UNKNOWN
+            self.writes.failed(start, *trouble(err))
             raise
+        self.writes.answered(start, sum(frame.values.size for frame in frames) / SAMPLES_PER_SECOND)
+        return refused
 
     async def _write(self, frames: Sequence[Frame], first: int, last: int) -> None:
         """Write frames from a range of positions; what is refused for good becomes dead letters."""
@@ -202,15 +222,16 @@ class EngineLink:
 
     async def look(self) -> None:
         """Find out how the engine is, and fill it where it has to be."""
+        start = self._clock.monotonic()
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 found = await self.engine.check()
-        except TimeoutError:
-            self.condition = Condition.HUNG
+        except (OpenManagerError, TimeoutError) as err:
+            self.condition = _condition(err)
+            self._probed(*trouble(err))
             return
-        except OpenManagerError:
-            self.condition = Condition.DOWN
-            return
+        slow = self._clock.monotonic() - start > SLOW_SECONDS
+        self._probed(status_pb2.STORAGE_STATE_SLOW if slow else status_pb2.STORAGE_STATE_OK)
         if self.found is not None and found.started != self.found.started:
             self._begin_again()
         self.found = found
@@ -223,10 +244,14 @@ class EngineLink:
             self.condition = Condition.EMPTY
             try:
                 await self._fill(found)
-            except (OpenManagerError, TimeoutError):
-                self.condition = Condition.DOWN
+            except (OpenManagerError, TimeoutError) as err:
+                self.condition = _condition(err)
                 return
         self.condition = Condition.OK
+
+    def _probed(self, state: StorageState.ValueType, reason: str = "") -> None:
+        for breaker in (self.reads, self.writes):
+            breaker.probed(state, reason)
 
     def _begin_again(self) -> None:
         """Its process is another one: what it had only in memory is gone."""
@@ -282,6 +307,18 @@ class EngineLink:
     def _store(self, epoch: str, *, filled: bool) -> None:
         self._epoch, self._filled, self._stored = epoch, filled, filled
         durable.replace(self._state, json.dumps({"epoch": epoch, "filled": filled}).encode())
+
+
+def trouble(err: Exception) -> tuple[StorageState.ValueType, str]:
+    """Return the state of an engine that an error tells of, and why in words."""
+    state = status_pb2.STORAGE_STATE_HUNG if isinstance(err, TimeoutError) else status_pb2.STORAGE_STATE_DOWN
+    return state, str(_condition(err))
+
+
+def _condition(err: Exception) -> Condition:
+    if isinstance(err, TimeoutError):
+        return Condition.HUNG
+    return Condition.REFUSED if isinstance(err, RefusedCredentialsError) else Condition.DOWN
 
 
 def _frames_of(file: Sealed) -> Iterator[Frame]:

@@ -7,10 +7,12 @@ import logging
 
 import numpy as np
 
-from openmanager.errors import OpenManagerError, store_unavailable
+from openmanager.api.status.v1 import status_pb2
+from openmanager.errors import OpenManagerError, UnavailableError, store_unavailable
+from openmanager.runtime.clock import Clock
 from openmanager_timeseries import span
 from openmanager_timeseries.catalog import Catalog, Selection
-from openmanager_timeseries.engine_link import EngineLink
+from openmanager_timeseries.engine_link import SAMPLES_PER_SECOND, EngineLink, trouble
 from openmanager_timeseries.engines.port import Coded, Wanted
 from openmanager_timeseries.plan import Borrowed, Plan, Pushed
 from openmanager_timeseries.retention import Match
@@ -23,8 +25,9 @@ log = logging.getLogger(__name__)
 class EngineReader:
     """Asks the engine where it has everything that the blocks would be asked for; they answer otherwise."""
 
-    def __init__(self, link: EngineLink, catalog: Catalog, read_seconds: float) -> None:
+    def __init__(self, link: EngineLink, catalog: Catalog, read_seconds: float, clock: Clock) -> None:
         self._link = link
+        self._clock = clock
         self._catalog = catalog
         self._seconds = read_seconds
 
@@ -34,20 +37,32 @@ class EngineReader:
         The head holds everything from `first_position` on.
         """
         link = self._link
-        if not link.ready:
-            return None, f"{link.name} {link.condition}; read from blocks"
-        if link.visible < first_position - 1:
-            return None, f"{link.name} is behind; read from blocks"
+        if why := self._why_not(first_position):
+            return None, f"{link.name} {why}; read from blocks"
+        start = self._clock.monotonic()
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._read(plan), ""
-        except TimeoutError:
-            return None, f"{link.name} does not answer in time; read from blocks"
+                found = await self._read(plan)
+        except (UnavailableError, TimeoutError) as err:
+            link.reads.failed(start, *trouble(err))
+            return None, f"{link.name} does not answer{' in time' * isinstance(err, TimeoutError)}; read from blocks"
         except OpenManagerError:
             return None, f"{link.name} does not answer; read from blocks"
         except Exception:  # what it answered is not to be trusted: the blocks are there
             log.exception("the answer of %s cannot be used", link.name)
+            link.reads.failed(start, status_pb2.STORAGE_STATE_DOWN, "protocol: answers what cannot be used")
             return None, f"{link.name} answers what cannot be used; read from blocks"
+        link.reads.answered(start, sum(len(each.times) for each in found.samples) / SAMPLES_PER_SECOND)
+        return found, ""
+
+    def _why_not(self, first_position: int) -> str:
+        """Return why the engine is not to be asked, nothing when it is."""
+        link = self._link
+        if not link.ready:
+            return str(link.condition)
+        if link.visible < first_position - 1:
+            return "is behind"
+        return next((each.reason for each in (link.reads, link.writes) if each.is_open), "")
 
     async def _read(self, plan: Plan) -> Borrowed:
         servers, metrics = self._catalog.names(plan.selection.ids)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.runtime.module import Runtime, Service
-from openmanager.runtime.status import Finding, Storage
+from openmanager.runtime.status import Finding, Storage, as_calls_find
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.disk import PosixDisk
@@ -46,7 +46,8 @@ class TimeseriesModule:
             consumers: list[Consumer] = [registrar]
             running = [follow(policies, history)]
             if link is not None:
-                history.engine = EngineReader(link, history.catalog, config.engine_query_timeout.total_seconds())
+                seconds = config.engine_query_timeout.total_seconds()
+                history.engine = EngineReader(link, history.catalog, seconds, runtime.clock)
                 consumers.append(link)
                 running.append(link.watch())
             running += [_runner(each, history, runtime).run() for each in consumers]
@@ -94,6 +95,7 @@ _CONDITIONS = {
     Condition.HUNG: status_pb2.STORAGE_STATE_HUNG,
     Condition.EMPTY: status_pb2.STORAGE_STATE_EMPTY,
     Condition.FILLING: status_pb2.STORAGE_STATE_RECOVERING,
+    Condition.REFUSED: status_pb2.STORAGE_STATE_DOWN,
 }
 
 
@@ -140,13 +142,14 @@ def _engine_storage(link: EngineLink, runtime: Runtime) -> Storage:
         reason = str(link.condition)
         if link.condition is Condition.FILLING and link.progress.total:
             reason += f": {link.progress.done} of {link.progress.total} blocks"
-        return Finding(
+        shown = Finding(
             state=_CONDITIONS[link.condition],
             version=found.version if found else "",
             reason=reason,
             size_bytes=found.size_bytes if found else 0,
             warnings=tuple(warnings),
         )
+        return as_calls_find(shown, (link.reads, link.writes))
 
     return Storage(name=link.name, role="raw history", engine=link.name, check=look, clock=runtime.clock)
 

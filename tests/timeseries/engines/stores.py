@@ -24,6 +24,8 @@ from typing import Protocol
 from openmanager_timeseries.engines.port import Engine
 from openmanager_timeseries.engines.victoriametrics import VictoriaEngine
 
+from openmanager.config import Secret
+
 WRITE_TIMEOUT = timedelta(seconds=10)
 QUERY_TIMEOUT = timedelta(seconds=20)
 START_SECONDS = 30.0
@@ -156,7 +158,7 @@ class Influx:
         self.buckets.append(f"test-{uuid.uuid4().hex}")
         return InfluxEngine(
             url=url or self.url,
-            token=token,
+            token=Secret(token),
             org=self.org,
             bucket=self.buckets[-1],
             retention=RETENTION,

@@ -76,7 +76,7 @@ async def shard(folder: Path, store: Store, prefix: str) -> AsyncIterator[Shard]
     clock = SystemClock()
     async with open_history(replace(config(folder), tiers=""), PosixDisk(folder / "log"), clock) as history:
         link = EngineLink(store.engine(), history, clock, folder / "engine.json")
-        history.engine = EngineReader(link, history.catalog, 20.0)
+        history.engine = EngineReader(link, history.catalog, 20.0, clock)
         runner = Runner(consumer=link, source=history.log, ledger=history.ledger, clock=clock, jitter=random.Random(1))
         tasks = [asyncio.create_task(link.watch()), asyncio.create_task(runner.run())]
         try:

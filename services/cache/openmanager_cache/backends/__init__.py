@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
+from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.status import Finding
 
 
 class KeyValueStore(Protocol):
     """A store of short-lived values under our prefix. Every call has its own deadline; UnavailableError otherwise."""
+
+    # What the probe closes again.
+    breakers: Sequence[Breaker]
 
     async def set_many(self, values: Mapping[str, tuple[bytes, timedelta | None]]) -> None:
         """Write values in one round trip, each with its time to live, None for ever."""

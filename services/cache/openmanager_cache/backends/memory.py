@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from openmanager.errors import Reason, ResourceExhaustedError
+from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.status import Finding
 
 
 class MemoryStore:
     """Values in a dictionary, the least recently written going first when `limit` bytes are passed."""
+
+    breakers: Sequence[Breaker] = ()
 
     def __init__(self, clock: Clock, limit: int) -> None:
         self._clock = clock

@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import redis.asyncio as redis_async
+from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from openmanager.api.status.v1 import status_pb2
+from openmanager.api.status.v1.status_pb2 import StorageState
 from openmanager.config import Secret
 from openmanager.errors import ConfigurationError, store_unavailable
 from openmanager.runtime import telemetry
+from openmanager.runtime.breaker import Breaker
+from openmanager.runtime.clock import Clock
+from openmanager.runtime.credential import Credential
 from openmanager.runtime.status import Finding
 
 POOL_WAIT_SECONDS = 0.1
 # Beside its deadline a large write gets time for its bytes, at a rate that any network reaches.
 BYTES_PER_SECOND = 20 << 20
+# Nothing is ever kept under this name: writing nothing there is refused wherever a write is, and changes nothing.
+PROBE_KEY = "probe"
+REFUSED = "auth: the credentials are refused"
+# What redis-py says when all of our connections, or all that the server allows, are busy; it has no class for that.
+_BUSY = ("No connection available", "max number of clients reached")
+_UNAVAILABLE = (exceptions.RedisError, OSError, TimeoutError)
 T = TypeVar("T")
+
+Connect = Callable[[str], redis_async.Redis]
 
 
 class RedisStore:
-    """A `KeyValueStore` on one Redis."""
+    """A `KeyValueStore` on one Redis: `connect` makes a client for a URL."""
 
-    def __init__(self, client: redis_async.Redis, prefix: str, seconds: float) -> None:
-        self._client = client
+    def __init__(self, connect: Connect, url: Credential, prefix: str, seconds: float, clock: Clock) -> None:
+        self._connect = connect
+        self._url = url
+        self._client = connect(url.reveal())
         self._prefix = prefix
         self._seconds = seconds
+        self._clock = clock
+        jitter = random.Random()  # noqa: S311  (jitter)
+        self.reads = Breaker("Redis", "reads", clock, jitter)
+        self.writes = Breaker("Redis", "writes", clock, jitter)
+        self.breakers: Sequence[Breaker] = (self.reads, self.writes)
         self.hits = 0
         self.misses = 0
 
@@ -41,15 +61,15 @@ class RedisStore:
         for key, (value, ttl) in values.items():
             pipeline.set(self._prefix + key, value, px=round(ttl.total_seconds() * 1000) if ttl else None)
         with telemetry.store_span("redis", "SET", batch_size=len(values)):
-            await self._run(pipeline.execute(), size)
+            await self._run(self.writes, pipeline.execute, size)
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Read values with one MGET."""
         if not keys:
             return []
+        names = [self._prefix + key for key in keys]
         with telemetry.store_span("redis", "MGET", batch_size=len(keys)):
-            command: Awaitable[Any] = self._client.mget([self._prefix + key for key in keys])
-            found: list[bytes | None] = await self._run(command)
+            found: list[Any] = await self._run(self.reads, lambda: self._client.mget(names))
         missed = found.count(None)
         self.misses += missed
         self.hits += len(found) - missed
@@ -58,33 +78,45 @@ class RedisStore:
     async def delete(self, key: str) -> bool:
         """Delete one key."""
         with telemetry.store_span("redis", "DEL"):
-            return bool(await self._run(self._client.delete(self._prefix + key)))
+            return bool(await self._run(self.writes, lambda: self._client.delete(self._prefix + key)))
 
-    async def _run(self, command: Awaitable[T], size: int = 0) -> T:
+    async def _run(self, breaker: Breaker, command: Callable[[], Awaitable[T]], size: int = 0) -> T:
+        """Do what a command says, in the time it has, unless the breaker is open."""
+        breaker.check()
+        allowance, start = size / BYTES_PER_SECOND, self._clock.monotonic()
         try:
-            async with asyncio.timeout(self._seconds + size / BYTES_PER_SECOND):
-                return await command
-        except (RedisError, OSError, TimeoutError) as err:
+            async with asyncio.timeout(self._seconds + allowance):
+                found = await command()
+        except _UNAVAILABLE as err:
+            self._failed(breaker, start, err)
             raise store_unavailable("Redis") from err
+        breaker.answered(start, allowance)
+        return found
+
+    def _failed(self, breaker: Breaker, start: float, err: Exception) -> None:
+        if (found := _trouble(err)) is None:
+            return
+        state, reason = found
+        if reason == REFUSED:
+            self._url.refused()
+            self.reads.open(state, reason)
+            self.writes.open(state, reason)
+        else:
+            breaker.failed(start, state, reason)
 
     async def look(self) -> Finding:
-        """Ask for INFO and the number of keys."""
+        """Ask for INFO and the number of keys, and whether a write would be taken."""
+        if self._url.is_refused and not await self._reconnected():
+            return Finding(state=status_pb2.STORAGE_STATE_DOWN, reason=REFUSED)
         try:
-            info: Any = await self._client.info()
-            keys = await self._client.dbsize()
-        except redis_async.BusyLoadingError:
-            return Finding(state=status_pb2.STORAGE_STATE_RECOVERING, reason="is loading")
-        except redis_async.TimeoutError as err:
-            raise TimeoutError from err
-        except (redis_async.AuthenticationError, redis_async.ConnectionError) as err:
-            raise ConnectionError from err
-        except RedisError:
-            return Finding(state=status_pb2.STORAGE_STATE_DOWN, reason="refuses")
-        readonly = info.get("role") == "slave"
+            info, keys = await self._about()
+            state, reason = await self._writable()
+        except _UNAVAILABLE as err:
+            return await self._in_trouble(err)
         is_valkey = "valkey_version" in info
         return Finding(
-            state=status_pb2.STORAGE_STATE_READONLY if readonly else status_pb2.STORAGE_STATE_OK,
-            reason="is a replica" if readonly else "",
+            state=state,
+            reason=reason,
             engine="valkey" if is_valkey else "redis",
             version=str(info.get("valkey_version") or info.get("redis_version", "")),
             size_bytes=int(info.get("used_memory", 0)),
@@ -93,16 +125,75 @@ class RedisStore:
             miss_count=self.misses,
         )
 
+    async def _about(self) -> tuple[Mapping[str, Any], int]:
+        try:
+            return await self._client.info(), await self._client.dbsize()
+        except exceptions.NoPermissionError:
+            return {}, 0  # our user may be kept from it
+
+    async def _writable(self) -> tuple[StorageState.ValueType, str]:
+        try:
+            await self._client.setrange(self._prefix + PROBE_KEY, 0, "")
+        except exceptions.ResponseError as err:
+            return _trouble(err) or (status_pb2.STORAGE_STATE_OK, "")
+        return status_pb2.STORAGE_STATE_OK, ""
+
+    async def _in_trouble(self, err: Exception) -> Finding:
+        """Return what a probe says that failed; OSError and TimeoutError where nobody answered."""
+        state, reason = _trouble(err) or (status_pb2.STORAGE_STATE_DOWN, "refuses")
+        if reason == REFUSED:
+            self._url.refused()
+            await self._reconnected()
+        elif state == status_pb2.STORAGE_STATE_HUNG:
+            raise TimeoutError from err
+        return Finding(state=state, reason=reason)
+
+    async def _reconnected(self) -> bool:
+        """Use the URL that its file holds now; say whether it is another one."""
+        if not await self._url.renew():
+            return False
+        before, self._client = self._client, self._connect(self._url.reveal())
+        await before.aclose()
+        return True
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
 
-def open_redis(url: Secret, *, prefix: str, seconds: float, connect_seconds: float, connections: int) -> RedisStore:
+def _trouble(err: Exception) -> tuple[StorageState.ValueType, str] | None:  # noqa: PLR0911  (a table)
+    """Return the state that an error tells of and why in words, None when it says nothing about the store."""
+    match err:
+        case exceptions.ConnectionError(__cause__=exceptions.RedisError() as cause):
+            return _trouble(cause)  # what the server said to our greeting
+        case exceptions.AuthenticationError() | exceptions.AuthorizationError():
+            return status_pb2.STORAGE_STATE_DOWN, REFUSED
+        case exceptions.BusyLoadingError():
+            return status_pb2.STORAGE_STATE_RECOVERING, "loading"
+        case exceptions.ReadOnlyError():
+            return status_pb2.STORAGE_STATE_READONLY, "is a replica"
+        case exceptions.OutOfMemoryError():
+            return status_pb2.STORAGE_STATE_READONLY, "memory full"
+        case exceptions.ResponseError() if str(err).startswith("MISCONF"):
+            return status_pb2.STORAGE_STATE_READONLY, "disk full"
+        case exceptions.TimeoutError() | TimeoutError():
+            return status_pb2.STORAGE_STATE_HUNG, "does not answer"
+        case exceptions.ConnectionError() if any(text in str(err) for text in _BUSY):
+            return status_pb2.STORAGE_STATE_SLOW, "pool: all connections are busy"
+        case exceptions.ConnectionError() | OSError():
+            return status_pb2.STORAGE_STATE_DOWN, "cannot be reached"
+        case _:
+            return None
+
+
+def open_redis(
+    url: Secret, *, prefix: str, seconds: float, connect_seconds: float, connections: int, clock: Clock
+) -> RedisStore:
     """Return a store on the Redis of a URL; nothing is connected yet. ConfigurationError for a malformed URL."""
-    try:
+
+    def connect(url: str) -> redis_async.Redis:
         pool = redis_async.BlockingConnectionPool.from_url(
-            url.reveal(),
+            url,
             max_connections=connections,
             timeout=POOL_WAIT_SECONDS,
             socket_timeout=max(seconds, 1.0),
@@ -111,6 +202,9 @@ def open_redis(url: Secret, *, prefix: str, seconds: float, connect_seconds: flo
             health_check_interval=15,
             client_name="openmanager-cache",
         )
+        return redis_async.Redis.from_pool(pool)
+
+    try:
+        return RedisStore(connect, Credential(url, clock), prefix, seconds, clock)
     except ValueError as err:
         raise ConfigurationError("REDIS_URL is not a URL of the form redis://, rediss:// or unix://") from err
-    return RedisStore(redis_async.Redis(connection_pool=pool), prefix, seconds)

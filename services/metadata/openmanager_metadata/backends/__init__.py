@@ -29,8 +29,8 @@ class Database(Statements, Protocol):
     UnavailableError while it is away, InvalidArgumentError for a value that it cannot hold; nothing else of its own.
     """
 
-    async def transaction(self, work: Callable[[Statements], Awaitable[T]]) -> T:
-        """Run what `work` asks for in one transaction, undone when it raises."""
+    async def transaction(self, work: Callable[[Statements], Awaitable[T]], *, writes: bool = True) -> T:
+        """Run what `work` asks for in one transaction, undone when it raises; say so where it only reads."""
         ...
 
     async def look(self) -> Finding:

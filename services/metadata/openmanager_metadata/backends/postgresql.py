@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib import resources
 from typing import Any, TypeVar
@@ -16,8 +15,17 @@ import asyncpg
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.status.v1.status_pb2 import StorageState
-from openmanager.errors import ConfigurationError, InvalidArgumentError, OpenManagerError, store_unavailable
+from openmanager.errors import (
+    ConfigurationError,
+    InvalidArgumentError,
+    OpenManagerError,
+    UnavailableError,
+    store_unavailable,
+)
 from openmanager.runtime import telemetry
+from openmanager.runtime.breaker import Breaker
+from openmanager.runtime.clock import Clock, SystemClock
+from openmanager.runtime.credential import Credential
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
 from openmanager_metadata.backends import Statements, StrangerError
@@ -26,14 +34,14 @@ from openmanager_metadata.memory import Memory
 
 LOCK = 7_265_001  # any number, the same in every version
 MIGRATION_SECONDS = 30.0
-# After a call that found the database away or hung, calls are refused at once for so long; probes go on.
-OPEN_SECONDS = 2.0
+# A server that is starting up is asked that often.
+STARTING_SECONDS = 0.5
 STORE = "PostgreSQL"
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# It is away, hung, or on its way down: nobody asks it for a moment, and what hangs on a connection is over.
+# It is away, hung, or on its way down: what hangs on a connection is over.
 _AWAY = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -45,8 +53,29 @@ _AWAY = (
     OSError,
     TimeoutError,
 )
+
+
+class _BusyError(Exception):
+    """All of our connections are busy."""
+
+
+# What an error tells of the database, and why in words: the first that fits. Anything else says nothing about it.
+_TROUBLES: tuple[tuple[type[BaseException], StorageState.ValueType, str], ...] = (
+    (
+        asyncpg.InvalidAuthorizationSpecificationError,
+        status_pb2.STORAGE_STATE_DOWN,
+        "auth: the credentials are refused",
+    ),
+    (asyncpg.CannotConnectNowError, status_pb2.STORAGE_STATE_RECOVERING, "loading: is starting up"),
+    (asyncpg.TooManyConnectionsError, status_pb2.STORAGE_STATE_SLOW, "pool: it takes no more connections"),
+    (_BusyError, status_pb2.STORAGE_STATE_SLOW, "pool: all connections are busy"),
+    (asyncpg.DiskFullError, status_pb2.STORAGE_STATE_READONLY, "disk full"),
+    (asyncpg.ReadOnlySQLTransactionError, status_pb2.STORAGE_STATE_READONLY, "takes no writes"),
+    (asyncpg.QueryCanceledError, status_pb2.STORAGE_STATE_HUNG, "does not answer"),
+    (TimeoutError, status_pb2.STORAGE_STATE_HUNG, "does not answer"),
+    *((kind, status_pb2.STORAGE_STATE_DOWN, "cannot be reached") for kind in _AWAY),
+)
 _REFUSALS = {
-    asyncpg.InvalidAuthorizationSpecificationError: "refuses the credentials",
     asyncpg.InvalidCatalogNameError: "has no such database",
     asyncpg.InsufficientPrivilegeError: "does not let our user make its tables",
 }
@@ -67,14 +96,20 @@ class SchemaError(Exception):
 class PostgresqlDatabase:
     """A `Database` on one PostgreSQL; `connecting` keeps it connected for the life of the context."""
 
-    def __init__(self, config: MetadataConfig, memory: Memory | None = None) -> None:
+    def __init__(self, config: MetadataConfig, memory: Memory | None = None, clock: Clock | None = None) -> None:
         self._config = config
         self._memory = memory
+        self._clock = clock or SystemClock()
+        self._url = Credential(config.database_url, self._clock)
+        jitter = random.Random()  # noqa: S311  (jitter)
+        self.reads = Breaker(STORE, "reads", self._clock, jitter)
+        self.writes = Breaker(STORE, "writes", self._clock, jitter)
+        self.breakers = (self.reads, self.writes)
         self._pool: asyncpg.Pool | None = None
         self._state: StorageState.ValueType = status_pb2.STORAGE_STATE_DOWN
         self._reason = "is not connected yet"
+        # The pool is of no use any more: the database has lost our tables, or refuses what we connect with.
         self._lost = asyncio.Event()
-        self._refused_until = 0.0
         self._stale = False
 
     @contextlib.asynccontextmanager
@@ -95,20 +130,37 @@ class PostgresqlDatabase:
             try:
                 self._pool = await self._open_pool()
             except Exception as err:  # noqa: BLE001  (whatever it is, the next attempt may fare better)
-                state, reason = _why(err)
-                if reason != self._reason:
-                    log.warning("PostgreSQL %s (%s)", reason, type(err).__name__)
-                self._state, self._reason = state, reason
-                away = state == status_pb2.STORAGE_STATE_DOWN
-                wait = backoff(attempt, random.random(), cap=2.0).total_seconds() if away else 5.0  # noqa: S311
+                self._found(err)
+                await self._wait(attempt)
                 attempt += 1
-                await asyncio.sleep(wait)
                 continue
-            attempt, self._refused_until = 0, 0.0
+            attempt = 0
             self._lost.clear()
             await self._lost.wait()
             pool, self._pool = self._pool, None
             pool.terminate()
+            await self._wait(attempt)
+
+    def _found(self, err: Exception) -> None:
+        """Take note of why there is no connection."""
+        state, reason = _why(err)
+        if isinstance(err, asyncpg.InvalidAuthorizationSpecificationError):
+            self._url.refused()
+        if reason != self._reason:
+            log.warning("PostgreSQL %s (%s)", reason, type(err).__name__)
+        self._state, self._reason = state, reason
+
+    async def _wait(self, attempt: int) -> None:
+        """Return when it is time to connect again: soon, unless people have to do something first."""
+        await self._url.wait()
+        match self._state:
+            case status_pb2.STORAGE_STATE_READONLY:
+                seconds = 5.0
+            case status_pb2.STORAGE_STATE_RECOVERING:
+                seconds = STARTING_SECONDS
+            case _:
+                seconds = backoff(attempt, random.random(), cap=2.0).total_seconds()  # noqa: S311  (jitter)
+        await asyncio.sleep(seconds)
 
     async def _open_pool(self) -> asyncpg.Pool:
         config = self._config
@@ -123,9 +175,7 @@ class PostgresqlDatabase:
                 "timezone": "UTC",
             },
         }
-        connection = await asyncpg.connect(
-            config.database_url.reveal(), **{**options, "server_settings": {"timezone": "UTC"}}
-        )
+        connection = await asyncpg.connect(self._url.reveal(), **{**options, "server_settings": {"timezone": "UTC"}})
         try:
             async with asyncio.timeout(MIGRATION_SECONDS):
                 await migrate(connection)
@@ -134,7 +184,7 @@ class PostgresqlDatabase:
         finally:
             connection.terminate()
         return await asyncpg.create_pool(
-            config.database_url.reveal(),
+            self._url.reveal(),
             min_size=min(2, config.connections),
             max_size=config.connections,
             max_inactive_connection_lifetime=60,
@@ -146,9 +196,13 @@ class PostgresqlDatabase:
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
         """Run one statement."""
-        return await self._fetch(sql, *arguments)
+        verb = sql.split(None, 1)[0]
+        with telemetry.store_span("postgresql", verb):
+            return await self._guarded(
+                self.reads if verb == "SELECT" else self.writes, lambda connection: connection.fetch(sql, *arguments)
+            )
 
-    async def transaction(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+    async def transaction(self, work: Callable[[Statements], Awaitable[T]], *, writes: bool = True) -> T:
         """Run what `work` asks for in one transaction."""
 
         async def run(connection: Any) -> T:
@@ -156,16 +210,25 @@ class PostgresqlDatabase:
                 return await work(connection)
 
         with telemetry.store_span("postgresql", "TRANSACTION"):
-            return await self._with_connection(run)
+            return await self._guarded(self.writes if writes else self.reads, run)
 
-    async def _fetch(self, sql: str, *arguments: Any, probing: bool = False) -> list[Any]:
-        with telemetry.store_span("postgresql", sql.split(None, 1)[0]):
-            return await self._with_connection(lambda connection: connection.fetch(sql, *arguments), probing=probing)
+    async def _guarded(self, breaker: Breaker, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Do work on a connection, unless the breaker is open."""
+        breaker.check()
+        start = self._clock.monotonic()
+        try:
+            found = await self._with_connection(work)
+        except OpenManagerError as err:
+            if (trouble := _trouble(err.__cause__)) is not None:
+                breaker.failed(start, *trouble)
+            raise
+        breaker.answered(start)
+        return found
 
-    async def _with_connection(self, work: Callable[[Any], Awaitable[T]], *, probing: bool = False) -> T:
-        """Do work on a connection, in the time the configuration gives it; only probes try while it is known away."""
+    async def _with_connection(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Do work on a connection, in the time the configuration gives it."""
         pool = self._pool
-        if pool is None or (not probing and time.monotonic() < self._refused_until):
+        if pool is None:
             raise store_unavailable(STORE)
         config = self._config
         with self._translated():
@@ -176,23 +239,23 @@ class PostgresqlDatabase:
             connection = await self._acquire(pool)
             try:
                 async with asyncio.timeout(config.statement_timeout.total_seconds()):
-                    found = await work(connection)
+                    return await work(connection)
             except TimeoutError:
                 connection.terminate()  # its answer may still come: nobody else must read it
                 raise
             finally:
                 await _release(pool, connection)
-        self._refused_until = 0.0
-        return found
 
     async def _acquire(self, pool: asyncpg.Pool) -> Any:
         config = self._config
+        seconds = config.acquire_timeout.total_seconds()
+        busy = pool.get_size() >= config.connections and not pool.get_idle_size()
         try:
-            async with asyncio.timeout(config.acquire_timeout.total_seconds() + config.connect_timeout.total_seconds()):
+            async with asyncio.timeout(seconds if busy else seconds + config.connect_timeout.total_seconds()):
                 return await pool.acquire()
         except TimeoutError as err:
-            if pool.get_size() >= config.connections and not pool.get_idle_size():
-                raise store_unavailable(STORE) from err  # all are busy, which is no reason to let go of them
+            if busy:
+                raise _BusyError from err  # which is no reason to let go of them
             raise
 
     @contextlib.contextmanager
@@ -210,8 +273,12 @@ class PostgresqlDatabase:
         except _AWAY as err:
             if isinstance(err, ValueError):  # asyncpg could not encode an argument
                 raise InvalidArgumentError("the request holds a value that PostgreSQL cannot store") from err
-            self._refused_until = time.monotonic() + OPEN_SECONDS
             self._stale = True
+            if isinstance(err, asyncpg.InvalidAuthorizationSpecificationError):
+                self._found(err)
+                self._lost.set()
+            raise store_unavailable(STORE) from err
+        except _BusyError as err:
             raise store_unavailable(STORE) from err
         except asyncpg.PostgresError as err:
             # Busy (a lock, its own statement timeout, no slot) or in a state we do not know: the next call may fare better.
@@ -221,20 +288,18 @@ class PostgresqlDatabase:
 
     async def look(self) -> Finding:
         """Ask for the version, the size, and whether writes are taken."""
-        if self._pool is None:
+        if self._pool is None or self._lost.is_set():
             return Finding(state=self._state, reason=self._reason)
         try:
-            rows = await self._fetch(
-                "SELECT current_setting('server_version') AS version, pg_database_size(current_database()) AS size,"
-                " current_setting('transaction_read_only') = 'on' AS readonly,"
-                " (SELECT count(*) FROM servers WHERE deleted_at IS NULL) AS servers",
-                probing=True,
-            )
+            (row,) = await self._with_connection(lambda connection: connection.fetch(_ABOUT))
+            if self.writes.is_open:
+                await self._try_to_write()
         except OpenManagerError as err:
-            if isinstance(err.__cause__, TimeoutError):
+            state, reason = _trouble(err.__cause__) or (status_pb2.STORAGE_STATE_DOWN, "cannot be reached")
+            if state == status_pb2.STORAGE_STATE_HUNG:
                 raise TimeoutError from err
-            raise ConnectionError from err
-        row = rows[0]
+            return Finding(state=state, reason=reason)
+        self._stale |= row["readonly"]  # a connection made anew may lead to the server that takes writes by now
         return Finding(
             state=status_pb2.STORAGE_STATE_READONLY if row["readonly"] else status_pb2.STORAGE_STATE_OK,
             reason="takes no writes" if row["readonly"] else "",
@@ -243,6 +308,22 @@ class PostgresqlDatabase:
             item_count=row["servers"],
             warnings=self._memory.warnings if self._memory is not None else (),
         )
+
+    async def _try_to_write(self) -> None:
+        """Write what is there already: whether the disk is full shows in no other way."""
+        try:
+            await self._with_connection(lambda connection: connection.execute(_WRITE))
+        except UnavailableError as err:
+            if _trouble(err.__cause__) is not None:  # our user may be kept from that table
+                raise
+
+
+_WRITE = "UPDATE schema_migrations SET name = name WHERE number = 1"
+_ABOUT = """
+SELECT current_setting('server_version') AS version, pg_database_size(current_database()) AS size,
+    current_setting('transaction_read_only') = 'on' AS readonly,
+    (SELECT count(*) FROM servers WHERE deleted_at IS NULL) AS servers
+"""
 
 
 async def _release(pool: asyncpg.Pool, connection: Any) -> None:
@@ -254,6 +335,11 @@ async def _release(pool: asyncpg.Pool, connection: Any) -> None:
             connection.terminate()
 
 
+def _trouble(err: BaseException | None) -> tuple[StorageState.ValueType, str] | None:
+    """Return the state that an error tells of and why in words, None when it says nothing about the database."""
+    return next(((state, reason) for kind, state, reason in _TROUBLES if isinstance(err, kind)), None)
+
+
 def _why(err: Exception) -> tuple[StorageState.ValueType, str]:
     """Return the state that a failed connect or migration means, and why in words."""
     if isinstance(err, SchemaError):
@@ -261,9 +347,7 @@ def _why(err: Exception) -> tuple[StorageState.ValueType, str]:
     for kind, reason in _REFUSALS.items():
         if isinstance(err, kind):
             return status_pb2.STORAGE_STATE_DOWN, reason
-    if isinstance(err, _AWAY):
-        return status_pb2.STORAGE_STATE_DOWN, "cannot be reached"
-    return status_pb2.STORAGE_STATE_DOWN, f"cannot be prepared: {type(err).__name__}"
+    return _trouble(err) or (status_pb2.STORAGE_STATE_DOWN, f"cannot be prepared: {type(err).__name__}")
 
 
 def migrations() -> list[tuple[int, str, str]]:
@@ -302,10 +386,10 @@ async def migrate(connection: Any) -> None:
                 )
 
 
-def open_database(config: MetadataConfig, memory: Memory) -> PostgresqlDatabase:
+def open_database(config: MetadataConfig, memory: Memory, clock: Clock) -> PostgresqlDatabase:
     """Return the database of the configuration; nothing is connected yet."""
     if not config.database_url.reveal():
         raise ConfigurationError("metadata.database_url is not set: DATABASE_URL must name a PostgreSQL")
     if not config.database_url.reveal().startswith(("postgres://", "postgresql://")):
         raise ConfigurationError("DATABASE_URL is not a URL of the form postgresql://…")
-    return PostgresqlDatabase(config, memory)
+    return PostgresqlDatabase(config, memory, clock)

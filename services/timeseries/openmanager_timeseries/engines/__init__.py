@@ -25,7 +25,7 @@ def open_engine(config: TimeseriesConfig, name: str = "") -> Engine | None:
 
             return InfluxEngine(
                 url=config.influxdb_url,
-                token=config.influxdb_token.reveal(),
+                token=config.influxdb_token,
                 org=config.influxdb_org,
                 bucket=config.influxdb_bucket,
                 retention=config.raw_retention,

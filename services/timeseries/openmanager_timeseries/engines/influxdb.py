@@ -13,19 +13,30 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
 import aiohttp
 import numpy as np
 
+from openmanager.config import Secret
 from openmanager.errors import FailedPreconditionError, Reason, store_unavailable
 from openmanager.frame import LATEST_PLAUSIBLE_NANOS, NANOS_PER_MILLI, Frame
 from openmanager.runtime.clock import Clock, SystemClock
+from openmanager.runtime.credential import Credential
 from openmanager_timeseries.engines import flux
 from openmanager_timeseries.engines.buckets import reduced
 from openmanager_timeseries.engines.flux import Answer, AnswerError, MixedTypesError, Part
-from openmanager_timeseries.engines.port import Capabilities, Coded, EngineState, InfoOf, Refused, Wanted
+from openmanager_timeseries.engines.port import (
+    Capabilities,
+    Coded,
+    EngineState,
+    InfoOf,
+    Refused,
+    RefusedCredentialsError,
+    Wanted,
+)
 from openmanager_timeseries.line_protocol import LineEncoder, split
 
 NAME = "influxdb"
@@ -64,7 +75,6 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 _PERMANENT = frozenset({400, 413, 422})
 _TOO_LARGE = 413
 _STATUSES = {
-    401: "the token is not accepted",
     403: "the token may not do this",
     404: "there is no such organisation or bucket",
     429: "too many requests",
@@ -118,7 +128,7 @@ class InfluxEngine:
         self,
         *,
         url: str,
-        token: str,
+        token: Secret,
         org: str,
         bucket: str,
         retention: timedelta,
@@ -126,11 +136,12 @@ class InfluxEngine:
         query_timeout: timedelta,
         clock: Clock | None = None,
     ) -> None:
-        self._url, self._token, self._org, self._bucket = url, token, org, bucket
+        self._url, self._org, self._bucket = url, org, bucket
         self._retention = retention
         self._write_seconds = write_timeout.total_seconds()
         self._query_seconds = query_timeout.total_seconds()
         self._clock = clock or SystemClock()
+        self._token = Credential(token, self._clock)
         self._encoder = LineEncoder()
         self._encoding = threading.Lock()
         self._opened: Any = None
@@ -356,6 +367,8 @@ class InfluxEngine:
 
         What the client, the connection and the reading of the answer raise becomes UnavailableError, without its text.
         """
+        if self._token.is_refused:
+            await self._renew_token()
         try:
             response = await self._client().call_api(
                 path,
@@ -366,11 +379,20 @@ class InfluxEngine:
                 _preload_content=False,
             )
             async with response:
+                if response.status == HTTPStatus.UNAUTHORIZED:
+                    self._token.refused()
+                    raise RefusedCredentialsError(NAME)
                 yield response
         except (aiohttp.ClientError, AnswerError, OSError, ValueError, LookupError) as err:
             if isinstance(err, TimeoutError):
                 raise
             raise store_unavailable(NAME) from err
+
+    async def _renew_token(self) -> None:
+        """Go on with the token that its file holds now; RefusedCredentialsError when that is the one that was refused."""
+        if not await self._token.renew():
+            raise RefusedCredentialsError(NAME)
+        await self.close()
 
     def _client(self) -> Any:
         """Return the client, which has to be made within a running loop."""
@@ -380,7 +402,7 @@ class InfluxEngine:
             client: Any = InfluxDBClientAsync
             self._opened = client(
                 self._url,
-                self._token,
+                self._token.reveal(),
                 self._org,
                 timeout=aiohttp.ClientTimeout(total=None),
                 connection_pool_maxsize=CONNECTIONS,

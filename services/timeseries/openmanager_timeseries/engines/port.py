@@ -2,8 +2,8 @@
 
 An engine is a consumer of the log and a way to read, not a promise of equal semantics: it declares what it is able to
 do, and everything else is computed by us from its samples. Whoever speaks to one sees errors of `openmanager.errors` and
-nothing else: UnavailableError (`STORE_UNAVAILABLE`) when it is down, refuses, or is not itself, TimeoutError when it
-hangs, FailedPreconditionError (`ENGINE_CANNOT`) for what it is unable to do. Every call has a deadline of its own.
+nothing else: UnavailableError (`STORE_UNAVAILABLE`) when it is down, refuses, or is not itself, RefusedCredentialsError
+when it does not let us in, TimeoutError when it hangs, FailedPreconditionError (`ENGINE_CANNOT`) for what it is unable to do. Every call has a deadline of its own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+from openmanager.errors import Reason, UnavailableError
 from openmanager.frame import Frame, ServerInfo
 from openmanager_timeseries.samples import Floats, Ints
 
 # What is known of a server; its environment and role become tags.
 InfoOf = Callable[[str], ServerInfo]
+
+
+class RefusedCredentialsError(UnavailableError):
+    """An engine does not accept our credentials."""
+
+    def __init__(self, engine: str) -> None:
+        super().__init__(f"{engine} refuses the credentials", reason=Reason.STORE_UNAVAILABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

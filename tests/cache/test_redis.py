@@ -1,0 +1,200 @@
+"""Redis in trouble, as a real server says it: what is told, what is spared it, and when it is used again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from conftest import wait_until
+from openmanager_cache.backends.redis import RedisStore, open_redis
+from redis.asyncio import Redis
+
+from openmanager import embedded
+from openmanager.api.status.v1 import status_pb2
+from openmanager.config import Secret
+from openmanager.datadir import DataDir
+from openmanager.errors import UnavailableError
+from openmanager.runtime import credential
+from openmanager.runtime.clock import SystemClock
+from openmanager.runtime.status import Storage
+from openmanager.runtime.supervisor import Supervisor
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+VALUE = {"key": (b"value", timedelta(minutes=1))}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[str]:
+    """The URL of a Valkey of our own."""
+    with tempfile.TemporaryDirectory(prefix="openmanager-test-") as folder, DataDir.open(Path(folder)) as data:
+        valkey = embedded.valkey(data)
+        async with Supervisor([valkey.spec]) as children:
+            await children.wait_ready()
+            yield valkey.url.reveal()
+
+
+@contextlib.asynccontextmanager
+async def people(url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(url) as admin:
+        yield admin
+
+
+def storage(store: RedisStore) -> Storage:
+    return Storage(
+        name="redis", role="hot state", engine="redis", check=store.look, clock=SystemClock(), breakers=store.breakers
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened(url: Secret, *, connections: int = 4) -> AsyncIterator[tuple[RedisStore, Storage]]:
+    """A store as the cache service has it, probed four times as often."""
+    store = open_redis(
+        url, prefix="t:", seconds=0.15, connect_seconds=0.2, connections=connections, clock=SystemClock()
+    )
+    shown = storage(store)
+
+    async def probe() -> None:
+        while True:
+            await shown.probe()
+            await asyncio.sleep(0.25)
+
+    task = asyncio.create_task(probe())
+    try:
+        yield store, shown
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.close()
+
+
+async def until(shown: Storage, state: int, reason: str = "") -> None:
+    async def is_told() -> bool:
+        return (shown.finding.state, shown.finding.reason) == (state, reason)
+
+    try:
+        await wait_until(is_told, 8)
+    except AssertionError:
+        pytest.fail(f"it is {status_pb2.StorageState.Name(shown.finding.state)}: {shown.finding.reason}")
+
+
+async def until_written(store: RedisStore) -> None:
+    async def is_written() -> bool:
+        with contextlib.suppress(UnavailableError):
+            await store.set_many(VALUE)
+            return True
+        return False
+
+    await wait_until(is_written, 8)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "healed", "reason"),
+    [
+        (("maxmemory", "1"), ("maxmemory", "0"), "memory full"),
+        (("replicaof", "127.0.0.1 1"), ("replicaof", "no one"), "is a replica"),
+    ],
+    ids=["memory full", "replica"],
+)
+async def test_a_server_that_takes_no_writes_is_read_and_written_again_when_it_does(
+    server: str, trouble: tuple[str, str], healed: tuple[str, str], reason: str
+):
+    async def set_to(admin: Redis, name: str, value: str) -> None:
+        await (admin.replicaof(*value.split()) if name == "replicaof" else admin.config_set(name, value))
+
+    async with people(server) as admin, opened(Secret(server)) as (store, shown):
+        await until_written(store)
+        try:
+            await set_to(admin, *trouble)
+            await until(shown, status_pb2.STORAGE_STATE_READONLY, reason)
+            with pytest.raises(UnavailableError):
+                await store.set_many(VALUE)
+            assert store.writes.is_open
+            assert await store.get_many(["key"]) == [b"value"]
+        finally:
+            await set_to(admin, *healed)
+        await until(shown, status_pb2.STORAGE_STATE_OK)
+        await until_written(store)
+        assert await admin.exists("t:probe") == 0
+
+
+async def test_refused_credentials_are_not_tried_in_a_hurry_and_those_of_a_new_file_at_once(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(credential, "REFUSED_SECONDS", 60.0)
+    file = tmp_path / "url"
+    file.write_text(server)
+    async with people(server) as admin, opened(Secret(server, file)) as (store, shown):
+        await until_written(store)
+        old = (await admin.config_get("requirepass"))["requirepass"]
+        await admin.config_set("requirepass", "another")
+        try:
+            await admin.client_kill_filter(_type="normal", skipme=True)
+            await until(shown, status_pb2.STORAGE_STATE_DOWN, "auth: the credentials are refused")
+            tried = await _refusals(admin)
+            for _ in range(20):
+                with pytest.raises(UnavailableError, match="Redis does not answer"):
+                    await store.get_many(["key"])
+                await asyncio.sleep(0.03)
+            assert await _refusals(admin) == tried <= 3
+            start = time.monotonic()
+            file.write_text(server.replace(old, "another"))
+            await until(shown, status_pb2.STORAGE_STATE_OK)
+            await until_written(store)
+            assert time.monotonic() - start < 5
+        finally:
+            await admin.config_set("requirepass", old)
+
+
+async def _refusals(admin: Redis) -> int:
+    """Return how often credentials were refused."""
+    return int((await admin.info("stats"))["acl_access_denied_auth"])
+
+
+async def test_connections_that_are_all_busy_are_waited_for_a_moment(server: str):
+    async with people(server) as admin, opened(Secret(server), connections=1) as (store, shown):
+        await until_written(store)
+        held = await store._client.connection_pool.get_connection()
+        start = time.monotonic()
+        with pytest.raises(UnavailableError):
+            await store.get_many(["key"])
+        assert time.monotonic() - start < 0.2
+        await until(shown, status_pb2.STORAGE_STATE_SLOW, "pool: all connections are busy")
+        await store._client.connection_pool.release(held)
+        await until(shown, status_pb2.STORAGE_STATE_OK)
+        assert await store.get_many(["key"]) == [b"value"]
+
+        try:
+            await admin.config_set("maxclients", 1)
+            await admin.client_kill_filter(_type="normal", skipme=True)
+            await until(shown, status_pb2.STORAGE_STATE_SLOW, "pool: all connections are busy")
+        finally:
+            await admin.config_set("maxclients", 1000)
+        await until(shown, status_pb2.STORAGE_STATE_OK)
+
+
+async def test_a_server_that_loads_its_data_is_recovering_and_used_when_it_has():
+    loading = True
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer = b"-LOADING Valkey is loading the dataset in memory\r\n" if loading else b"+OK\r\n"
+        with contextlib.suppress(OSError):
+            while await reader.read(4096):
+                writer.write(answer)
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with listening, opened(Secret(url)) as (store, shown):
+        await until(shown, status_pb2.STORAGE_STATE_RECOVERING, "loading")
+        assert store.reads.is_open
+        assert store.writes.is_open
+        with pytest.raises(UnavailableError):
+            await store.get_many(["key"])

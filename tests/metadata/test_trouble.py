@@ -1,0 +1,236 @@
+"""PostgreSQL in trouble, as a real server says it: what is told, what is spared it, and when it is used again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from conftest import Mesh, child, environment, wait_until
+from openmanager_metadata.backends.postgresql import PostgresqlDatabase
+from openmanager_metadata.config import MetadataConfig
+
+from openmanager.api.status.v1 import status_pb2
+from openmanager.config import Secret
+from openmanager.errors import UnavailableError
+from openmanager.runtime import credential
+from openmanager.runtime.clock import SystemClock
+from openmanager.runtime.status import Storage
+
+WRITE = "INSERT INTO servers (id, hostname) VALUES ($1, 'x') ON CONFLICT (id) DO UPDATE SET hostname = 'x'"
+READ = "SELECT count(*) AS count FROM servers"
+
+
+@pytest.fixture
+async def people(mesh: Mesh) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of somebody who may do everything, to a database that a user of our own owns."""
+    whole = environment(child(mesh, "metadata"))["DATABASE_URL"]
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    admin = await asyncpg.connect(whole)
+    await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'first'")
+    await admin.execute(f"CREATE DATABASE {name} OWNER {name}")
+    inside = await asyncpg.connect(urlunsplit(urlsplit(whole)._replace(path=f"/{name}")))
+    try:
+        yield inside
+    finally:
+        await inside.close()
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.execute(f"DROP ROLE {name}")
+        await admin.close()
+
+
+async def name_of(people: asyncpg.Connection) -> str:
+    return str(await people.fetchval("SELECT current_database()"))
+
+
+async def url_of(mesh: Mesh, people: asyncpg.Connection, password: str = "first") -> str:
+    parts = urlsplit(environment(child(mesh, "metadata"))["DATABASE_URL"])
+    name = await name_of(people)
+    return urlunsplit(parts._replace(netloc=f"{name}:{password}@{parts.netloc.rpartition('@')[2]}", path=f"/{name}"))
+
+
+@contextlib.asynccontextmanager
+async def opened(url: Secret, connections: int = 2) -> AsyncIterator[tuple[PostgresqlDatabase, Storage]]:
+    """A database as the metadata service has it, probed four times as often."""
+    database = PostgresqlDatabase(
+        MetadataConfig(database_url=url, connections=connections, statement_timeout=timedelta(milliseconds=500))
+    )
+    shown = Storage(
+        name="postgresql",
+        role="metadata",
+        engine="postgresql",
+        check=database.look,
+        clock=SystemClock(),
+        breakers=database.breakers,
+    )
+
+    async def probe() -> None:
+        while True:
+            await shown.probe()
+            await asyncio.sleep(0.25)
+
+    async with database.connecting():
+        task = asyncio.create_task(probe())
+        try:
+            await until(shown, status_pb2.STORAGE_STATE_OK)
+            yield database, shown
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(shown: Storage, state: int, reason: str = "") -> None:
+    async def is_told() -> bool:
+        return (shown.finding.state, shown.finding.reason) == (state, reason)
+
+    try:
+        await wait_until(is_told, 8)
+    except AssertionError:
+        pytest.fail(f"it is {status_pb2.StorageState.Name(shown.finding.state)}: {shown.finding.reason}")
+
+
+async def cut(people: asyncpg.Connection) -> None:
+    """End every connection but this one."""
+    await people.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+async def until_written(database: PostgresqlDatabase) -> None:
+    async def is_written() -> bool:
+        with contextlib.suppress(UnavailableError):
+            await database.fetch(WRITE, "a")
+            return True
+        return False
+
+    await wait_until(is_written, 8)
+
+
+async def test_a_database_that_takes_no_writes_is_read_and_written_again_when_it_does(
+    mesh: Mesh, people: asyncpg.Connection
+):
+    name = await name_of(people)
+    async with opened(Secret(await url_of(mesh, people))) as (database, shown):
+        await until_written(database)
+        await people.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await cut(people)
+        await until(shown, status_pb2.STORAGE_STATE_READONLY, "takes no writes")
+        with pytest.raises(UnavailableError):
+            await database.fetch(WRITE, "b")
+        assert database.writes.is_open
+        assert (await database.fetch(READ))[0]["count"] == 1
+        await people.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        start = time.monotonic()
+        await until(shown, status_pb2.STORAGE_STATE_OK)
+        await until_written(database)
+        assert time.monotonic() - start < 5
+
+
+async def test_a_full_disk_is_told_and_not_written_to_again_and_again(mesh: Mesh, people: asyncpg.Connection):
+    async with opened(Secret(await url_of(mesh, people))) as (database, shown):
+        await until_written(database)
+        await people.execute(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$"
+        )
+        for table in ("servers", "schema_migrations"):
+            await people.execute(
+                f"CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION full_disk()"
+            )
+        for _ in range(5):
+            with pytest.raises(UnavailableError):
+                await database.fetch(WRITE, "b")
+        await until(shown, status_pb2.STORAGE_STATE_READONLY, "disk full")
+        await asyncio.sleep(1.5)
+        assert database.writes.is_open
+        assert (await database.fetch(READ))[0]["count"] == 1
+        for table in ("servers", "schema_migrations"):
+            await people.execute(f"DROP TRIGGER full_disk ON {table}")
+        await until(shown, status_pb2.STORAGE_STATE_OK)
+        await until_written(database)
+
+
+async def test_a_refused_password_is_not_tried_in_a_hurry_and_that_of_a_new_file_at_once(
+    mesh: Mesh, people: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(credential, "REFUSED_SECONDS", 60.0)
+    name = await name_of(people)
+    file = tmp_path / "url"
+    file.write_text(await url_of(mesh, people))
+    async with opened(Secret(file.read_text(), file)) as (database, shown):
+        await until_written(database)
+        await people.execute(f"ALTER ROLE {name} PASSWORD 'second'")
+        await cut(people)
+        await until(shown, status_pb2.STORAGE_STATE_DOWN, "auth: the credentials are refused")
+        tries = []
+        monkeypatch.setattr(asyncpg, "connect", lambda *_, **__: tries.append(1))
+        await asyncio.sleep(1.2)
+        with pytest.raises(UnavailableError, match="PostgreSQL does not answer"):
+            await database.fetch(READ)
+        assert tries == []
+        monkeypatch.undo()
+        start = time.monotonic()
+        file.write_text(await url_of(mesh, people, "second"))
+        await until(shown, status_pb2.STORAGE_STATE_OK)
+        await until_written(database)
+        assert time.monotonic() - start < 5
+
+
+async def test_connections_that_are_all_busy_are_waited_for_a_moment(mesh: Mesh, people: asyncpg.Connection):
+    async with opened(Secret(await url_of(mesh, people))) as (database, shown):
+        await until_written(database)
+        pool = database._pool
+        assert pool is not None
+        held = [await pool.acquire() for _ in range(2)]
+        start = time.monotonic()
+        with pytest.raises(UnavailableError):
+            await database.fetch(READ)
+        assert time.monotonic() - start < 0.2
+        await until(shown, status_pb2.STORAGE_STATE_SLOW, "pool: all connections are busy")
+        for each in held:
+            await pool.release(each)
+        await until(shown, status_pb2.STORAGE_STATE_OK)
+        await until_written(database)
+
+
+async def test_a_database_that_takes_no_more_connections_is_busy(mesh: Mesh, people: asyncpg.Connection):
+    name = await name_of(people)
+    url = await url_of(mesh, people)
+    async with opened(Secret(url)) as (database, shown):
+        await people.execute(f"ALTER ROLE {name} CONNECTION LIMIT 0")
+        await cut(people)
+        await until(shown, status_pb2.STORAGE_STATE_SLOW, "pool: it takes no more connections")
+        await people.execute(f"ALTER ROLE {name} CONNECTION LIMIT -1")
+        await until(shown, status_pb2.STORAGE_STATE_OK)
+        await until_written(database)
+
+
+async def test_a_database_that_starts_up_is_recovering():
+    """A server that answers every greeting as PostgreSQL does while it starts."""
+    fields = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(b"E" + (len(fields) + 4).to_bytes(4) + fields)
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    database = PostgresqlDatabase(
+        MetadataConfig(database_url=Secret(f"postgresql://a:b@127.0.0.1:{port}/c?sslmode=disable"))
+    )
+    async with listening, database.connecting():
+
+        async def is_recovering() -> bool:
+            found = await database.look()
+            return (found.state, found.reason) == (status_pb2.STORAGE_STATE_RECOVERING, "loading: is starting up")
+
+        await wait_until(is_recovering)
