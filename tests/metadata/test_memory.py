@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import pytest
 from conftest import wait_until
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
-from openmanager_metadata.inventory import Inventory, Server
+from openmanager_metadata.inventory import QUICK_SECONDS, Inventory, Server
 from openmanager_metadata.memory import Memory
 from openmanager_metadata.policy import Policies
 from test_database import answers, session, url
@@ -147,3 +148,14 @@ async def test_a_restart_of_the_same_database_gives_nothing_back(kept: Kept):
     await kept.run(RESTART)
     await wait_until(lambda: is_never_not_found(kept, "a"), 15)
     assert kept.memory.warnings == ()
+
+
+async def test_a_read_by_id_gives_up_soon_on_a_database_that_hangs(kept: Kept):
+    await kept.inventory.create(Server(id="a"), "")
+    async with session(kept.url) as people, people.transaction():
+        await people.execute("LOCK TABLE servers IN ACCESS EXCLUSIVE MODE")
+        start = time.monotonic()
+        for read in (kept.inventory.get("a"), kept.inventory.batch_get(["a"])):
+            with pytest.raises(UnavailableError):
+                await read
+        assert time.monotonic() - start < 2 * QUICK_SECONDS + 0.3

@@ -29,6 +29,10 @@ class Database(Statements, Protocol):
     UnavailableError while it is away, InvalidArgumentError for a value that it cannot hold; nothing else of its own.
     """
 
+    async def fetch(self, sql: str, *arguments: Any, seconds: float | None = None) -> list[Row]:
+        """Run one statement and return its rows; within `seconds` where somebody else can answer."""
+        ...
+
     async def transaction(self, work: Callable[[Statements], Awaitable[T]], *, writes: bool = True) -> T:
         """Run what `work` asks for in one transaction, undone when it raises; say so where it only reads."""
         ...

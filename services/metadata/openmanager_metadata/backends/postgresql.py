@@ -194,13 +194,12 @@ class PostgresqlDatabase:
             **options,
         )
 
-    async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
+    async def fetch(self, sql: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
         """Run one statement."""
         verb = sql.split(None, 1)[0]
+        breaker = self.reads if verb == "SELECT" else self.writes
         with telemetry.store_span("postgresql", verb):
-            return await self._guarded(
-                self.reads if verb == "SELECT" else self.writes, lambda connection: connection.fetch(sql, *arguments)
-            )
+            return await self._guarded(breaker, lambda connection: connection.fetch(sql, *arguments), seconds)
 
     async def transaction(self, work: Callable[[Statements], Awaitable[T]], *, writes: bool = True) -> T:
         """Run what `work` asks for in one transaction."""
@@ -212,12 +211,12 @@ class PostgresqlDatabase:
         with telemetry.store_span("postgresql", "TRANSACTION"):
             return await self._guarded(self.writes if writes else self.reads, run)
 
-    async def _guarded(self, breaker: Breaker, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def _guarded(self, breaker: Breaker, work: Callable[[Any], Awaitable[T]], seconds: float | None = None) -> T:
         """Do work on a connection, unless the breaker is open."""
         breaker.check()
         start = self._clock.monotonic()
         try:
-            found = await self._with_connection(work)
+            found = await self._with_connection(work, seconds)
         except OpenManagerError as err:
             if (trouble := _trouble(err.__cause__)) is not None:
                 breaker.failed(start, *trouble)
@@ -225,8 +224,8 @@ class PostgresqlDatabase:
         breaker.answered(start)
         return found
 
-    async def _with_connection(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        """Do work on a connection, in the time the configuration gives it."""
+    async def _with_connection(self, work: Callable[[Any], Awaitable[T]], seconds: float | None = None) -> T:
+        """Do work on a connection, in the time the configuration gives it, or in less."""
         pool = self._pool
         if pool is None:
             raise store_unavailable(STORE)
@@ -236,9 +235,10 @@ class PostgresqlDatabase:
                 # What was connected before a fail-over, a shutdown or a hang is not used again.
                 self._stale = False
                 await pool.expire_connections()
-            connection = await self._acquire(pool)
+            seconds = seconds or config.statement_timeout.total_seconds()
+            connection = await self._acquire(pool, seconds)
             try:
-                async with asyncio.timeout(config.statement_timeout.total_seconds()):
+                async with asyncio.timeout(seconds):
                     return await work(connection)
             except TimeoutError:
                 connection.terminate()  # its answer may still come: nobody else must read it
@@ -246,12 +246,14 @@ class PostgresqlDatabase:
             finally:
                 await _release(pool, connection)
 
-    async def _acquire(self, pool: asyncpg.Pool) -> Any:
+    async def _acquire(self, pool: asyncpg.Pool, most: float) -> Any:
         config = self._config
         seconds = config.acquire_timeout.total_seconds()
         busy = pool.get_size() >= config.connections and not pool.get_idle_size()
         try:
-            async with asyncio.timeout(seconds if busy else seconds + config.connect_timeout.total_seconds()):
+            async with asyncio.timeout(
+                min(most, seconds if busy else seconds + config.connect_timeout.total_seconds())
+            ):
                 return await pool.acquire()
         except TimeoutError as err:
             if busy:
