@@ -175,8 +175,8 @@ async def _fill_forever(file: Path) -> None:
     """Write to a file whatever fits, and again what becomes free."""
     with file.open("wb", buffering=0) as out:
         while True:
-            for size in (1 << 20, 4096):
+            for size in (16 << 20, 4096):
                 with contextlib.suppress(OSError):
-                    while out.write(bytes(size)) == size:
-                        await asyncio.sleep(0)
+                    while await asyncio.to_thread(out.write, bytes(size)) == size:
+                        pass
             await asyncio.sleep(0.1)

@@ -98,17 +98,23 @@ class Redis(Part):
 
     @contextlib.asynccontextmanager
     async def loading(self) -> AsyncIterator[None]:
-        """Let it read its file for as long as that takes to be seen: it answers LOADING."""
+        """Let it load its data, slowly: it answers LOADING meanwhile."""
+        ballast = [f"chaos:{at}" for at in range(1000)]
         async with self.client() as redis:
-            await redis.config_set("key-load-delay", 200_000)
-            task = asyncio.create_task(_quietly(redis.execute_command("DEBUG", "LOADAOF")))
+            await redis.mset({key: os.urandom(1500) for key in ballast})
+            # It looks at its clients after every such piece of what it loads.
+            await redis.config_set("loading-process-events-interval-bytes", 1024)
+            await redis.config_set("key-load-delay", 50_000)  # microseconds
+            task = asyncio.create_task(_quietly(redis.execute_command("DEBUG", "RELOAD")))
             try:
                 yield
             finally:
                 async with self.client() as other:
-                    await _quietly(other.config_set("key-load-delay", 0))
+                    await other.config_set("key-load-delay", 0)
                 await asyncio.wait([task], timeout=20)
                 task.cancel()
+        async with self.client() as redis:
+            await redis.delete(*ballast)
 
     @contextlib.asynccontextmanager
     async def poisoned(self) -> AsyncIterator[None]:

@@ -24,7 +24,7 @@ from openmanager.runtime.peer import Peer
 from openmanager.runtime.supervisor import ChildSpec, Supervisor
 
 # Of the file systems that parts have for themselves, where the machine lets us mount some.
-DISK_BYTES = 512 << 20
+DISK_BYTES = 256 << 20
 # So short that files are sealed, merged and deleted all the while.
 HURRY = {
     "OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "5s",
