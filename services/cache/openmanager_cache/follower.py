@@ -20,8 +20,8 @@ CONFIRM = "/openmanager.api.timeseries.v1.LogService/ConfirmPosition"
 CONSUMER = "cache"
 CONFIRM_SECONDS = 2.0
 SYNC_SECONDS = 5.0
-# Progress comes at least every 20 s; a stream that is silent for longer is dead.
-SILENCE_SECONDS = 25.0
+# Progress comes twice a second; a log that is silent for longer than this is out of reach, and hot state grows old.
+SILENCE_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
