@@ -137,9 +137,11 @@ def check(journal: np.ndarray, found: Sequence[Found], until: float = np.inf) ->
         _check_history(verdict, f"writer {writer}", writes, found[writer])
         shown = rows[np.isin(rows["kind"], _SHOWN) & (rows["at"] + rows["seconds"] < until) & (rows["time"] > 0)]
         verdict.shown += len(np.unique(shown["at"]))
-        _check_shown(verdict, f"writer {writer}", writes, shown, found[writer])
-        for kind in _NEWEST:
-            _check_newest(verdict, f"writer {writer}, {kind.name}", writes, shown[shown["kind"] == kind])
+        for kind in _SHOWN:
+            some = shown[shown["kind"] == kind]
+            _check_shown(verdict, f"writer {writer}, {kind.name}", writes, some, found[writer])
+            if kind in _NEWEST:
+                _check_newest(verdict, f"writer {writer}, {kind.name}", writes, some)
         _check_ranges(verdict, f"writer {writer}, RANGE", writes, rows, until)
     return verdict
 
@@ -175,7 +177,7 @@ def _check_shown(verdict: Verdict, who: str, writes: Writes, shown: np.ndarray, 
     frames = writes.find(values["time"], values["value"])
     bad = (frames < 0) | (writes.kinds[frames] == Kind.FAILED) if len(writes.kinds) else frames < 0
     verdict.add("untrue", who, values["time"][bad])
-    _, first, count = np.unique(shown[["kind", "at", "time"]], return_index=True, return_counts=True)
+    _, first, count = np.unique(shown[["at", "time"]], return_index=True, return_counts=True)
     torn = (count > 1) | np.isnan(shown["value"][first])
     verdict.add("torn", who, shown["time"][first[torn]])
     there = found.get(METRICS[0], (np.empty(0, np.int64),))[0]
