@@ -20,18 +20,18 @@ from pathlib import Path
 import numpy as np
 
 from bench.rpc import free_ports
-from chaos import checker, journal
+from chaos import checker, inside, journal, reading
 from chaos.journal import Kind
-from chaos.load import METRICS, WRITERS, server_of
 from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, family, signalled
+from chaos.planted import BUGS
 from chaos.proxy import Trouble, Way
 from chaos.stores import REDIS, Stores, stores
-from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.failpoint import NAMES
 from openmanager.runtime.peer import Peer
 
-QUERY_RANGE = "/openmanager.api.timeseries.v1.TimeseriesService/QueryRange"
 FAULTS_A_MESH = 12
+# With a bug to be found everything is killed, and looked at, more often.
+FAULTS_A_LOOK = 2
 # So short that files are sealed, merged and deleted all the while.
 HURRY = {
     "OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "3s",
@@ -76,10 +76,11 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=24, help="how many")
     parser.add_argument("--seed", type=int, default=1, help="of what is broken, when and for how long")
     parser.add_argument("--json", action="store_true", help="one document")
+    parser.add_argument("--planted", choices=["none", *BUGS], help="end as soon as this bug is found, or none is")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no mesh is left behind
     with tempfile.TemporaryDirectory(prefix="openmanager-chaos-") as folder:
-        found = asyncio.run(run(Path(folder), options.faults, options.seed))
+        found = asyncio.run(run(Path(folder), options.faults, options.seed, options.planted))
     if options.json:
         print(json.dumps(found.document(), indent=1))
     else:
@@ -114,16 +115,13 @@ class Outcome:
             f"{len(self.faults)} faults and {self.crashes} crashes at failpoints in {self.seconds:.0f} s, seed {self.seed}: "
             f"{sound.acknowledged:,} samples acknowledged, {sound.unknown:,} of unknown fate"
         )
-        yield (
-            f"lost {sound.lost}, resurrected {sound.resurrected}, foreign {sound.foreign}, "
-            f"duplicated {sound.duplicated}, halves of frames {sound.halves}"
-        )
+        yield f"of these, of {sound.shown:,} answers that showed some, and of the books: {sound.summary()}"
         # Those that can lose something at all: what happens to history, and to everything.
         count = sum(each.victim in {"timeseries", "everything"} for each in self.faults) + self.crashes
         if sound.sound and count:
             yield (
                 f"{count} of them were in the way of samples: such a one loses some in fewer than {min(1.0, 3 / count):.2%} of cases, "
-                "with 95 % confidence; what a power cut would do is for the tests of the log"
+                "with 95 % confidence; each kill of timeseries was a power cut for its log"
             )
         yield from sound.examples
 
@@ -134,7 +132,7 @@ class Outcome:
             "seconds": self.seconds,
             "faults": [asdict(each) for each in self.faults],
             "crashes": self.crashes,
-            "verdict": asdict(self.verdict),
+            "verdict": asdict(self.verdict) | {"defects": self.verdict.defects},
         }
 
     def _reads(self, fault: Fault) -> np.ndarray:
@@ -148,7 +146,7 @@ class Outcome:
 def _row(faults: list[Fault], reads: np.ndarray) -> str:
     answered = reads[reads["kind"] != Kind.READ_FAILED]
     share = len(answered) / len(reads) if len(reads) else 1.0
-    p50, p99 = np.percentile(answered["value"], [50, 99]) * 1e3 if len(answered) else (0.0, 0.0)
+    p50, p99 = np.percentile(answered["seconds"], [50, 99]) * 1e3 if len(answered) else (0.0, 0.0)
     back = [each.recovered for each in faults if each.recovered is not None]
     never = len(faults) - len(back)
     median, late = (statistics.median(back), float(np.percentile(back, 95))) if back else (0.0, 0.0)
@@ -159,22 +157,27 @@ def _row(faults: list[Fault], reads: np.ndarray) -> str:
 # ── breaking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def run(folder: Path, count: int, seed: int) -> Outcome:
-    """Break a mesh `count` times under load; read everything back and judge."""
+async def run(folder: Path, count: int, seed: int, planted: str | None = None) -> Outcome:
+    """Break a mesh `count` times under load; read everything back and judge.
+
+    With a bug planted in it, or `none`, it is judged after every start as well, and the run ends when something is wrong.
+    """
     dice, base, screen = random.Random(seed), free_ports(6), folder / "screen"
     gateway, path, died = f"127.0.0.1:{base}", folder / "journal", folder / "died"
     faults: list[Fault] = []
     start = time.monotonic()
     async with Peer("the gateway", gateway) as peer, stores(folder / "stores", seed) as behind:
         probe = Probe(peer)
-        environment = {**behind.environment, **HURRY}
+        environment = {**behind.environment, **HURRY, **inside.environment(planted if planted in BUGS else "")}
+        several = FAULTS_A_LOOK if planted else FAULTS_A_MESH
+        verdict = checker.Verdict()
         mesh = Mesh.start(folder / "data", base, screen, environment)
         load = subprocess.Popen([sys.executable, "-m", "chaos.load", gateway, str(path)], stdin=subprocess.PIPE)
         try:
             try:
                 await _back(probe, "the first start")
-                while len(faults) < count:
-                    for _ in range(min(FAULTS_A_MESH, count - len(faults) - 1)):
+                while len(faults) < count and verdict.sound:
+                    for _ in range(min(several, count - len(faults) - 1)):
                         if dice.random() < CRASHES:
                             died.unlink(missing_ok=True)  # it dies at its failpoint another time
                         faults.append(await _break(mesh, behind, probe, dice))
@@ -187,14 +190,22 @@ async def run(folder: Path, count: int, seed: int) -> Outcome:
                     recovered = await probe.works(START_SECONDS)
                     faults.append(Fault(kind="kill", victim="everything", began=began, held=0.0, recovered=recovered))
                     _tell(faults[-1], len(faults), count)
+                    if planted and recovered is not None:
+                        verdict = await reading.look(peer, path)
                 await _back(probe, "the last start")
             finally:
                 assert load.stdin is not None
                 load.stdin.close()
                 load.wait(30)
             seconds, crashes = time.monotonic() - start, mesh.restarts("timeseries")
-            rows = journal.load(path)
-            found = [await _read_back(peer, writer, rows) for writer in range(WRITERS)]
+
+            def restart() -> None:
+                nonlocal mesh
+                mesh.end()
+                mesh = Mesh.start(folder / "data", base, screen, environment)
+
+            if verdict.sound:
+                verdict = await reading.judge(peer, path, restart)
             mesh.end()
         finally:
             if mesh.process.poll() is None:
@@ -205,8 +216,8 @@ async def run(folder: Path, count: int, seed: int) -> Outcome:
         seconds=seconds,
         faults=faults,
         crashes=max(0, crashes - killed),
-        verdict=checker.check(rows, found),
-        rows=rows,
+        verdict=verdict,
+        rows=journal.load(path),
     )
 
 
@@ -270,25 +281,6 @@ def _tell(fault: Fault, done: int, count: int) -> None:
         print(f"\r\x1b[K{bar} {done}/{count} {fault.kind} {fault.victim}: {back}", end="", file=sys.stderr, flush=True)
         if done == count:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-# ── reading back ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def _read_back(peer: Peer, writer: int, rows: np.ndarray) -> checker.Found:
-    """Return everything that is there of a writer."""
-    times = rows["time"][rows["kind"] == Kind.INVOKED]
-    request = pb.QueryRangeRequest(series_per_message=len(METRICS))
-    request.selector.servers.append(server_of(writer))
-    request.start_time.FromNanoseconds(int(times.min()) - 10**9)
-    request.end_time.FromNanoseconds(int(times.max()) + 10**9)
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    async for data in peer.server_stream(QUERY_RANGE, request, seconds=60):
-        for series in pb.QueryRangeResponse.FromString(data).batch.series:
-            columns = np.asarray(series.time_unix_nanos, np.int64), np.asarray(series.values)
-            before = found.get(series.metric, (np.empty(0, np.int64), np.empty(0)))
-            found[series.metric] = np.append(before[0], columns[0]), np.append(before[1], columns[1])
-    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The journal of a load: what it asked for and what it was told, durable, whatever becomes of the mesh."""
+"""The journal of a load: what it asked for, what it was told and what it was shown, durable, whatever becomes of the mesh."""
 
 from __future__ import annotations
 
@@ -12,19 +12,39 @@ from typing import Self
 import numpy as np
 
 SYNC_SECONDS = 0.05
-ROW = np.dtype([("kind", "u1"), ("writer", "u2"), ("time", "i8"), ("value", "f8"), ("at", "f8")])
+ROW = np.dtype(
+    [
+        ("kind", "u1"),
+        ("degraded", "?"),
+        ("writer", "u2"),
+        ("time", "i8"),
+        ("value", "f8"),
+        ("at", "f8"),
+        ("seconds", "f8"),
+    ]
+)
 
 
 class Kind(IntEnum):
-    """What a row says. Of a read `value` is the seconds it took, and `time` is 0."""
+    """What a row says.
+
+    Of a write: `time` and `value` of its samples, and `at` when it was sent or answered, on the monotonic clock. Of what
+    a read showed: `time` and `value` of a sample, whether the answer was marked, `at` when it was asked and the `seconds`
+    it took. Samples of one frame are one row; where their values differ, which is a defect, there is a row for each
+    value, and one with NaN where some are missing.
+    """
 
     INVOKED = 1  # a frame was sent
     OK = 2  # it was acknowledged
     FAILED = 3  # it was refused: it is not there
     UNKNOWN = 4  # nobody knows: it is there, or it is not
-    READ = 5
-    DEGRADED = 6  # a read that was answered, and said that it was not from the first choice
-    READ_FAILED = 7
+    REGISTERED = 5  # the inventory took a server, whose number is `time`
+    RANGE = 6  # a range was read: `value` seconds from `time` on
+    RANGED = 7  # it showed this
+    LATEST = 8  # the newest sample in history
+    LISTED = 9  # the sample that a list of servers showed
+    READ = 10  # the sample that a single server was shown with; `time` is 0 where there was none
+    READ_FAILED = 11
 
 
 class Journal:
@@ -32,7 +52,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._rows: deque[tuple[int, int, int, float, float]] = deque()
+        self._rows: deque[tuple[int, bool, int, int, float, float, float]] = deque()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._sync_forever)
 
@@ -47,8 +67,14 @@ class Journal:
         os.close(self._file)
 
     def add(self, kind: Kind, writer: int, time: int, value: float, at: float) -> None:
-        """Take a row: `at` is when, on the monotonic clock."""
-        self._rows.append((kind, writer, time, value, at))
+        """Take a row of a write."""
+        self._rows.append((kind, False, writer, time, value, at, 0.0))
+
+    def add_shown(
+        self, kind: Kind, writer: int, time: int, value: float, *, at: float, seconds: float, degraded: bool = False
+    ) -> None:
+        """Take a row of a read."""
+        self._rows.append((kind, degraded, writer, time, value, at, seconds))
 
     def _sync_forever(self) -> None:
         while not self._closing.wait(SYNC_SECONDS):
@@ -64,5 +90,6 @@ class Journal:
 
 
 def load(path: Path) -> np.ndarray:
-    """Return the rows of a journal."""
-    return np.fromfile(path, ROW)
+    """Return the rows of a journal, also of one that is being written."""
+    whole = path.stat().st_size // ROW.itemsize
+    return np.fromfile(path, ROW, whole)

@@ -27,8 +27,8 @@ from openmanager.runtime.status import Finding
 
 WATCH = "/openmanager.api.cache.v1.CacheService/WatchServers"
 LATEST = "/openmanager.api.timeseries.v1.TimeseriesService/QueryLatest"
-# Progress comes at least every 20 s; a stream that is silent for longer is dead.
-SILENCE_SECONDS = 25.0
+# Progress comes twice a second; a cache that is silent for longer than this hangs, and the copy grows old.
+SILENCE_SECONDS = 2.0
 LATEST_SECONDS = 3.0
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ CONFIRM = "/openmanager.api.timeseries.v1.LogService/ConfirmPosition"
 CONSUMER = "cache"
 CONFIRM_SECONDS = 2.0
 SYNC_SECONDS = 5.0
-# Progress comes at least every 20 s; a stream that is silent for longer is dead.
-SILENCE_SECONDS = 25.0
+# Progress comes twice a second; a log that is silent for longer than this is out of reach, and hot state grows old.
+SILENCE_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +73,17 @@ class LogFollower:
             await asyncio.sleep(backoff(attempt, self._jitter.random(), cap=1.0).total_seconds())
 
     async def _copy_latest(self) -> None:
+        position = 0
         async with asyncio.timeout(SYNC_SECONDS):
             async for data in self._peer.server_stream(
                 f"{SERVICE}/QueryLatest", pb.QueryLatestRequest(), seconds=SYNC_SECONDS
             ):
                 part = pb.QueryLatestResponse.FromString(data)
-                self.view.position = part.position
+                position = part.position
                 if part.WhichOneof("part") == "frame":
                     frame = decode_trusted(part.frame)
                     self._fleet.apply(frame, int(frame.times[-1]))
+        self.view.position = position  # only now: a copy that is cut short has to be made again
         self._on_change("")
         await self._confirm(resynced=True)
 

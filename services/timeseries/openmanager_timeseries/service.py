@@ -26,7 +26,8 @@ from openmanager_timeseries.series_page import series_page
 from openmanager_timeseries.tier import RAW
 from openmanager_timeseries.wire import accepted_frames, ack, frame_of, selector_of, time_of
 
-PROGRESS_SECONDS = 10.0
+# So that who watches finds out soon when nothing comes because we hang.
+PROGRESS_SECONDS = 0.5
 RAW_PART_SAMPLES = 100_000
 MAX_BATCH_SERIES = 1000
 MAX_BATCH_BYTES = 1 << 20
