@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import signal
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from bench.rpc import free_ports
 from chaos import checker, inside, journal, reading
 from chaos.journal import Kind
 from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, family, signalled
+from chaos.part import full
 from chaos.planted import BUGS
 from chaos.proxy import Trouble, Way
-from chaos.stores import REDIS, Stores, stores
+from chaos.stores import ENGINES, Stores, can_mount, small_disk, stores
 from openmanager.failpoint import NAMES
 from openmanager.runtime.peer import Peer
 
@@ -45,19 +47,24 @@ RECOVERY_SECONDS = 30.0
 CRASHES = 0.2
 # A fault that does not end by itself is held for so long, at most.
 HELD_SECONDS = 1.5
-# Of a hundred faults; those of the wire are made by the proxies before the stores.
+# Of a hundred faults. Those of the wire are made by the proxies before the stores; a full disk takes a file system of
+# its own, and so root.
 KINDS = {
-    "kill": 35,
+    "kill": 40,
     "stop": 25,
     "slow": 10,
-    "reset": 8,
-    "down": 6,
-    "silent": 6,
-    "half open": 3,
-    "sliced": 3,
-    "empty": 4,
+    "silent": 3,
+    "sliced": 2,
+    "reset": 5,
+    "down": 3,
+    "half open": 2,
+    "empty": 5,
+    "disk full": 5,
 }
 _PROCESS = frozenset({"kill", "stop"})
+HISTORY = "timeseries"
+# Of the file systems that are filled.
+DISK_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +77,23 @@ class Fault:
     held: float
     recovered: float | None
 
+    @property
+    def end(self) -> float:
+        """When it was no longer felt."""
+        return self.began + self.held + (self.recovered if self.recovered is not None else RECOVERY_SECONDS)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--faults", type=int, default=24, help="how many")
     parser.add_argument("--seed", type=int, default=1, help="of what is broken, when and for how long")
+    parser.add_argument("--engine", choices=ENGINES, default="", help="an engine beside the blocks")
     parser.add_argument("--json", action="store_true", help="one document")
     parser.add_argument("--planted", choices=["none", *BUGS], help="end as soon as this bug is found, or none is")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no mesh is left behind
     with tempfile.TemporaryDirectory(prefix="openmanager-chaos-") as folder:
-        found = asyncio.run(run(Path(folder), options.faults, options.seed, options.planted))
+        found = asyncio.run(run(Path(folder), options.faults, options.seed, options.planted, options.engine))
     if options.json:
         print(json.dumps(found.document(), indent=1))
     else:
@@ -93,6 +106,7 @@ class Outcome:
     """What a run found."""
 
     seed: int
+    engine: str
     seconds: float
     faults: list[Fault]
     crashes: int
@@ -127,19 +141,29 @@ class Outcome:
 
     def document(self) -> dict[str, object]:
         """Return it for programs."""
+        faults = []
+        for each in self.faults:
+            reads = self._reads(each)
+            failed = int((reads["kind"] == Kind.READ_FAILED).sum())
+            slowest = float(np.percentile(reads["seconds"], 99)) if len(reads) else 0.0
+            faults.append(asdict(each) | {"reads": len(reads), "failed": failed, "p99": slowest})
         return {
             "seed": self.seed,
+            "engine": self.engine,
             "seconds": self.seconds,
-            "faults": [asdict(each) for each in self.faults],
+            "faults": faults,
             "crashes": self.crashes,
-            "verdict": asdict(self.verdict) | {"defects": self.verdict.defects},
+            "acknowledged": self.verdict.acknowledged,
+            "unknown": self.verdict.unknown,
+            "shown": self.verdict.shown,
+            "defects": self.verdict.defects,
+            "examples": self.verdict.examples,
         }
 
     def _reads(self, fault: Fault) -> np.ndarray:
         """Return the reads that began while a fault was felt."""
-        end = fault.began + fault.held + (fault.recovered if fault.recovered is not None else RECOVERY_SECONDS)
         reads = self.rows[self.rows["kind"] >= Kind.READ]
-        chosen: np.ndarray = reads[(reads["at"] >= fault.began) & (reads["at"] < end)]
+        chosen: np.ndarray = reads[(reads["at"] >= fault.began) & (reads["at"] < fault.end)]
         return chosen
 
 
@@ -157,7 +181,7 @@ def _row(faults: list[Fault], reads: np.ndarray) -> str:
 # ── breaking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def run(folder: Path, count: int, seed: int, planted: str | None = None) -> Outcome:
+async def run(folder: Path, count: int, seed: int, planted: str | None = None, engine: str = "") -> Outcome:
     """Break a mesh `count` times under load; read everything back and judge.
 
     With a bug planted in it, or `none`, it is judged after every start as well, and the run ends when something is wrong.
@@ -166,7 +190,7 @@ async def run(folder: Path, count: int, seed: int, planted: str | None = None) -
     gateway, path, died = f"127.0.0.1:{base}", folder / "journal", folder / "died"
     faults: list[Fault] = []
     start = time.monotonic()
-    async with Peer("the gateway", gateway) as peer, stores(folder / "stores", seed) as behind:
+    async with Peer("the gateway", gateway) as peer, _ground(folder, seed, engine) as behind:
         probe = Probe(peer)
         environment = {**behind.environment, **HURRY, **inside.environment(planted if planted in BUGS else "")}
         several = FAULTS_A_LOOK if planted else FAULTS_A_MESH
@@ -213,12 +237,23 @@ async def run(folder: Path, count: int, seed: int, planted: str | None = None) -
     killed = sum(each.kind == "kill" and each.victim == "timeseries" for each in faults)
     return Outcome(
         seed=seed,
+        engine=engine,
         seconds=seconds,
         faults=faults,
         crashes=max(0, crashes - killed),
         verdict=verdict,
         rows=journal.load(path),
     )
+
+
+@contextlib.asynccontextmanager
+async def _ground(folder: Path, seed: int, engine: str) -> AsyncIterator[Stores]:
+    """Run the stores; each, and the data of the mesh, on a file system of its own where we may mount some."""
+    size = DISK_BYTES if can_mount() else 0
+    (folder / "data").mkdir()
+    with small_disk(folder / "data", size) if size else contextlib.nullcontext():
+        async with stores(folder / "stores", seed, engine=engine, disk_bytes=size) as behind:
+            yield behind
 
 
 def _place(dice: random.Random) -> str:
@@ -236,17 +271,37 @@ async def _back(probe: Probe, what: str) -> None:
 async def _break(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random) -> Fault:
     """Make one fault, and wait until all is well again."""
     kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
-    victim = dice.choice([*SERVICES, *behind.proxies] if kind in _PROCESS else list(behind.proxies))
-    seconds = dice.uniform(0.2, HELD_SECONDS)
+    victim, seconds = dice.choice(_victims(kind, behind)), dice.uniform(0.2, HELD_SECONDS)
     began = time.monotonic()
     if kind in _PROCESS:
-        await _break_process(kind, behind.pid(victim) if victim in behind.proxies else mesh.pid(victim), seconds)
-    elif kind == "empty":
-        victim = REDIS
-        async with behind.redis.emptied():
-            pass
+        await _break_process(kind, behind.pid(victim) if victim in behind.parts else mesh.pid(victim), seconds)
     else:
-        trouble = {
+        async with _made(kind, victim, mesh, behind, dice):
+            await asyncio.sleep(seconds if kind != "empty" else 0.0)
+    held = time.monotonic() - began if kind != "kill" else 0.0
+    return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
+
+
+def _victims(kind: str, behind: Stores) -> list[str]:
+    """Return whom a kind of fault may happen to."""
+    if kind in _PROCESS:
+        return [*SERVICES, *behind.parts]
+    return [*behind.parts, HISTORY] if kind == "disk full" else list(behind.parts)
+
+
+def _made(
+    kind: str, victim: str, mesh: Mesh, behind: Stores, dice: random.Random
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Return a fault that is there as long as the context is open."""
+    if victim == HISTORY:
+        return full(mesh.data)
+    store = behind.parts[victim]
+    if kind == "empty":
+        return store.emptied()
+    if kind == "disk full":
+        return store.disk_full()
+    return store.trouble(
+        {
             "slow": Trouble(latency=dice.uniform(0.1, 2.0), jitter=0.1),
             "reset": Trouble(reset_after=dice.randint(0, 5000)),
             "down": Trouble(down=True),
@@ -254,10 +309,7 @@ async def _break(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random) 
             "half open": Trouble(silent=frozenset({Way.BACK})),
             "sliced": Trouble(slice_bytes=1),
         }[kind]
-        async with behind.proxies[victim].while_(trouble):
-            await asyncio.sleep(seconds)
-    held = time.monotonic() - began if kind != "kill" else 0.0
-    return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
+    )
 
 
 async def _break_process(kind: str, pid: int | None, seconds: float) -> None:

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -20,13 +19,14 @@ from pathlib import Path
 
 from bench.store import influx_binary
 from chaos.cell import Cell, Result, applicable, cells, run
+from chaos.stores import can_mount
 from chaos.world import World, world
 
 
 def present() -> list[str]:
     """Return what this machine has of what cells may need."""
     found = {
-        "root": os.geteuid() == 0 and shutil.which("mount") is not None,
+        "root": can_mount(),
         "victoriametrics": shutil.which("victoria-metrics") is not None,
         "influxdb": influx_binary() is not None,
     }

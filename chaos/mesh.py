@@ -33,6 +33,7 @@ class Mesh:
     """A running `openmanager up`."""
 
     process: subprocess.Popen[bytes]
+    data: Path
     gateway: str
     screen: Path
 
@@ -53,7 +54,7 @@ class Mesh:
                 stderr=out,
                 start_new_session=True,
             )
-        return cls(process, gateway, screen)
+        return cls(process, data, gateway, screen)
 
     def restarts(self, service: str) -> int:
         """Return how often a service has ended and was started again, in all meshes that wrote to this screen."""

@@ -134,17 +134,22 @@ class Part:
             yield
         shutil.rmtree(copy, ignore_errors=True)
 
-    @contextlib.asynccontextmanager
-    async def disk_full(self) -> AsyncIterator[None]:
+    def disk_full(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Fill the file system that its folder is on, which should be one of its own."""
-        filler = self.folder / "filler"
-        task = asyncio.create_task(_fill_forever(filler))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            filler.unlink(missing_ok=True)
+        return full(self.folder)
+
+
+@contextlib.asynccontextmanager
+async def full(folder: Path) -> AsyncIterator[None]:
+    """Keep the file system of a folder full."""
+    filler = folder / "filler"
+    task = asyncio.create_task(_fill_forever(filler))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        filler.unlink(missing_ok=True)
 
 
 def emptied(folder: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from chaos.planted import BUGS
@@ -19,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="chaos.proving", description=__doc__)
     parser.add_argument("--faults", type=int, default=50, help="within how many each is to be found")
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
+    parser.add_argument("--results", type=Path, help="file to append what was found to")
     parser.add_argument("bugs", nargs="*", metavar="BUG", help=f"of {', '.join(BUGS)}; all, and none")
     options = parser.parse_args()
     names = options.bugs or [*BUGS, "none"]
@@ -26,10 +28,14 @@ def main() -> None:
     print(f"{'bug':10} {'faults':>6}  what was found")
     for name in names:
         found = tried(name, options.faults, options.seed)
-        defects = found["verdict"]["defects"]
+        defects = found["defects"]
         right += bool(defects) == (name in BUGS)
         what = ", ".join(f"{count:,} {defect}" for defect, count in defects.items()) or "nothing"
         print(f"{name:10} {len(found['faults']):6}  {what}", flush=True)
+        if options.results is not None:
+            row = {"bug": name, "found": bool(defects), "faults": len(found["faults"]), "what": what}
+            with options.results.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(row) + "\n")
     wanted = "found, and nothing where none is" if "none" in names else "found"
     print(f"{right} of {len(names)} as it should be ({wanted}), seed {options.seed}, {time.monotonic() - start:.0f} s")
     sys.exit(right < len(names))

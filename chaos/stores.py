@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -389,7 +391,7 @@ class Stores:
     """Running stores. `environment` leads a mesh through the proxies."""
 
     environment: Mapping[str, str]
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Store]
 
     @property
     def redis(self) -> Redis:
@@ -433,6 +435,20 @@ async def stores(folder: Path, seed: int, *, engine: str = "", disk_bytes: int =
                     await proxies.enter_async_context(part.proxy)
                     environment |= part.environment
                 yield Stores(environment, {part.name: part.kept_by(children) for part in found})
+
+
+def can_mount() -> bool:
+    """Say whether this machine lets us mount file systems."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "chaos", folder]
+        if (
+            os.geteuid()
+            or not shutil.which("mount")
+            or subprocess.run(command, capture_output=True, check=False).returncode
+        ):
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
 
 
 @contextlib.contextmanager
