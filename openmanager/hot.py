@@ -27,9 +27,8 @@ from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.errors import NotFoundError, OutOfRangeError, Reason, invalid
 from openmanager.frame import encode_names, length_delimited, packed
+from openmanager.progress import DEFAULT_SECONDS
 
-# So that who watches finds out soon when nothing comes because we hang.
-PROGRESS_SECONDS = 0.5
 MESSAGE_BYTES = 1 << 20
 PAGE_BYTES = 4 * 1024 * 1024 - 64 * 1024
 _DELETIONS = 10_000
@@ -247,11 +246,17 @@ class HotFleet:
     # ── watching ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def watch(
-        self, token: str, text: str, *, full: bool, describe: Callable[[], provenance_pb2.Provenance]
+        self,
+        token: str,
+        text: str,
+        *,
+        full: bool,
+        describe: Callable[[], provenance_pb2.Provenance],
+        progress: float = DEFAULT_SECONDS,
     ) -> AsyncIterator[bytes]:
         """Yield WatchServersResponses: created, a snapshot unless the token could be resumed, then every change.
 
-        A reader that lags gets the newest state of what changed, not every state in between.
+        After `progress` seconds without one a message says so. A reader that lags gets the newest state of what changed, not every state in between.
         """
         node = server_filter.parse(text)
         server_filter.check_fields(node, FILTER_FIELDS)
@@ -264,7 +269,7 @@ class HotFleet:
                 yield message
             seen = now
         while True:
-            if self.change == seen and not await self._wait(seen):
+            if self.change == seen and not await self._wait(seen, progress):
                 yield watcher.message(server_pb2.WATCH_KIND_PROGRESS, seen)
                 continue
             now = self.change
@@ -282,9 +287,9 @@ class HotFleet:
             raise _compacted()
         return int(change)
 
-    async def _wait(self, seen: int) -> bool:
+    async def _wait(self, seen: int, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(PROGRESS_SECONDS):
+            async with asyncio.timeout(seconds):
                 while self.change == seen:
                     await self._changed.wait()
         except TimeoutError:

@@ -11,6 +11,7 @@ from openmanager.api.server.v1 import server_pb2
 from openmanager.errors import Reason, UnavailableError, missing
 from openmanager.frame import check_server_id, length_delimited
 from openmanager.hot import HotFleet, ListQuery
+from openmanager.progress import progress_seconds
 from openmanager.runtime import validate
 from openmanager.runtime.edge import raw
 
@@ -64,7 +65,11 @@ class HotService:
         self._check_known()
         full = request.view == server_pb2.VIEW_FULL
         async for message in self._fleet.watch(
-            request.resume_token, request.filter, full=full, describe=self._describe
+            request.resume_token,
+            request.filter,
+            full=full,
+            describe=self._describe,
+            progress=progress_seconds(request),
         ):
             yield message
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import numpy as np
 
+from openmanager import progress
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.server.v1 import server_pb2
@@ -27,8 +28,6 @@ from openmanager.runtime.status import Finding
 
 WATCH = "/openmanager.api.cache.v1.CacheService/WatchServers"
 LATEST = "/openmanager.api.timeseries.v1.TimeseriesService/QueryLatest"
-# Progress comes twice a second; a cache that is silent for longer than this hangs, and the copy grows old.
-SILENCE_SECONDS = 2.0
 LATEST_SECONDS = 3.0
 
 log = logging.getLogger(__name__)
@@ -90,11 +89,12 @@ class Replica:
 
     async def _watch(self) -> None:
         request = cache_pb2.WatchServersRequest(resume_token=self._token, view=server_pb2.VIEW_FULL)
+        request.progress_interval.FromTimedelta(progress.OWN)
         stream = self._cache.server_stream(WATCH, request)
         fresh: list[HotServer] | None = None if self._token else []
         try:
             while True:
-                async with asyncio.timeout(SILENCE_SECONDS):
+                async with asyncio.timeout(progress.SILENCE_SECONDS):
                     message = cache_pb2.WatchServersResponse.FromString(await anext(stream))
                 fresh = self._take(message, fresh)
         except StopAsyncIteration:

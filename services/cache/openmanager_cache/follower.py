@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from openmanager import progress
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import OpenManagerError, OutOfRangeError
 from openmanager.frame import decode_trusted
@@ -20,8 +21,6 @@ CONFIRM = "/openmanager.api.timeseries.v1.LogService/ConfirmPosition"
 CONSUMER = "cache"
 CONFIRM_SECONDS = 2.0
 SYNC_SECONDS = 5.0
-# Progress comes twice a second; a log that is silent for longer than this is out of reach, and hot state grows old.
-SILENCE_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +88,12 @@ class LogFollower:
 
     async def _follow(self) -> None:
         request = pb.WatchFramesRequest(from_position=self.view.position + 1, consumer=CONSUMER)
+        request.progress_interval.FromTimedelta(progress.OWN)
         confirmed = self._clock.monotonic()
         stream = self._peer.server_stream(f"{SERVICE}/WatchFrames", request)
         try:
             while True:
-                async with asyncio.timeout(SILENCE_SECONDS):
+                async with asyncio.timeout(progress.SILENCE_SECONDS):
                     part = pb.WatchFramesResponse.FromString(await anext(stream))
                 self.view.following = True
                 self.view.heard = self._clock.monotonic()

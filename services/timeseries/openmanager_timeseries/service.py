@@ -13,6 +13,7 @@ from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import invalid, missing
 from openmanager.frame import Frame, encode, length_delimited, packed, split
+from openmanager.progress import progress_seconds
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import raw, unbounded
 from openmanager_timeseries.deletion import delete_series
@@ -26,8 +27,6 @@ from openmanager_timeseries.series_page import series_page
 from openmanager_timeseries.tier import RAW
 from openmanager_timeseries.wire import accepted_frames, ack, frame_of, selector_of, time_of
 
-# So that who watches finds out soon when nothing comes because we hang.
-PROGRESS_SECONDS = 0.5
 RAW_PART_SAMPLES = 100_000
 MAX_BATCH_SERIES = 1000
 MAX_BATCH_BYTES = 1 << 20
@@ -57,14 +56,14 @@ class TimeseriesService:
         context: Any,  # noqa: ARG002
     ) -> AsyncIterator[Any]:
         """Stream the log."""
-        cursor = _cursor(self._history, request)
+        cursor, progress = _cursor(self._history, request), progress_seconds(request)
         self._history.log.check_kept(cursor.position)
         yield pb.WatchFramesResponse(position=cursor.position - 1)
         while True:
             records = await self._history.log.read(cursor)
             for record in records:
                 yield _watched(record)
-            if not records and not await _grew(self._history, cursor.position - 1):
+            if not records and not await _grew(self._history, cursor.position - 1, progress):
                 yield pb.WatchFramesResponse(position=cursor.position - 1)
             self._history.log.check_kept(min(cursor.position, self._history.log.state.head_position + 1))
 
@@ -150,9 +149,9 @@ def _watched(record: Record) -> bytes:
     return about.SerializeToString() + length_delimited(2, record.payload)
 
 
-async def _grew(history: History, position: int) -> bool:
+async def _grew(history: History, position: int, seconds: float) -> bool:
     try:
-        async with asyncio.timeout(PROGRESS_SECONDS):
+        async with asyncio.timeout(seconds):
             await history.log.wait_beyond(position)
     except TimeoutError:
         return False

@@ -28,7 +28,7 @@ from openmanager.api.provenance.v1 import provenance_pb2 as openmanager_dot_api_
 from openmanager.api.server.v1 import server_pb2 as openmanager_dot_api_dot_server_dot_v1_dot_server__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$openmanager/api/cache/v1/cache.proto\x12\x18openmanager.api.cache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.openmanager/api/provenance/v1/provenance.proto\x1a&openmanager/api/server/v1/server.proto\"M\n\x10GetServerRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04view\x18\x02 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\x85\x01\n\x11GetServerResponse\x12\x31\n\x06server\x18\x01 \x01(\x0b\x32!.openmanager.api.server.v1.Server\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x8c\x01\n\x12ListServersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12-\n\x04view\x18\x05 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\xb6\x01\n\x13ListServersResponse\x12\x32\n\x07servers\x18\x01 \x03(\x0b\x32!.openmanager.api.server.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12=\n\nprovenance\x18\x03 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\x12\x13\n\x0btotal_count\x18\x04 \x01(\x03\"j\n\x13WatchServersRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12-\n\x04view\x18\x03 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\xe8\x01\n\x14WatchServersResponse\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.openmanager.api.server.v1.WatchKind\x12\x32\n\x07servers\x18\x03 \x03(\x0b\x32!.openmanager.api.server.v1.Server\x12\x13\n\x0b\x64\x65leted_ids\x18\x04 \x03(\t\x12=\n\nprovenance\x18\x05 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x18\n\x16GetFleetSummaryRequest\"\x92\x01\n\x17GetFleetSummaryResponse\x12\x38\n\x07summary\x18\x01 \x01(\x0b\x32\'.openmanager.api.server.v1.FleetSummary\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"g\n\x05\x45ntry\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"1\n\x0fGetEntryRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"B\n\x10GetEntryResponse\x12.\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.cache.v1.Entry\"h\n\x0fSetEntryRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x10SetEntryResponse\x12.\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.cache.v1.Entry\"4\n\x12\x44\x65leteEntryRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"&\n\x13\x44\x65leteEntryResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x32\xc9\x03\n\x0c\x43\x61\x63heService\x12\x64\n\tGetServer\x12*.openmanager.api.cache.v1.GetServerRequest\x1a+.openmanager.api.cache.v1.GetServerResponse\x12j\n\x0bListServers\x12,.openmanager.api.cache.v1.ListServersRequest\x1a-.openmanager.api.cache.v1.ListServersResponse\x12o\n\x0cWatchServers\x12-.openmanager.api.cache.v1.WatchServersRequest\x1a..openmanager.api.cache.v1.WatchServersResponse0\x01\x12v\n\x0fGetFleetSummary\x12\x30.openmanager.api.cache.v1.GetFleetSummaryRequest\x1a\x31.openmanager.api.cache.v1.GetFleetSummaryResponse2\xc0\x02\n\x0c\x45ntryService\x12\x61\n\x08GetEntry\x12).openmanager.api.cache.v1.GetEntryRequest\x1a*.openmanager.api.cache.v1.GetEntryResponse\x12\x61\n\x08SetEntry\x12).openmanager.api.cache.v1.SetEntryRequest\x1a*.openmanager.api.cache.v1.SetEntryResponse\x12j\n\x0b\x44\x65leteEntry\x12,.openmanager.api.cache.v1.DeleteEntryRequest\x1a-.openmanager.api.cache.v1.DeleteEntryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$openmanager/api/cache/v1/cache.proto\x12\x18openmanager.api.cache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.openmanager/api/provenance/v1/provenance.proto\x1a&openmanager/api/server/v1/server.proto\"M\n\x10GetServerRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04view\x18\x02 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\x85\x01\n\x11GetServerResponse\x12\x31\n\x06server\x18\x01 \x01(\x0b\x32!.openmanager.api.server.v1.Server\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x8c\x01\n\x12ListServersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12-\n\x04view\x18\x05 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\xb6\x01\n\x13ListServersResponse\x12\x32\n\x07servers\x18\x01 \x03(\x0b\x32!.openmanager.api.server.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12=\n\nprovenance\x18\x03 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\x12\x13\n\x0btotal_count\x18\x04 \x01(\x03\"\xa0\x01\n\x13WatchServersRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12-\n\x04view\x18\x03 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\x12\x34\n\x11progress_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe8\x01\n\x14WatchServersResponse\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.openmanager.api.server.v1.WatchKind\x12\x32\n\x07servers\x18\x03 \x03(\x0b\x32!.openmanager.api.server.v1.Server\x12\x13\n\x0b\x64\x65leted_ids\x18\x04 \x03(\t\x12=\n\nprovenance\x18\x05 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x18\n\x16GetFleetSummaryRequest\"\x92\x01\n\x17GetFleetSummaryResponse\x12\x38\n\x07summary\x18\x01 \x01(\x0b\x32\'.openmanager.api.server.v1.FleetSummary\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"g\n\x05\x45ntry\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"1\n\x0fGetEntryRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"B\n\x10GetEntryResponse\x12.\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.cache.v1.Entry\"h\n\x0fSetEntryRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x10SetEntryResponse\x12.\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.cache.v1.Entry\"4\n\x12\x44\x65leteEntryRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"&\n\x13\x44\x65leteEntryResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x32\xc9\x03\n\x0c\x43\x61\x63heService\x12\x64\n\tGetServer\x12*.openmanager.api.cache.v1.GetServerRequest\x1a+.openmanager.api.cache.v1.GetServerResponse\x12j\n\x0bListServers\x12,.openmanager.api.cache.v1.ListServersRequest\x1a-.openmanager.api.cache.v1.ListServersResponse\x12o\n\x0cWatchServers\x12-.openmanager.api.cache.v1.WatchServersRequest\x1a..openmanager.api.cache.v1.WatchServersResponse0\x01\x12v\n\x0fGetFleetSummary\x12\x30.openmanager.api.cache.v1.GetFleetSummaryRequest\x1a\x31.openmanager.api.cache.v1.GetFleetSummaryResponse2\xc0\x02\n\x0c\x45ntryService\x12\x61\n\x08GetEntry\x12).openmanager.api.cache.v1.GetEntryRequest\x1a*.openmanager.api.cache.v1.GetEntryResponse\x12\x61\n\x08SetEntry\x12).openmanager.api.cache.v1.SetEntryRequest\x1a*.openmanager.api.cache.v1.SetEntryResponse\x12j\n\x0b\x44\x65leteEntry\x12,.openmanager.api.cache.v1.DeleteEntryRequest\x1a-.openmanager.api.cache.v1.DeleteEntryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,30 +43,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSERVERSREQUEST']._serialized_end=575
   _globals['_LISTSERVERSRESPONSE']._serialized_start=578
   _globals['_LISTSERVERSRESPONSE']._serialized_end=760
-  _globals['_WATCHSERVERSREQUEST']._serialized_start=762
-  _globals['_WATCHSERVERSREQUEST']._serialized_end=868
-  _globals['_WATCHSERVERSRESPONSE']._serialized_start=871
-  _globals['_WATCHSERVERSRESPONSE']._serialized_end=1103
-  _globals['_GETFLEETSUMMARYREQUEST']._serialized_start=1105
-  _globals['_GETFLEETSUMMARYREQUEST']._serialized_end=1129
-  _globals['_GETFLEETSUMMARYRESPONSE']._serialized_start=1132
-  _globals['_GETFLEETSUMMARYRESPONSE']._serialized_end=1278
-  _globals['_ENTRY']._serialized_start=1280
-  _globals['_ENTRY']._serialized_end=1383
-  _globals['_GETENTRYREQUEST']._serialized_start=1385
-  _globals['_GETENTRYREQUEST']._serialized_end=1434
-  _globals['_GETENTRYRESPONSE']._serialized_start=1436
-  _globals['_GETENTRYRESPONSE']._serialized_end=1502
-  _globals['_SETENTRYREQUEST']._serialized_start=1504
-  _globals['_SETENTRYREQUEST']._serialized_end=1608
-  _globals['_SETENTRYRESPONSE']._serialized_start=1610
-  _globals['_SETENTRYRESPONSE']._serialized_end=1676
-  _globals['_DELETEENTRYREQUEST']._serialized_start=1678
-  _globals['_DELETEENTRYREQUEST']._serialized_end=1730
-  _globals['_DELETEENTRYRESPONSE']._serialized_start=1732
-  _globals['_DELETEENTRYRESPONSE']._serialized_end=1770
-  _globals['_CACHESERVICE']._serialized_start=1773
-  _globals['_CACHESERVICE']._serialized_end=2230
-  _globals['_ENTRYSERVICE']._serialized_start=2233
-  _globals['_ENTRYSERVICE']._serialized_end=2553
+  _globals['_WATCHSERVERSREQUEST']._serialized_start=763
+  _globals['_WATCHSERVERSREQUEST']._serialized_end=923
+  _globals['_WATCHSERVERSRESPONSE']._serialized_start=926
+  _globals['_WATCHSERVERSRESPONSE']._serialized_end=1158
+  _globals['_GETFLEETSUMMARYREQUEST']._serialized_start=1160
+  _globals['_GETFLEETSUMMARYREQUEST']._serialized_end=1184
+  _globals['_GETFLEETSUMMARYRESPONSE']._serialized_start=1187
+  _globals['_GETFLEETSUMMARYRESPONSE']._serialized_end=1333
+  _globals['_ENTRY']._serialized_start=1335
+  _globals['_ENTRY']._serialized_end=1438
+  _globals['_GETENTRYREQUEST']._serialized_start=1440
+  _globals['_GETENTRYREQUEST']._serialized_end=1489
+  _globals['_GETENTRYRESPONSE']._serialized_start=1491
+  _globals['_GETENTRYRESPONSE']._serialized_end=1557
+  _globals['_SETENTRYREQUEST']._serialized_start=1559
+  _globals['_SETENTRYREQUEST']._serialized_end=1663
+  _globals['_SETENTRYRESPONSE']._serialized_start=1665
+  _globals['_SETENTRYRESPONSE']._serialized_end=1731
+  _globals['_DELETEENTRYREQUEST']._serialized_start=1733
+  _globals['_DELETEENTRYREQUEST']._serialized_end=1785
+  _globals['_DELETEENTRYRESPONSE']._serialized_start=1787
+  _globals['_DELETEENTRYRESPONSE']._serialized_end=1825
+  _globals['_CACHESERVICE']._serialized_start=1828
+  _globals['_CACHESERVICE']._serialized_end=2285
+  _globals['_ENTRYSERVICE']._serialized_start=2288
+  _globals['_ENTRYSERVICE']._serialized_end=2608
 # @@protoc_insertion_point(module_scope)

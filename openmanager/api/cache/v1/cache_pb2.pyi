@@ -165,22 +165,30 @@ class WatchServersRequest(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Token of the last message that was seen; empty to begin with a snapshot."""
     filter: _builtins.str
     """As in ListServersRequest. A server that stops matching is reported as deleted."""
     view: _server_pb2.View.ValueType
     """How much to send of each. Default BASIC."""
+    @_builtins.property
+    def progress_interval(self) -> _duration_pb2.Duration:
+        """How often a message comes even when nothing changes, so that silence is told from a hung peer: 100 ms–20 s.
+        Default 10 s.
+        """
+
     def __init__(
         self,
         *,
         resume_token: _builtins.str = ...,
         filter: _builtins.str = ...,
         view: _server_pb2.View.ValueType = ...,
+        progress_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress_interval", b"progress_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "resume_token", b"resume_token", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "progress_interval", b"progress_interval", "resume_token", b"resume_token", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -238,21 +238,29 @@ class WatchFramesRequest(_message.Message):
 
     FROM_POSITION_FIELD_NUMBER: _builtins.int
     CONSUMER_FIELD_NUMBER: _builtins.int
+    PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
     from_position: _builtins.int
     """The first position to send, inclusive; positions start at 1. 0: the confirmed position of `consumer` + 1, or, for
     a consumer without one, from now on.
     """
     consumer: _builtins.str
     """The consumer's name, `[a-z][a-z0-9_-]{0,62}`; empty for an anonymous reader."""
+    @_builtins.property
+    def progress_interval(self) -> _duration_pb2.Duration:
+        """How often a message comes even when nothing is written, so that silence is told from a hung peer: 100 ms–20 s.
+        Default 10 s.
+        """
+
     def __init__(
         self,
         *,
         from_position: _builtins.int = ...,
         consumer: _builtins.str = ...,
+        progress_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress_interval", b"progress_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "from_position", b"from_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "from_position", b"from_position", "progress_interval", b"progress_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,7 +268,9 @@ Global___WatchFramesRequest: _TypeAlias = WatchFramesRequest  # noqa: Y015
 
 @_typing.final
 class WatchFramesResponse(_message.Message):
-    """Response of WatchFrames. A response without a frame is progress: the first one, and one at least every 20 s."""
+    """Response of WatchFrames. A response without a frame is progress: the first one, and one at least every
+    `progress_interval`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
