@@ -259,19 +259,22 @@ class Watch:
         frame = Frame(
             times=np.array([moment]), servers=(self.server,), metrics=(METRIC,), values=np.full((1, 1, 1), float(count))
         )
+        taken = False
         try:
-            await self._peer.unary(
+            reply = await self._peer.unary(
                 f"{GATEWAY}/WriteFrame",
                 encode_write_request(frame),
                 gateway_pb2.WriteFrameResponse,
                 seconds=WRITE_SECONDS,
             )
+            taken = reply.ack.accepted_sample_count == 1
+            if not taken:
+                self._failed(f"write: {reply.ack.rejections[0].reason}")
         except OpenManagerError as err:
             self._failed(f"write: {err.message}")
-            self._writes.append((began, time.monotonic() - began, False))
-        else:
+        if taken:
             self.acknowledged[moment] = float(count)
-            self._writes.append((began, time.monotonic() - began, True))
+        self._writes.append((began, time.monotonic() - began, taken))
 
     def _failed(self, why: str) -> None:
         self.failures[why] = self.failures.get(why, 0) + 1

@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from chaos.wall_clock import CLOCK, install
+
 PLANTED = "CHAOS_PLANTED"
 Change = Callable[[ModuleType], None]
 
@@ -26,7 +28,9 @@ def environment(planted: str = "") -> dict[str, str]:
 
 
 def prepare() -> None:
-    """Have a kill be a power cut for timeseries' log, and plant a bug if one is asked for."""
+    """Have a kill be a power cut for timeseries' log; set the clock and plant a bug if that is asked for."""
+    if file := os.environ.get(CLOCK):
+        install(file)
     finder = Changed()
     finder.after("openmanager_timeseries.disk", _cut_power)
     if name := os.environ.get(PLANTED):

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.rpc import free_ports
+from chaos import inside
 from chaos.part import Part
 from chaos.proxy import tcp
-from chaos.served import CLOCK, set_clock
 from chaos.stores import Stores, small_disk, stores
+from chaos.wall_clock import CLOCK, set_clock
 from openmanager import suite
 from openmanager.failpoint import VARIABLE
 from openmanager.runtime.peer import Peer
@@ -43,7 +44,7 @@ class Service(Part):
         self.variables = variables
         spec = ChildSpec(
             name=name,
-            argv=(sys.executable, "-m", "chaos.served", "serve", name),
+            argv=(sys.executable, "-m", "openmanager.cli", "serve", name),
             env=variables,
             stop_group=0 if name in {"gateway", "simulator"} else 1,
             log_path=logs / f"{name}.log",
@@ -128,7 +129,7 @@ async def world(engine: str = "", *, seed: int = 1, small_disks: bool = False) -
         clock = folder / "clock"
         set_clock(clock, 0)
         async with stores(folder / "stores", seed, engine=engine, disk_bytes=size) as behind:
-            services = _services(folder, data, {**behind.environment, CLOCK: str(clock)}, seed)
+            services = _services(folder, data, {**behind.environment, **inside.environment(), CLOCK: str(clock)}, seed)
             async with contextlib.AsyncExitStack() as open_:
                 for each in services.values():
                     await open_.enter_async_context(each.proxy)

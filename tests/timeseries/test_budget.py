@@ -183,7 +183,6 @@ async def test_when_it_will_be_full_is_told_by_the_pace_of_the_last_day(tmp_path
         budget = Budget(history, volume)
 
         async def after(hours: float, more: int) -> int:
-            history.clock.seconds += hours * 3600
             history.clock.nanos += int(hours * HOUR)
             volume.used += more
             await budget.keep()

@@ -47,6 +47,7 @@ from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
 from openmanager_timeseries.sealed_store import SealedStore
 from openmanager_timeseries.tier import RAW, Tier, parse_tiers
 from openmanager_timeseries.usage import Usage
+from openmanager_timeseries.wall import Wall
 
 CATALOG = "catalog.parquet"
 QUERY_THREADS = 4
@@ -103,9 +104,10 @@ class History:
         self.importing_until = 0.0
         # Set by whoever runs an engine beside the blocks.
         self.engine: RawSource | None = None
+        self.wall = Wall(clock)
         self._admission = Admission(
             catalog=catalog,
-            clock=clock,
+            wall=self.wall,
             kept_from=lambda now: retention.kept_from(RAW, now),
             future_limit=config.future_limit,
         )
@@ -115,7 +117,7 @@ class History:
             blocks=blocks,
             roller=roller,
             retention=retention,
-            clock=clock,
+            wall=self.wall,
             limits=Limits(max_series=config.max_query_series, max_buckets=config.max_buckets),
         )
         self._threads = ThreadPoolExecutor(QUERY_THREADS, thread_name_prefix="query")

@@ -14,11 +14,11 @@ import numpy as np
 
 from openmanager.errors import Reason, ResourceExhaustedError
 from openmanager.frame import MAX_FRAME_BYTES, Frame, FrameReader, encode
-from openmanager.runtime.clock import Clock
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.record import Payload
 from openmanager_timeseries.samples import Bools
 from openmanager_timeseries.series_index import Layout
+from openmanager_timeseries.wall import ADMISSION_SECONDS, Wall
 
 MAX_REJECTIONS = 100
 _NANOS = 1_000_000_000
@@ -56,10 +56,10 @@ class Admission:
     """Checks frames against the limits of one shard."""
 
     def __init__(
-        self, *, catalog: Catalog, clock: Clock, kept_from: Callable[[int], int], future_limit: timedelta
+        self, *, catalog: Catalog, wall: Wall, kept_from: Callable[[int], int], future_limit: timedelta
     ) -> None:
         self._catalog = catalog
-        self._clock = clock
+        self._wall = wall
         self._reader = FrameReader()
         self._kept_from = kept_from
         self._future_nanos = int(future_limit.total_seconds() * _NANOS)
@@ -104,9 +104,9 @@ class Admission:
         whole = bool(taken.all())
         if not whole and (infinite := np.isinf(frame.values)).any():
             refused.append(("VALUE_NOT_FINITE", infinite))
-        now = self._clock.now_nanos()
-        first, last = (int(frame.times[0]), int(frame.times[-1])) if len(frame.times) else (now, now)
-        kept_from, until = self._kept_from(now), now + self._future_nanos
+        earliest, latest = self._wall.range(ADMISSION_SECONDS)
+        first, last = (int(frame.times[0]), int(frame.times[-1])) if len(frame.times) else (latest, earliest)
+        kept_from, until = self._kept_from(earliest), latest + self._future_nanos
         wrong_times = [("TIME_TOO_OLD", frame.times < kept_from)] if first < kept_from else []
         if last > until and not any_future:
             wrong_times.append(("TIME_IN_FUTURE", frame.times > until))

@@ -19,6 +19,7 @@ from openmanager_timeseries.mend import mend_files
 from openmanager_timeseries.sealed_store import SealedStore
 from openmanager_timeseries.tier import RAW
 from openmanager_timeseries.upkeep import BLOCK_WINDOWS, next_merge, tier_windows
+from openmanager_timeseries.wall import RETENTION_SECONDS
 
 KEEP_SECONDS = 1.0
 EXPIRE_SECONDS = 60.0
@@ -61,7 +62,7 @@ class Keeper:
             failed = [step.__name__ for step in steps if not await self._done(step)]
             self._tell(failed)
             warnings = [f"{name.replace('_', ' ')} failed and is tried again" for name in failed]
-            self._history.warnings = [*warnings, *self._budget.warnings]
+            self._history.warnings = [*warnings, *self._budget.warnings, *self._history.wall.warnings]
 
     def _tell(self, failed: Sequence[str]) -> None:
         """Say in the ledger how the readers are that are looked after here."""
@@ -121,7 +122,7 @@ class Keeper:
 
     async def _expire(self, tier: str, store: SealedStore) -> None:
         history, retention = self._history, self._history.retention
-        now = history.clock.now_nanos()
+        now, _ = history.wall.range(RETENTION_SECONDS)
         verdicts = retention.verdicts(tier)
         rolled, policy = history.roller.position, retention.changes
         for file in retention.due(store.files, verdicts, now):

@@ -15,7 +15,6 @@ import numpy as np
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import FailedPreconditionError, Reason, ResourceExhaustedError
 from openmanager.rollup import COLUMNS
-from openmanager.runtime.clock import Clock
 from openmanager_timeseries import aggregate as buckets
 from openmanager_timeseries import block, cell, coverage, query, span
 from openmanager_timeseries import head as recent
@@ -32,6 +31,7 @@ from openmanager_timeseries.samples import Bools, Floats, Ints, Long, Piece, Rag
 from openmanager_timeseries.sealed_store import SealedStore
 from openmanager_timeseries.span import Spans
 from openmanager_timeseries.tier import RAW
+from openmanager_timeseries.wall import RETENTION_SECONDS, Wall
 
 DAMAGED = "a block is damaged and was set aside"
 DAMAGED_TIER = "a file of a tier is damaged and was set aside"
@@ -53,7 +53,7 @@ class Planner:
         blocks: SealedStore,
         roller: Roller,
         retention: Retention,
-        clock: Clock,
+        wall: Wall,
         limits: Limits,
     ) -> None:
         self._catalog = catalog
@@ -61,7 +61,7 @@ class Planner:
         self._blocks = blocks
         self._roller = roller
         self._retention = retention
-        self._clock = clock
+        self._wall = wall
         self._limits = limits
 
     # ── planning ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -83,7 +83,7 @@ class Planner:
         counters = self._catalog.kinds(selection.ids) == COUNTER
         sketched = asked.step > 0 and asked.aggregation in _PERCENTS
         tiers = self._eligible(asked, counters, delta, sketched=sketched)
-        now = self._clock.now_nanos()
+        now, _ = self._wall.range(RETENTION_SECONDS)
         kept = [self._retention.kept_of(name, now, selection) for name in (RAW, *(each.tier.name for each in tiers))]
         raw = Offer(width=0, kept_from=kept[0][0])
         offers = [self._offer(files, kept_from) for files, (kept_from, _) in zip(tiers, kept[1:], strict=True)]
