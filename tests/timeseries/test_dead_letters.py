@@ -16,7 +16,7 @@ from openmanager_timeseries.dead_letter import LETTERS, DeadLetters, Refusal, wi
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.engine_link import EngineLink
 from openmanager_timeseries.history import History
-from openmanager_timeseries.ledger import Ledger
+from openmanager_timeseries.ledger import Ledger, Stretch
 from openmanager_timeseries.log_service import LogService
 from openmanager_timeseries.record import Record
 from timeseries.delivery import PickyEngine, arrived, running, written
@@ -53,6 +53,12 @@ def refusal(first: int = 1, last: int = 0, *, reason: str = "no", servers: tuple
     )
 
 
+def refused(ledger: Ledger, name: str, about: Refusal) -> None:
+    """Count what a consumer was given and refused."""
+    before, count = ledger.open_books(name).counted_accepted, about.sample_count
+    ledger.taken(name, Stretch(position=about.last, before=before, accepted=before + count, samples=count), [about])
+
+
 # ── letters ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -68,20 +74,19 @@ def test_a_reason_that_goes_on_makes_one_letter():
 
 def test_what_is_delivered_and_refused_again_is_counted_once():
     ledger = Ledger(FaultyDisk(), StillClock())
-    ledger.set_aside("influxdb", refusal(5, 9))
-    ledger.open_books("influxdb").counted = 9
-    ledger.set_aside("influxdb", refusal(5, 7))
-    ledger.set_aside("influxdb", refusal(8, 9))
-    ledger.set_aside("influxdb", refusal(10, 12))
+    refused(ledger, "influxdb", refusal(5, 9))
+    refused(ledger, "influxdb", refusal(5, 7))
+    refused(ledger, "influxdb", refusal(8, 9))
+    refused(ledger, "influxdb", refusal(10, 12))
     assert ledger.books["influxdb"].dead_lettered == 6
     assert [letter.refusal.sample_count for letter in ledger.letters.of()] == [6]
 
 
 def test_a_letter_that_has_grown_while_it_was_tried_keeps_what_it_has_grown_by():
     ledger = Ledger(FaultyDisk(), StillClock())
-    ledger.set_aside("influxdb", refusal(5))
+    refused(ledger, "influxdb", refusal(5))
     (before,) = ledger.letters.of()
-    ledger.set_aside("influxdb", refusal(6, count=4))
+    refused(ledger, "influxdb", refusal(6, count=4))
     ledger.taken_after_all(before)
     (after,) = ledger.letters.of()
     assert (after.id, after.refusal.sample_count, after.refusal.first, after.refusal.last) == ("1", 4, 6, 6)
@@ -92,6 +97,8 @@ def test_a_letter_that_has_grown_while_it_was_tried_keeps_what_it_has_grown_by()
     ledger.taken_after_all(after)
     ledger.taken_after_all(after)
     assert (ledger.letters.of(), ledger.books["influxdb"].dead_lettered) == ([], 0)
+    assert ledger.books["influxdb"].delivered == 7
+    assert ledger.unbalanced() == []
 
 
 @pytest.mark.parametrize(
@@ -181,12 +188,13 @@ class Taker:
         self.taken: list[int] = []
         self.tries: list[list[int]] = []
 
-    async def take(self, records: Sequence[Record]) -> None:
+    async def take(self, records: Sequence[Record]) -> Sequence[Refusal]:
         self.tries.append([record.position for record in records])
         for record in records:
             if failure := self.failure(decode_trusted(pb.WriteFrameRequest().frame.FromString(bytes(record.payload)))):
                 raise failure
         self.taken += [record.position for record in records]
+        return ()
 
     async def take_again(self, refusal: Refusal) -> str:
         raise NotImplementedError
@@ -370,7 +378,7 @@ async def test_an_engine_that_is_filled_anew_begins_with_no_letters(tmp_path: Pa
 async def test_letters_come_in_pages(tmp_path: Path):
     async with linked(tmp_path) as (history, _, _, peer):
         for at in range(4):
-            history.ledger.set_aside("registrar", refusal(at + 1, reason=str(at)))
+            refused(history.ledger, "registrar", refusal(at + 1, reason=str(at)))
         first = await listed(peer, page_size=2)
         assert [letter.id for letter in first.dead_letters] == ["1", "2"]
         history.ledger.letters.remove(history.ledger.letters.find("", ("2",))[0])
@@ -402,15 +410,15 @@ async def test_what_cannot_be_meant_is_refused(tmp_path: Path, call: Callable):
         for asked in ({"ids": ["99"]}, {"consumer": "registrar", "ids": ["1"]}):
             with pytest.raises(NotFoundError):
                 await call(peer, **asked)
-        history.ledger.set_aside("gone", refusal())
+        refused(history.ledger, "gone", refusal())
         assert await call(peer, consumer="gone") == ((0, 1) if call is retried else (1, 3))
 
 
 async def test_what_history_no_longer_has_is_not_said_to_be_taken(tmp_path: Path):
     async with linked(tmp_path) as (history, engine, _, peer):
-        history.ledger.set_aside("influxdb", refusal(90, servers=()))
+        refused(history.ledger, "influxdb", refusal(90, servers=()))
         old = replace(refusal(91, reason="old"), start=NOW - 400 * DAY, end=NOW - 400 * DAY + 1)
-        history.ledger.set_aside("influxdb", old)
+        refused(history.ledger, "influxdb", old)
         engine.refuses.clear()
         assert await retried(peer, consumer="influxdb") == (1, 2)
         reasons = [letter.reason for letter in (await listed(peer)).dead_letters]
@@ -505,12 +513,12 @@ async def test_what_comes_while_books_are_stored_is_for_the_next_time(tmp_path: 
     disk = PosixDisk(tmp_path / "log")
     async with opened(tmp_path / "history") as history:
         ledger = Ledger(disk, StillClock())
-        ledger.set_aside("influxdb", refusal(1))
+        refused(ledger, "influxdb", refusal(1))
         store = ledger.letters.save
 
         def save(raw: bytes) -> None:
             store(raw)
-            ledger.set_aside("influxdb", refusal(2, reason="other"))
+            refused(ledger, "influxdb", refusal(2, reason="other"))
             ledger.open_books("influxdb").position = 2
 
         ledger.letters.save = save

@@ -18,11 +18,11 @@ class Consumer(Protocol):
     # How often reading had to begin again after the position in the books: what was read before is not to be taken.
     rewinds: int
 
-    async def take(self, records: Sequence[Record]) -> None:
-        """Deal with the records for good.
+    async def take(self, records: Sequence[Record]) -> Sequence[Refusal]:
+        """Deal with the records for good; return what was refused of them.
 
         UnavailableError, TimeoutError and their like mean “again later”; any other OpenManagerError that they can never
-        be taken.
+        be taken at all.
         """
         ...
 

@@ -42,7 +42,7 @@ class Registrar:
         self._known: dict[str, ServerInfo] = {}
         self._refreshed = clock.monotonic()
 
-    async def take(self, records: Sequence[Record]) -> None:
+    async def take(self, records: Sequence[Record]) -> Sequence[Refusal]:
         """Register what is new or changed in the records, within the trace of the frame that brought it."""
         changed: dict[str, ServerInfo] = {}
         trace_parent, seen = "", set[str]()
@@ -66,6 +66,7 @@ class Registrar:
         self._known |= changed
         if refresh:
             self._refreshed = self._clock.monotonic()
+        return ()
 
     async def take_again(self, refusal: Refusal) -> str:
         """Register the servers again."""
