@@ -62,6 +62,7 @@ class TimeseriesModule:
                     },
                     storages=_storages(history, link, runtime),
                     ledger=lambda: history.ledger.message(history.log),
+                    breakers=(link.reads, link.writes) if link is not None else (),
                 )
             finally:
                 for task in tasks:
