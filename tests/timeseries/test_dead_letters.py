@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import wait_until
 from openmanager_timeseries import consumer as consuming
-from openmanager_timeseries import dead_letter
+from openmanager_timeseries import dead_letter, engine_link
 from openmanager_timeseries.dead_letter import LETTERS, DeadLetters, Refusal, windows
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.engine_link import EngineLink
+from openmanager_timeseries.engines.port import Refused
 from openmanager_timeseries.history import History
 from openmanager_timeseries.ledger import Ledger, Stretch
 from openmanager_timeseries.log_service import LogService
@@ -196,7 +197,7 @@ class Taker:
         self.taken += [record.position for record in records]
         return ()
 
-    async def take_again(self, refusal: Refusal) -> str:
+    async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:
         raise NotImplementedError
 
     def settled(self, position: int, accepted: int) -> tuple[int, int]:
@@ -424,6 +425,53 @@ async def test_what_history_no_longer_has_is_not_said_to_be_taken(tmp_path: Path
         reasons = [letter.reason for letter in (await listed(peer)).dead_letters]
         assert reasons[0] == "nobody could see which samples these are"
         assert reasons[1].startswith("history no longer has all of it: ")
+
+
+async def test_a_retry_that_is_interrupted_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_link, "RETRY_NANOS", SECOND)
+    async with linked(tmp_path) as (history, engine, link, peer):
+        for at in range(1, 7):
+            await history.write(encode(frame(at, {"bad": {"x": float(at)}})))
+        await arrived(history)
+        (letter,) = (await listed(peer)).dead_letters
+        engine.refuses.clear()
+        write, times, room = engine.write, [], 4
+
+        async def interrupted(frames: Sequence[Frame], info_of: object) -> Sequence[Refused]:
+            if len(times) == room:
+                raise UnavailableError("it is away")
+            times.extend(int(each.times[0] - NOW) // SECOND for each in frames)
+            return await write(frames, info_of)
+
+        monkeypatch.setattr(engine, "write", interrupted)
+        with pytest.raises(UnavailableError):
+            await retried(peer, consumer="influxdb")
+        assert times == [-3, -1, 1, 2]
+        (left,) = (await listed(peer)).dead_letters
+        assert (left.id, left.sample_count) == (letter.id, letter.sample_count)
+        assert left.start_time.ToNanoseconds() == NOW + 3 * SECOND
+        await history.ledger.save(history.log)
+        assert Ledger(PosixDisk(tmp_path / "log"), SystemClock()).letters.of()[0].refusal.start == NOW + 3 * SECOND
+        room = 99
+        await link.look()
+        assert await retried(peer, consumer="influxdb") == (1, 0)
+        assert times == [-3, -1, 1, 2, 3, 4, 5, 6]
+        assert history.ledger.books["influxdb"].dead_lettered == 0
+        assert history.ledger.unbalanced() == []
+
+
+def test_a_letter_that_grows_while_it_is_tried_keeps_all_of_its_time():
+    letters = DeadLetters(FaultyDisk())
+    letters.add("influxdb", refusal(5, 9), now=1)
+    (before,) = letters.of()
+    left = letters.shorten(before, 7 * SECOND)
+    assert letters.of() == [left]
+    assert (left.refusal.start, left.refusal.sample_count) == (7 * SECOND, 3)
+    letters.add("influxdb", refusal(6), now=2)
+    (grown,) = letters.of()
+    letters.shorten(left, 8 * SECOND)
+    assert letters.of() == [grown]
+    assert grown.refusal.start == 6 * SECOND
 
 
 # ── beginning again ────────────────────────────────────────────────────────────────────────────────────────────────

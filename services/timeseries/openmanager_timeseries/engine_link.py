@@ -15,7 +15,7 @@ import logging
 import random
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -139,7 +139,7 @@ class EngineLink:
             raise UnavailableError(f"{self.name} {self.condition}", reason=Reason.STORE_UNAVAILABLE)
         self.writes.check()
 
-    async def take_again(self, refusal: Refusal) -> str:
+    async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:
         """Write what our own stores hold of the samples that were refused."""
         if not refusal.servers:
             return "nobody could see which samples these are"
@@ -153,6 +153,8 @@ class EngineLink:
                     reasons[f"history no longer has all of it: {missing}"] = None
                 for frame in frames:
                     reasons.update(dict.fromkeys(each.reason for each in await self._written([frame])))
+            if not reasons and servers[-1] == refusal.servers[-1]:
+                done(end)
         return "; ".join(reasons)
 
     async def _written(self, frames: Sequence[Frame]) -> Sequence[Refused]:

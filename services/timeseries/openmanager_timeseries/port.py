@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from openmanager_timeseries.dead_letter import Refusal
@@ -26,8 +26,11 @@ class Consumer(Protocol):
         """
         ...
 
-    async def take_again(self, refusal: Refusal) -> str:
+    async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:
         """Take what history holds of what was refused; return why it is refused again, nothing when it is not.
+
+        `done` is told up to which time (nanoseconds) everything was taken, as often as that is known: who is interrupted
+        goes on from there.
 
         UnavailableError or TimeoutError when nothing can be taken now; any other OpenManagerError says why not.
         """

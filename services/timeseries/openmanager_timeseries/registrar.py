@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -68,7 +68,7 @@ class Registrar:
             self._refreshed = self._clock.monotonic()
         return ()
 
-    async def take_again(self, refusal: Refusal) -> str:
+    async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:  # noqa: ARG002  (it is quick)
         """Register the servers again."""
         infos = iter([self._info_of(server) for server in refusal.servers])
         while batch := list(islice(infos, BATCH)):
