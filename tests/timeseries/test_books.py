@@ -10,6 +10,7 @@ import zlib
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import wait_until
@@ -17,6 +18,8 @@ from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.engine_link import EngineLink
 from openmanager_timeseries.history import History
 from openmanager_timeseries.ledger import POSITIONS, Ledger
+from openmanager_timeseries.log import Cursor
+from openmanager_timeseries.module import _storages
 from timeseries.delivery import PickyEngine, arrived, running
 from timeseries.shard import StillClock, frame, opened
 
@@ -24,6 +27,7 @@ from openmanager.cli.log import ledger_table
 from openmanager.client import codec
 from openmanager.config import Size
 from openmanager.frame import encode
+from openmanager.runtime.status import Storage
 
 
 def check(history: History) -> None:
@@ -159,12 +163,20 @@ async def test_a_wrong_count_shows(tmp_path: Path, count: str):
         async with running(history, link):
             await arrived(history)
         assert history.ledger.unbalanced() == []
+        assert (await _log_storage(history).check()).warnings == ()
         marks = _marks(history)
         assert set(marks.values()) == {"✓"}
         books = history.ledger.books["influxdb"]
         setattr(books, count, getattr(books, count) + 1)
         assert history.ledger.unbalanced() == ["influxdb"]
         assert _marks(history) == {**marks, "influxdb": "✗"}
+        warnings = (await _log_storage(history).check()).warnings
+        assert warnings == ("the books of influxdb do not balance: see `openmanager log`",)
+
+
+def _log_storage(history: History) -> Storage:
+    """Return the log as the status shows it."""
+    return next(each for each in _storages(history, None, SimpleNamespace(clock=history.clock)) if each.name == "log")
 
 
 def _marks(history: History) -> dict[str, str]:
@@ -176,11 +188,8 @@ def _marks(history: History) -> dict[str, str]:
 
 async def test_a_frame_that_is_skipped_or_counted_twice_shows(tmp_path: Path):
     async with opened(tmp_path) as history:
-        records = []
         for at in range(4):
             await history.write(encode(frame(at - 9, {"a": {"x": 1.0}})))
-        from openmanager_timeseries.log import Cursor
-
         records = await history.log.read(Cursor(1, accepted=0))
         ledger = history.ledger
         ledger.took("skips", records[:1], 0)
