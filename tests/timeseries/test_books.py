@@ -200,6 +200,45 @@ async def test_a_frame_that_is_skipped_or_counted_twice_shows(tmp_path: Path):
         assert ledger.unbalanced() == ["skips"]
 
 
+@pytest.mark.parametrize("lost", ["positions", "blocks", "newest segment", "both"])
+async def test_they_balance_when_what_they_are_about_is_lost(tmp_path: Path, lost: str):
+    async with opened(tmp_path, segment_size=Size(1000)) as history:
+        for at in range(30):
+            await history.write(encode(frame(at - 99, {"a": {"x": 1.0}, "b": {"y": 2.0, "z": 3.0}})))
+            if at in {9, 19}:
+                await history.seal()
+    if lost in {"positions", "both"}:
+        (tmp_path / "log" / POSITIONS).unlink()
+    if lost in {"blocks", "both"}:
+        shutil.rmtree(tmp_path / "blocks")
+    if lost == "newest segment":
+        max((tmp_path / "log").glob("*.log")).unlink()
+    for _ in range(2):
+        async with opened(tmp_path, segment_size=Size(1000)) as history:
+            check(history)
+            await history.write(encode(frame(-9, {"a": {"x": 1.0}})))
+            check(history)
+            await history.seal()
+            check(history)
+
+
+async def test_damage_is_counted_once_however_often_it_is_met(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        for at in range(9):
+            await history.write(encode(frame(at - 99, {"a": {"x": 1.0}})))
+    (segment,) = (tmp_path / "log").glob("*.log")
+    raw = bytearray(segment.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    segment.write_bytes(raw)
+    for _ in range(3):
+        async with opened(tmp_path) as history:
+            check(history)
+            await history.write(encode(frame(-9, {"a": {"x": 1.0}})))
+            row = history.ledger.row("head", history.log)
+            assert row.waiting_sample_count == 0
+    assert row.delivered_sample_count == 12
+
+
 async def test_books_of_an_earlier_version_balance(tmp_path: Path):
     body = json.dumps(
         {

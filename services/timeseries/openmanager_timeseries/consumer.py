@@ -39,6 +39,8 @@ from openmanager_timeseries.record import Record
 
 BATCH_BYTES = 4 << 20
 READ_RETRY_SECONDS = 1.0
+# The longest waits between two tries, and until a breaker is looked at again.
+RETRY_CAP_SECONDS, ASK_SECONDS = 5.0, 0.5
 # How often a consumer is asked, while nothing comes, what of the past is now for good.
 IDLE_SECONDS = 1.0
 # A frame that a consumer fails on is not tried more often than that.
@@ -137,7 +139,9 @@ class Runner:
             if isinstance(failure, _FOR_GOOD) or failures == MAX_TRIES:
                 self._count(records, before, [self._refusal(records[0], failure)], rewinds)
                 return
-            await asyncio.sleep(backoff(attempt, self._jitter.random()).total_seconds())
+            # A breaker that is asked costs nothing.
+            cap = ASK_SECONDS if isinstance(failure, NotAskedError) else RETRY_CAP_SECONDS
+            await asyncio.sleep(backoff(attempt, self._jitter.random(), cap=cap).total_seconds())
             attempt += 1
 
     def _count(self, records: Sequence[Record], before: int, refusals: Sequence[Refusal], rewinds: int) -> None:

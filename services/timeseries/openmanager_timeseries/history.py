@@ -195,8 +195,10 @@ class History:
 
     async def replay(self) -> None:
         """Rebuild the head from the log: everything that no block holds."""
-        books, before = self.ledger.open_books("head"), self.ledger.open_books("blocks").accepted
-        first = max(self.head.first_position, self.log.first_position)
+        books, sealed = self.ledger.open_books("head"), self.ledger.open_books("blocks")
+        first, before = max(self.head.first_position, self.log.first_position), sealed.accepted
+        if sealed.position != self.head.first_position - 1:  # blocks were lost
+            before = await asyncio.to_thread(self.log.accepted_at, first - 1)
         self.head.generations[-1].before = before
         self.ledger.brought("head", self.head.first_position - 1, before)
         cursor = Cursor(first, accepted=before)
