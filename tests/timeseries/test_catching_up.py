@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,8 +47,7 @@ def tick(at: int) -> bytes:
 
 async def test_what_waits_is_taken_in_few_large_batches_in_order_with_what_comes_meanwhile(tmp_path: Path):
     async with opened(tmp_path, max_series=20_000) as history:
-        for at in range(BACKLOG):
-            await history.write(tick(at))
+        await asyncio.gather(*(history.write(tick(at)) for at in range(BACKLOG)))
 
         async def meanwhile() -> None:
             for at in range(BACKLOG, BACKLOG + 5):
