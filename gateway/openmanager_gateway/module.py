@@ -72,6 +72,7 @@ class GatewayModule:
                         **routes,
                     },
                     storages=[copy],
+                    breakers=[each.breaker for each in upstreams.values()],
                 )
             finally:
                 for task in tasks:

@@ -13,6 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.config import Configuration, setting
+from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.peer import Peer, retried
 from openmanager.runtime.status import Storage
@@ -53,6 +54,8 @@ class Service:
     servicers: Mapping[str, object]
     storages: Sequence[Storage] = ()
     ledger: Callable[[], status_pb2.Ledger] | None = None
+    # Those that are not of a storage.
+    breakers: Sequence[Breaker] = ()
     # Names that reflection lists although another server answers them.
     routed: Sequence[str] = ()
     # Called when the server is about to stop, before streams are ended.

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 
 from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError
-from openmanager.runtime import grpc_server, reflection, telemetry
+from openmanager.runtime import grpc_server, measure, reflection, telemetry
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES, Edge, Load
 from openmanager.runtime.health import HEALTH_SERVICE, HealthService
@@ -142,6 +142,13 @@ class Server:
         await self._grpc.stop(GRACE_SECONDS)
 
 
+def _measure(service: Service) -> None:
+    if telemetry.recording():
+        measure.observe_breakers([*service.breakers, *(each for of in service.storages for each in of.breakers)])
+        if service.ledger is not None:
+            measure.observe_ledger(service.ledger)
+
+
 def _hard_exit(seconds: float) -> None:
     timer = threading.Timer(seconds, os._exit, args=(1,))
     timer.daemon = True
@@ -162,6 +169,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
     runtime = Runtime(configuration=configuration, name=module.name, address=address, version=VERSION, clock=clock)
     async with module.open(runtime) as service:
         server = Server(service=service, name=module.name, address=address, config=config, clock=clock)
+        _measure(service)
         async with server.running():
             log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))
             await stop.wait()

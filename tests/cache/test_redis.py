@@ -28,6 +28,7 @@ from openmanager.runtime.supervisor import Supervisor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+PROBE_SECONDS = 0.1
 VALUE = {"key": (b"value", timedelta(minutes=1))}
 
 
@@ -55,7 +56,7 @@ def storage(store: RedisStore) -> Storage:
 
 @contextlib.asynccontextmanager
 async def opened(url: Secret, *, connections: int = 4) -> AsyncIterator[tuple[RedisStore, Storage]]:
-    """A store as the cache service has it, probed four times as often."""
+    """A store as the cache service has it, probed more often."""
     store = open_redis(
         url, prefix="t:", seconds=0.15, connect_seconds=0.2, connections=connections, clock=SystemClock()
     )
@@ -64,7 +65,7 @@ async def opened(url: Secret, *, connections: int = 4) -> AsyncIterator[tuple[Re
     async def probe() -> None:
         while True:
             await shown.probe()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(PROBE_SECONDS)
 
     task = asyncio.create_task(probe())
     try:
@@ -142,7 +143,7 @@ async def test_refused_credentials_are_not_tried_in_a_hurry_and_those_of_a_new_f
             for _ in range(20):
                 with pytest.raises(UnavailableError, match="Redis does not answer"):
                     await store.get_many(["key"])
-                await asyncio.sleep(0.03)
+                await shown.probe()
             assert await _refusals(admin) == tried <= 3
             start = time.monotonic()
             file.write_text(server.replace(old, "another"))

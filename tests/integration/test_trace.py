@@ -30,6 +30,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
     def __init__(self) -> None:
         self.spans: list[tuple[str, str, str]] = []  # trace id, service, name
         self.metrics: set[str] = set()
+        # The newest value of each: service, name, attributes.
+        self.points: dict[tuple[str, str, frozenset[tuple[str, str]]], float] = {}
         self.hangs = False
 
     async def Export(self, request, context):
@@ -37,13 +39,30 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
             await asyncio.sleep(60)
         if isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest):
             for resource in request.resource_metrics:
-                self.metrics.update(metric.name for scope in resource.scope_metrics for metric in scope.metrics)
+                service = names_of(resource.resource.attributes)["service.name"]
+                for metric in (each for scope in resource.scope_metrics for each in scope.metrics):
+                    self.metrics.add(metric.name)
+                    for point in (*metric.gauge.data_points, *metric.sum.data_points):
+                        place = service, metric.name, frozenset(names_of(point.attributes).items())
+                        self.points[place] = point.as_double or point.as_int
             return metrics_service_pb2.ExportMetricsServiceResponse()
         for resource in request.resource_spans:
-            names = {each.key: each.value.string_value for each in resource.resource.attributes}
+            names = names_of(resource.resource.attributes)
             for scope in resource.scope_spans:
                 self.spans += [(span.trace_id.hex(), names["service.name"], span.name) for span in scope.spans]
         return trace_service_pb2.ExportTraceServiceResponse()
+
+    def of(self, name: str, **attributes: str) -> dict[str, float]:
+        """Return the newest values of a metric by service, those with some attributes added up."""
+        wanted, found = {(key.replace("_", "."), value) for key, value in attributes.items()}, {}
+        for (service, metric, about), value in self.points.items():
+            if metric == name and wanted <= about:
+                found[service] = found.get(service, 0) + value
+        return found
+
+
+def names_of(attributes) -> dict[str, str]:
+    return {each.key: each.value.string_value for each in attributes}
 
 
 @asynccontextmanager
@@ -71,6 +90,24 @@ def frame(server: str) -> bytes:
             server_infos=(ServerInfo(id=server, role="web"),),
         )
     )
+
+
+async def is_measured(collector: Collector) -> bool:
+    """Say whether the books of the log and the breakers have come, and say that all is well."""
+    service = "openmanager-timeseries"
+    for name in ("head", "registrar", "cache"):
+        about = {"openmanager_consumer_name": name}
+        delivered = collector.of("openmanager.consumer.samples", openmanager_sample_fate="delivered", **about)
+        every = collector.of("openmanager.consumer.samples", **about)
+        if (delivered, every) != ({service: 1}, {service: 1}):
+            return False
+        if collector.of("openmanager.consumer.position", **about) != {service: 1}:
+            return False
+    ok = collector.of("openmanager.consumer.status", openmanager_consumer_name="head", openmanager_state="ok")
+    if ok != {service: 1} or "openmanager.consumer.lag" not in collector.metrics:
+        return False
+    closed = {"openmanager-cache": 0, "openmanager-gateway": 0, "openmanager-metadata": 0}
+    return collector.of("openmanager.breaker.open") == closed
 
 
 @pytest.mark.timeout(90)
@@ -109,6 +146,7 @@ async def test_a_write_is_one_trace_from_client_to_log_redis_and_postgresql(tmp_
                 return wanted <= seen() and postgresql and "rpc.server.call.duration" in collector.metrics
 
             await wait_until(complete, 20)
+            await wait_until(lambda: is_measured(collector), 20)
             collector.hangs = True
             start = time.perf_counter()
             async with Peer("gateway", mesh.gateway) as peer:

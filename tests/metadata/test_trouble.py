@@ -24,6 +24,7 @@ from openmanager.runtime import credential
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.status import Storage
 
+PROBE_SECONDS = 0.1
 WRITE = "INSERT INTO servers (id, hostname) VALUES ($1, 'x') ON CONFLICT (id) DO UPDATE SET hostname = 'x'"
 READ = "SELECT count(*) AS count FROM servers"
 
@@ -58,7 +59,7 @@ async def url_of(mesh: Mesh, people: asyncpg.Connection, password: str = "first"
 
 @contextlib.asynccontextmanager
 async def opened(url: Secret, connections: int = 2) -> AsyncIterator[tuple[PostgresqlDatabase, Storage]]:
-    """A database as the metadata service has it, probed four times as often."""
+    """A database as the metadata service has it, probed more often."""
     database = PostgresqlDatabase(
         MetadataConfig(database_url=url, connections=connections, statement_timeout=timedelta(milliseconds=500))
     )
@@ -74,7 +75,7 @@ async def opened(url: Secret, connections: int = 2) -> AsyncIterator[tuple[Postg
     async def probe() -> None:
         while True:
             await shown.probe()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(PROBE_SECONDS)
 
     async with database.connecting():
         task = asyncio.create_task(probe())
@@ -149,7 +150,8 @@ async def test_a_full_disk_is_told_and_not_written_to_again_and_again(mesh: Mesh
             with pytest.raises(UnavailableError):
                 await database.fetch(WRITE, "b")
         await until(shown, status_pb2.STORAGE_STATE_READONLY, "disk full")
-        await asyncio.sleep(1.5)
+        for _ in range(4):
+            await shown.probe()
         assert database.writes.is_open
         assert (await database.fetch(READ))[0]["count"] == 1
         for table in ("servers", "schema_migrations"):
@@ -170,9 +172,19 @@ async def test_a_refused_password_is_not_tried_in_a_hurry_and_that_of_a_new_file
         await people.execute(f"ALTER ROLE {name} PASSWORD 'second'")
         await cut(people)
         await until(shown, status_pb2.STORAGE_STATE_DOWN, "auth: the credentials are refused")
-        tries = []
+        tries, looks, renew = [], [], database._url.renew
+
+        async def counted() -> bool:
+            looks.append(1)
+            return await renew()
+
+        async def is_looked_for() -> bool:
+            return len(looks) > 5
+
         monkeypatch.setattr(asyncpg, "connect", lambda *_, **__: tries.append(1))
-        await asyncio.sleep(1.2)
+        monkeypatch.setattr(credential, "LOOK_SECONDS", 0.01)
+        monkeypatch.setattr(database._url, "renew", counted)
+        await wait_until(is_looked_for)
         with pytest.raises(UnavailableError, match="PostgreSQL does not answer"):
             await database.fetch(READ)
         assert tries == []

@@ -25,7 +25,7 @@ from openmanager.frame import Frame, encode
 @contextlib.asynccontextmanager
 async def running(history: History, taker: Consumer) -> AsyncIterator[Runner]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(consuming, "backoff", lambda *_: timedelta(0))
+        patch.setattr(consuming, "backoff", lambda *_, **__: timedelta(0))
         runner = Runner(
             consumer=taker,
             source=history.log,

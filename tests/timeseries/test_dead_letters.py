@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import wait_until
 from openmanager_timeseries import consumer as consuming
-from openmanager_timeseries import dead_letter
+from openmanager_timeseries import dead_letter, engine_link
 from openmanager_timeseries.dead_letter import LETTERS, DeadLetters, Refusal, windows
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.engine_link import EngineLink
+from openmanager_timeseries.engines.port import Refused
 from openmanager_timeseries.history import History
-from openmanager_timeseries.ledger import Ledger
+from openmanager_timeseries.ledger import Ledger, Stretch
 from openmanager_timeseries.log_service import LogService
 from openmanager_timeseries.record import Record
 from timeseries.delivery import PickyEngine, arrived, running, written
@@ -53,6 +54,12 @@ def refusal(first: int = 1, last: int = 0, *, reason: str = "no", servers: tuple
     )
 
 
+def refused(ledger: Ledger, name: str, about: Refusal) -> None:
+    """Count what a consumer was given and refused."""
+    before, count = ledger.open_books(name).counted_accepted, about.sample_count
+    ledger.taken(name, Stretch(position=about.last, before=before, accepted=before + count, samples=count), [about])
+
+
 # ── letters ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -68,20 +75,19 @@ def test_a_reason_that_goes_on_makes_one_letter():
 
 def test_what_is_delivered_and_refused_again_is_counted_once():
     ledger = Ledger(FaultyDisk(), StillClock())
-    ledger.set_aside("influxdb", refusal(5, 9))
-    ledger.open_books("influxdb").counted = 9
-    ledger.set_aside("influxdb", refusal(5, 7))
-    ledger.set_aside("influxdb", refusal(8, 9))
-    ledger.set_aside("influxdb", refusal(10, 12))
+    refused(ledger, "influxdb", refusal(5, 9))
+    refused(ledger, "influxdb", refusal(5, 7))
+    refused(ledger, "influxdb", refusal(8, 9))
+    refused(ledger, "influxdb", refusal(10, 12))
     assert ledger.books["influxdb"].dead_lettered == 6
     assert [letter.refusal.sample_count for letter in ledger.letters.of()] == [6]
 
 
 def test_a_letter_that_has_grown_while_it_was_tried_keeps_what_it_has_grown_by():
     ledger = Ledger(FaultyDisk(), StillClock())
-    ledger.set_aside("influxdb", refusal(5))
+    refused(ledger, "influxdb", refusal(5))
     (before,) = ledger.letters.of()
-    ledger.set_aside("influxdb", refusal(6, count=4))
+    refused(ledger, "influxdb", refusal(6, count=4))
     ledger.taken_after_all(before)
     (after,) = ledger.letters.of()
     assert (after.id, after.refusal.sample_count, after.refusal.first, after.refusal.last) == ("1", 4, 6, 6)
@@ -92,6 +98,8 @@ def test_a_letter_that_has_grown_while_it_was_tried_keeps_what_it_has_grown_by()
     ledger.taken_after_all(after)
     ledger.taken_after_all(after)
     assert (ledger.letters.of(), ledger.books["influxdb"].dead_lettered) == ([], 0)
+    assert ledger.books["influxdb"].delivered == 7
+    assert ledger.unbalanced() == []
 
 
 @pytest.mark.parametrize(
@@ -181,14 +189,15 @@ class Taker:
         self.taken: list[int] = []
         self.tries: list[list[int]] = []
 
-    async def take(self, records: Sequence[Record]) -> None:
+    async def take(self, records: Sequence[Record]) -> Sequence[Refusal]:
         self.tries.append([record.position for record in records])
         for record in records:
             if failure := self.failure(decode_trusted(pb.WriteFrameRequest().frame.FromString(bytes(record.payload)))):
                 raise failure
         self.taken += [record.position for record in records]
+        return ()
 
-    async def take_again(self, refusal: Refusal) -> str:
+    async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:
         raise NotImplementedError
 
     def settled(self, position: int, accepted: int) -> tuple[int, int]:
@@ -370,7 +379,7 @@ async def test_an_engine_that_is_filled_anew_begins_with_no_letters(tmp_path: Pa
 async def test_letters_come_in_pages(tmp_path: Path):
     async with linked(tmp_path) as (history, _, _, peer):
         for at in range(4):
-            history.ledger.set_aside("registrar", refusal(at + 1, reason=str(at)))
+            refused(history.ledger, "registrar", refusal(at + 1, reason=str(at)))
         first = await listed(peer, page_size=2)
         assert [letter.id for letter in first.dead_letters] == ["1", "2"]
         history.ledger.letters.remove(history.ledger.letters.find("", ("2",))[0])
@@ -402,20 +411,67 @@ async def test_what_cannot_be_meant_is_refused(tmp_path: Path, call: Callable):
         for asked in ({"ids": ["99"]}, {"consumer": "registrar", "ids": ["1"]}):
             with pytest.raises(NotFoundError):
                 await call(peer, **asked)
-        history.ledger.set_aside("gone", refusal())
+        refused(history.ledger, "gone", refusal())
         assert await call(peer, consumer="gone") == ((0, 1) if call is retried else (1, 3))
 
 
 async def test_what_history_no_longer_has_is_not_said_to_be_taken(tmp_path: Path):
     async with linked(tmp_path) as (history, engine, _, peer):
-        history.ledger.set_aside("influxdb", refusal(90, servers=()))
+        refused(history.ledger, "influxdb", refusal(90, servers=()))
         old = replace(refusal(91, reason="old"), start=NOW - 400 * DAY, end=NOW - 400 * DAY + 1)
-        history.ledger.set_aside("influxdb", old)
+        refused(history.ledger, "influxdb", old)
         engine.refuses.clear()
         assert await retried(peer, consumer="influxdb") == (1, 2)
         reasons = [letter.reason for letter in (await listed(peer)).dead_letters]
         assert reasons[0] == "nobody could see which samples these are"
         assert reasons[1].startswith("history no longer has all of it: ")
+
+
+async def test_a_retry_that_is_interrupted_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_link, "RETRY_NANOS", SECOND)
+    async with linked(tmp_path) as (history, engine, link, peer):
+        for at in range(1, 7):
+            await history.write(encode(frame(at, {"bad": {"x": float(at)}})))
+        await arrived(history)
+        (letter,) = (await listed(peer)).dead_letters
+        engine.refuses.clear()
+        write, times, room = engine.write, [], 4
+
+        async def interrupted(frames: Sequence[Frame], info_of: object) -> Sequence[Refused]:
+            if len(times) == room:
+                raise UnavailableError("it is away")
+            times.extend(int(each.times[0] - NOW) // SECOND for each in frames)
+            return await write(frames, info_of)
+
+        monkeypatch.setattr(engine, "write", interrupted)
+        with pytest.raises(UnavailableError):
+            await retried(peer, consumer="influxdb")
+        assert times == [-3, -1, 1, 2]
+        (left,) = (await listed(peer)).dead_letters
+        assert (left.id, left.sample_count) == (letter.id, letter.sample_count)
+        assert left.start_time.ToNanoseconds() == NOW + 3 * SECOND
+        await history.ledger.save(history.log)
+        assert Ledger(PosixDisk(tmp_path / "log"), SystemClock()).letters.of()[0].refusal.start == NOW + 3 * SECOND
+        room = 99
+        await link.look()
+        assert await retried(peer, consumer="influxdb") == (1, 0)
+        assert times == [-3, -1, 1, 2, 3, 4, 5, 6]
+        assert history.ledger.books["influxdb"].dead_lettered == 0
+        assert history.ledger.unbalanced() == []
+
+
+def test_a_letter_that_grows_while_it_is_tried_keeps_all_of_its_time():
+    letters = DeadLetters(FaultyDisk())
+    letters.add("influxdb", refusal(5, 9), now=1)
+    (before,) = letters.of()
+    left = letters.shorten(before, 7 * SECOND)
+    assert letters.of() == [left]
+    assert (left.refusal.start, left.refusal.sample_count) == (7 * SECOND, 3)
+    letters.add("influxdb", refusal(6), now=2)
+    (grown,) = letters.of()
+    letters.shorten(left, 8 * SECOND)
+    assert letters.of() == [grown]
+    assert grown.refusal.start == 6 * SECOND
 
 
 # ── beginning again ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -505,12 +561,12 @@ async def test_what_comes_while_books_are_stored_is_for_the_next_time(tmp_path: 
     disk = PosixDisk(tmp_path / "log")
     async with opened(tmp_path / "history") as history:
         ledger = Ledger(disk, StillClock())
-        ledger.set_aside("influxdb", refusal(1))
+        refused(ledger, "influxdb", refusal(1))
         store = ledger.letters.save
 
         def save(raw: bytes) -> None:
             store(raw)
-            ledger.set_aside("influxdb", refusal(2, reason="other"))
+            refused(ledger, "influxdb", refusal(2, reason="other"))
             ledger.open_books("influxdb").position = 2
 
         ledger.letters.save = save

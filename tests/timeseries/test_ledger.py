@@ -47,9 +47,11 @@ async def deliver(ledger, source, name, max_bytes=1 << 20):
     """Take what there is for a consumer, as the service does."""
     books = ledger.open_books(name)
     cursor = Cursor(books.position + 1, accepted=books.accepted)
+    before = cursor.accepted
     while records := await source.read(cursor, max_bytes):
-        books.damaged, cursor.damaged = books.damaged + cursor.damaged, 0
-        books.position, books.accepted = records[-1].position, records[-1].accepted
+        ledger.took(name, records, before)
+        before = records[-1].accepted
+        books.stand_at(records[-1].position, before)
         balanced(ledger, source)
 
 
@@ -71,6 +73,7 @@ def balanced(ledger, source):
     for name in ledger.books:
         assert min(row(ledger, source, name)) >= 0
         assert sum(row(ledger, source, name)) == message.accepted_sample_count
+    assert ledger.unbalanced() == []
 
 
 async def test_a_confirmed_position_is_durable_and_its_samples_are_delivered(clock):
@@ -209,7 +212,8 @@ async def test_the_books_balance_at_every_moment_across_restarts(clock, seed):
                         source.delete_through(ledger.slowest(), clock.now_nanos())
                     case _:
                         books = ledger.open_books(name)
-                        books.dead_lettered += rng.randint(0, books.delivered)
+                        count = rng.randint(0, books.delivered)
+                        books.dead_lettered, books.delivered = books.dead_lettered + count, books.delivered - count
                 balanced(ledger, source)
             head, accepted = source.state.head_position, source.state.accepted
         disk = rng.choice((disk.kill, disk.power_loss))()

@@ -155,13 +155,14 @@ class Life:
         books = self._ledger.open_books(CONSUMER)
         cursor = Cursor(books.position + 1, accepted=books.accepted)
         while True:
+            before = cursor.accepted
             records = await self._source.read(cursor, self._rng.choice((1, 500, 5000)))
             self._checker.show(records)
             if not records:
                 await self._source.wait_beyond(cursor.position - 1)
                 continue
-            books.damaged, cursor.damaged = books.damaged + cursor.damaged, 0
-            books.position, books.accepted = records[-1].position, records[-1].accepted
+            self._ledger.took(CONSUMER, records, before)
+            books.stand_at(records[-1].position, records[-1].accepted)
             self._checker.balance(self._source, self._ledger)
 
     async def _keep(self):

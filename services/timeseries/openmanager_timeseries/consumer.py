@@ -39,6 +39,8 @@ from openmanager_timeseries.record import Record
 
 BATCH_BYTES = 4 << 20
 READ_RETRY_SECONDS = 1.0
+# The longest waits between two tries, and until a breaker is looked at again.
+RETRY_CAP_SECONDS, ASK_SECONDS = 5.0, 0.5
 # How often a consumer is asked, while nothing comes, what of the past is now for good.
 IDLE_SECONDS = 1.0
 # A frame that a consumer fails on is not tried more often than that.
@@ -92,12 +94,13 @@ class Runner:
             except OutOfRangeError:
                 await self._skip_to(cursor)
                 taken = books.position, books.accepted
+            before = cursor.accepted
             if records := await self._log.read(cursor, BATCH_BYTES):
                 for part in _parts(records, books.counted):
-                    await self._deliver(part, rewinds)
+                    await self._deliver(part, before, rewinds)
+                    before = part[-1].accepted
                 if self._consumer.rewinds != rewinds:
                     return
-                books.damaged, cursor.damaged = books.damaged + cursor.damaged, 0
                 books.confirmed_nanos = self._clock.now_nanos()
                 taken = records[-1].position, records[-1].accepted
             else:
@@ -105,57 +108,62 @@ class Runner:
                     async with asyncio.timeout(IDLE_SECONDS):
                         await self._log.wait_beyond(cursor.position - 1)
             if self._consumer.rewinds == rewinds:
-                books.position, books.accepted = self._consumer.settled(*taken)
+                books.stand_at(*self._consumer.settled(*taken))
 
     async def _skip_to(self, cursor: Cursor) -> None:
         """Go on at the oldest frame that is kept: what went before is lost to this consumer, and counted."""
         await asyncio.to_thread(self._consumer.cut_loose)
-        books = self._ledger.open_books(self._consumer.name)
         first = min(self._log.first_position, self._log.state.head_position + 1)
         accepted = await asyncio.to_thread(self._log.accepted_at, first - 1)
-        books.resynced += max(0, accepted - books.accepted)
-        books.position, books.accepted = first - 1, accepted
+        self._ledger.resync(self._consumer.name, first - 1, accepted)
         cursor.position, cursor.accepted, cursor.segment = first, accepted, ""
 
-    async def _deliver(self, records: Sequence[Record], rewinds: int) -> None:
+    async def _deliver(self, records: Sequence[Record], before: int, rewinds: int) -> None:
         """Have records taken, however long that takes; what can never be taken is set aside with the reason.
 
         Of several records that are refused, or take too long, the halves are tried apart, so that only those that are
         at fault stay behind. Gives up when reading has to begin again.
         """
         attempt = failures = 0
-        while self._consumer.rewinds == rewinds and (failure := await self._failure(records)) is not None:
+        while self._consumer.rewinds == rewinds:
+            refusals, failure = await self._try(records)
+            if failure is None:
+                self._count(records, before, refusals, rewinds)
+                return
             if len(records) > 1 and (isinstance(failure, _TOO_MUCH) or not isinstance(failure, _LATER)):
                 middle = len(records) // 2
-                await self._deliver(records[:middle], rewinds)
-                await self._deliver(records[middle:], rewinds)
+                await self._deliver(records[:middle], before, rewinds)
+                await self._deliver(records[middle:], records[middle - 1].accepted, rewinds)
                 return
             failures += not isinstance(failure, _LATER)
             if isinstance(failure, _FOR_GOOD) or failures == MAX_TRIES:
-                self._set_aside(records[0], failure)
-                break
-            await asyncio.sleep(backoff(attempt, self._jitter.random()).total_seconds())
+                self._count(records, before, [self._refusal(records[0], failure)], rewinds)
+                return
+            # A breaker that is asked costs nothing.
+            cap = ASK_SECONDS if isinstance(failure, NotAskedError) else RETRY_CAP_SECONDS
+            await asyncio.sleep(backoff(attempt, self._jitter.random(), cap=cap).total_seconds())
             attempt += 1
-        if self._consumer.rewinds == rewinds:
-            books = self._ledger.open_books(self._consumer.name)
-            books.counted = max(books.counted, records[-1].position)
 
-    async def _failure(self, records: Sequence[Record]) -> Exception | None:
-        """Try to have records taken; return why they were not."""
+    def _count(self, records: Sequence[Record], before: int, refusals: Sequence[Refusal], rewinds: int) -> None:
+        if self._consumer.rewinds == rewinds:
+            self._ledger.took(self._consumer.name, records, before, refusals)
+
+    async def _try(self, records: Sequence[Record]) -> tuple[Sequence[Refusal], Exception | None]:
+        """Try to have records taken; return what was refused of them, or why they were not taken."""
         try:
             async with asyncio.timeout(self._consumer.take_seconds):
-                await self._consumer.take(records)
+                refusals = await self._consumer.take(records)
         except _LATER as err:
             self._found(_state(err), _text(err) or "it does not answer in time")
-            return err
+            return (), err
         except _FOR_GOOD as err:
-            return err
+            return (), err
         except Exception as err:  # a defect, here or there: the log must not stop at a frame
             log.exception("%s failed on frames from position %d on", self._consumer.name, records[0].position)
             self._found(status_pb2.STORAGE_STATE_DOWN, "it fails on a frame, which is tried again")
-            return err
+            return (), err
         self._found(status_pb2.STORAGE_STATE_OK)
-        return None
+        return refusals, None
 
     def _found(self, state: status_pb2.StorageState.ValueType, reason: str = "") -> None:
         before = self._ledger.conditions.get(self._consumer.name)
@@ -163,7 +171,8 @@ class Runner:
             log.warning("%s cannot take frames and is tried again: %s", self._consumer.name, reason)
         self._ledger.found(self._consumer.name, state, reason)
 
-    def _set_aside(self, record: Record, failure: Exception) -> None:
+    def _refusal(self, record: Record, failure: Exception) -> Refusal:
+        """Return what becomes of a record that can never be taken."""
         reason = failure.message if isinstance(failure, _FOR_GOOD) else "it fails on it: see the logs"
         try:
             frame = decode_trusted(frame_pb2.Frame.FromString(bytes(record.payload)))
@@ -171,17 +180,14 @@ class Runner:
         except (DecodeError, ValueError, IndexError):
             servers, start, end = (), record.receive_nanos, record.receive_nanos + 1
         log.error("%s cannot take the frame at position %d: %s", self._consumer.name, record.position, reason)
-        self._ledger.set_aside(
-            self._consumer.name,
-            Refusal(
-                reason=reason,
-                servers=servers,
-                start=start,
-                end=end,
-                first=record.position,
-                last=record.position,
-                sample_count=record.samples,
-            ),
+        return Refusal(
+            reason=reason,
+            servers=servers,
+            start=start,
+            end=end,
+            first=record.position,
+            last=record.position,
+            sample_count=record.samples,
         )
 
 

@@ -154,6 +154,17 @@ class DeadLetters:
             again = replace(found.refusal, reason=reason)
             self._put(replace(found, refusal=again, updated=now, retries=found.retries + 1))
 
+    def shorten(self, letter: DeadLetter, until: int) -> DeadLetter:
+        """Take note that a letter was taken after all up to a time, unless it has grown since; return what is left of it.
+
+        Its samples count as dead until all of them were taken: nobody knows which of them are in a part.
+        """
+        if self._letters.get(letter.id) != letter or not letter.refusal.start < until < letter.refusal.end:
+            return letter
+        left = replace(letter, refusal=replace(letter.refusal, start=until))
+        self._put(left)
+        return left
+
     def take(self, letter: DeadLetter) -> int:
         """Delete a letter that was taken after all; return how many samples: what it has grown by meanwhile stays."""
         found = self._letters.get(letter.id)

@@ -15,7 +15,7 @@ import logging
 import random
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -112,33 +112,34 @@ class EngineLink:
 
     # ── the consumer ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def take(self, records: Sequence[Record]) -> None:
-        """Write the frames of records."""
+    async def take(self, records: Sequence[Record]) -> Sequence[Refusal]:
+        """Write the frames of records; return what the engine refused for good."""
         async with self._writing:
-            await self._take(records)
+            return await self._take(records)
 
-    async def _take(self, records: Sequence[Record]) -> None:
+    async def _take(self, records: Sequence[Record]) -> Sequence[Refusal]:
         self._check_ready()
         rewinds = self.rewinds
         # What was read before the engine was filled is in it.
         records = [record for record in records if record.position > self._through]
         if not records:
-            return
+            return ()
         frames = [self._history.erasures.frame_of(record) for record in records]
-        await self._write(frames, records[0].position, records[-1].position)
+        refusals = await self._write(frames, records[0].position, records[-1].position)
         if self.rewinds != rewinds:  # it was filled anew, or may have lost this: what comes next is read again
             raise UnavailableError(f"{self.name} {Condition.EMPTY}", reason=Reason.STORE_UNAVAILABLE)
         self._through = records[-1].position
         now = self._clock.monotonic()
         self._unsettled.append((now, records[-1].position, records[-1].accepted))
         self._seen.append((now, records[-1].position))
+        return refusals
 
     def _check_ready(self) -> None:
         if not self.ready:
             raise UnavailableError(f"{self.name} {self.condition}", reason=Reason.STORE_UNAVAILABLE)
         self.writes.check()
 
-    async def take_again(self, refusal: Refusal) -> str:
+    async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:
         """Write what our own stores hold of the samples that were refused."""
         if not refusal.servers:
             return "nobody could see which samples these are"
@@ -152,6 +153,8 @@ class EngineLink:
                     reasons[f"history no longer has all of it: {missing}"] = None
                 for frame in frames:
                     reasons.update(dict.fromkeys(each.reason for each in await self._written([frame])))
+            if not reasons and servers[-1] == refusal.servers[-1]:
+                done(end)
         return "; ".join(reasons)
 
     async def _written(self, frames: Sequence[Frame]) -> Sequence[Refused]:
@@ -166,22 +169,23 @@ class EngineLink:
         self.writes.answered(start, sum(frame.values.size for frame in frames) / SAMPLES_PER_SECOND)
         return refused
 
-    async def _write(self, frames: Sequence[Frame], first: int, last: int) -> None:
-        """Write frames from a range of positions; what is refused for good becomes dead letters."""
+    async def _write(self, frames: Sequence[Frame], first: int, last: int) -> Sequence[Refusal]:
+        """Write frames from a range of positions; return what was refused for good."""
         refused: Counter[tuple[str, tuple[str, ...]]] = Counter()
         for each in await self._written(frames):
             refused[each.reason, each.servers] += each.sample_count
+        refusals = []
         for (reason, servers), count in refused.items():
             log.warning("%s refused %d samples for good: %s", self.name, count, reason)
             chosen = set(servers)
             times = [time for frame in frames if chosen.intersection(frame.servers) for time in frame.times[[0, -1]]]
             start, end = (int(min(times)), int(max(times)) + 1) if times else (0, 0)
-            self._history.ledger.set_aside(
-                self.name,
+            refusals.append(
                 Refusal(
                     reason=reason, servers=servers, start=start, end=end, first=first, last=last, sample_count=count
-                ),
+                )
             )
+        return refusals
 
     def settled(self, position: int, accepted: int) -> tuple[int, int]:
         """Return the position and the running total up to which nothing can be lost any more."""
@@ -273,23 +277,19 @@ class EngineLink:
             log.warning("%s is new here, or was emptied: it is filled from the blocks", self.name)
         self.condition = Condition.FILLING
         await self.engine.mark(self._epoch)
-        books = self._history.ledger.open_books(self.name)
-        self._history.ledger.letters.clear(self.name)
-        books.dead_lettered = books.counted = 0
         files = self._history.blocks.files
         self.progress = Progress(total=len(files))
+        refusals: list[Refusal] = []
         for file in files:
             frames = _frames_of(file)
             while (frame := await asyncio.to_thread(next, frames, None)) is not None:
-                await self._write([frame], file.about.first, file.about.last)
+                refusals += await self._write([frame], file.about.first, file.about.last)
             self.progress.done += 1
-        books.position = books.counted = files[-1].about.last if files else 0
-        books.accepted = files[-1].about.accepted if files else 0
-        books.resynced = books.accepted - books.dead_lettered
-        books.damaged = 0
+        position, accepted = (files[-1].about.last, files[-1].about.accepted) if files else (0, 0)
+        self._history.ledger.refill(self.name, position, accepted, refusals)
         self._unsettled.clear()
-        self._through = books.position
-        self._seen.append((self._clock.monotonic(), books.position))
+        self._through = position
+        self._seen.append((self._clock.monotonic(), position))
         self.rewinds += 1
         self._filled, self._filled_at = True, self._clock.monotonic()
         if not self.engine.capabilities.durable_after:

@@ -125,6 +125,8 @@ class Generation:
     opened: float = 0.0
     chunks: list[Chunk] = field(default_factory=list)
     sealed: bool = False
+    # The log's running total ahead of its first frame, and at its last one; the samples of its frames.
+    before: int = 0
     accepted: int = 0
     sample_count: int = 0
     min_time: int = np.iinfo(np.int64).max
@@ -216,7 +218,7 @@ class Head:
             generation.opened = now
             return None
         generation.close()
-        self.generations.append(Generation(first=generation.last + 1, opened=now))
+        self.generations.append(Generation(first=generation.last + 1, opened=now, before=generation.accepted))
         self.recount()
         return generation
 

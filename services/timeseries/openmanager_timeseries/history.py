@@ -35,7 +35,7 @@ from openmanager_timeseries.erasure import Erasures
 from openmanager_timeseries.group_cache import GroupCache
 from openmanager_timeseries.head import Generation, Head
 from openmanager_timeseries.ingest import Admission, Admitted
-from openmanager_timeseries.ledger import Ledger
+from openmanager_timeseries.ledger import Ledger, Stretch
 from openmanager_timeseries.log import Cursor, Log, LogOptions
 from openmanager_timeseries.plan import RawSource
 from openmanager_timeseries.planner import Planner
@@ -174,7 +174,7 @@ class History:
                 self.catalog.observe(admitted.layout, admitted.frame, complete=admitted.complete)
                 self.head.append(admitted.layout, admitted.frame, record.position, record.accepted, record.samples)
         self._turn_full()
-        self._head_is_at(records[-1])
+        self._head_took(records, records[0].accepted - records[0].samples)
         if self.head.nbytes > self.config.head_size:
             self.head.drop(self.config.head_size)
 
@@ -189,30 +189,34 @@ class History:
         for chunk in self.head.generations[-1].take_full():
             self._turner.submit(chunk.turn)
 
-    def _head_is_at(self, record: Record) -> None:
+    def _head_took(self, records: Sequence[Record], before: int) -> None:
+        self.ledger.took("head", records, before)
         books = self.ledger.open_books("head")
-        books.position, books.accepted = record.position, record.accepted
-        books.confirmed_nanos = record.receive_nanos
+        books.stand_at(records[-1].position, records[-1].accepted)
+        books.confirmed_nanos = records[-1].receive_nanos
 
     async def replay(self) -> None:
         """Rebuild the head from the log: everything that no block holds."""
-        sealed = self.ledger.open_books("blocks")
-        first = max(self.head.first_position, self.log.first_position)
-        cursor = Cursor(first, accepted=sealed.accepted if first == self.head.first_position else -1)
-        record = None
+        books, sealed = self.ledger.open_books("head"), self.ledger.open_books("blocks")
+        first, before = max(self.head.first_position, self.log.first_position), sealed.accepted
+        if sealed.position != self.head.first_position - 1:  # blocks were lost
+            before = await asyncio.to_thread(self.log.accepted_at, first - 1)
+        self.head.generations[-1].before = before
+        self.ledger.brought("head", self.head.first_position - 1, before)
+        cursor = Cursor(first, accepted=before)
         while records := await self.log.read(cursor):
             for record in records:
                 self._apply(record)
+            self._head_took(records, before)
+            before = records[-1].accepted
             self._turn_full()
             if self.head.nbytes > self.config.head_size:
                 await self.seal()
-        books = self.ledger.open_books("head")
-        books.damaged += cursor.damaged
-        sealed.damaged += cursor.damaged
-        if record is not None:
-            self._head_is_at(record)
-        else:
-            books.position, books.accepted = self.log.state.head_position, self.log.state.accepted
+        # Newer frames than those that are there were lost.
+        position, accepted = self.log.state.head_position, self.log.state.accepted
+        lost = Stretch(position=position, before=books.counted_accepted, accepted=accepted, samples=0)
+        self.ledger.taken("head", lost)
+        books.stand_at(position, accepted)
         self.rolled_up()
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,8 +295,17 @@ class History:
         self.blocks.add(made)
         generation.sealed = True
         self.head.recount()
+        self.ledger.taken(
+            "blocks",
+            Stretch(
+                position=generation.last,
+                before=generation.before,
+                accepted=generation.accepted,
+                samples=generation.sample_count,
+            ),
+        )
         books = self.ledger.open_books("blocks")
-        books.position, books.accepted = made.about.last, made.about.accepted
+        books.stand_at(made.about.last, made.about.accepted)
         books.confirmed_nanos = self.clock.now_nanos()
         self.rolled_up()
         await self.save_catalog(made.about.last)
@@ -304,7 +317,8 @@ class History:
         accepted = self.roller.take(books.accepted)
         if self.roller.position > books.position:
             books.confirmed_nanos = self.clock.now_nanos()
-        books.position, books.accepted = self.roller.position, accepted
+        self.ledger.brought("rollups", self.roller.position, accepted)
+        books.stand_at(self.roller.position, accepted)
 
     def rebuild(self, tier: str, start: int, end: int) -> int:
         """Have the buckets of a tier, of all with an empty name, computed again where samples are; return how many wait.
@@ -372,7 +386,9 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
     ledger = Ledger(disk, clock)
     books = ledger.open_books("blocks")
     if blocks.files and blocks.last > books.position:
-        books.position, books.accepted = blocks.last, blocks.files[-1].about.accepted
+        # A crash came between a block and the books.
+        ledger.brought("blocks", blocks.last, blocks.files[-1].about.accepted)
+        books.stand_at(blocks.last, blocks.files[-1].about.accepted)
     options = LogOptions(
         segment_size=config.segment_size, ballast_size=config.ballast_size, reserve=config.disk_reserve
     )

@@ -1,6 +1,7 @@
 """The books: how far each consumer of the log has come, durable, and what became of every sample.
 
-For every consumer, at every moment: accepted = delivered + waiting + dead-lettered + re-synced + damaged.
+For every consumer, at every moment: accepted = delivered + waiting + dead-lettered + re-synced + damaged. Each of these is
+counted where it happens, and the whole by the log, so that a mistake in one of them shows: the books do not balance.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
@@ -23,6 +25,7 @@ from openmanager_timeseries import durable
 from openmanager_timeseries.dead_letter import DeadLetter, DeadLetters, Refusal
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.log import Log
+from openmanager_timeseries.record import Record
 from openmanager_timeseries.shield import shielded
 
 POSITIONS = "positions.json"
@@ -35,21 +38,46 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Books:
-    """One consumer: its last position, the log's running total there, and the samples it did not get from the log."""
+    """One consumer: its position and the log's running total there, and what became of the samples that it has had.
+
+    What it has had may be more than what it can no longer lose: it gets frames after its position again when it was
+    restarted, and these are not counted again.
+    """
 
     position: int = 0
     accepted: int = 0
+    delivered: int = 0
     dead_lettered: int = 0
     resynced: int = 0
     damaged: int = 0
     confirmed_nanos: int = 0
-    # Up to here what it refused is counted: frames that it gets again are not counted again.
+    # Up to here it has had everything, and the log's running total there.
     counted: int = 0
+    counted_accepted: int = 0
 
     @property
-    def delivered(self) -> int:
-        """The samples it got."""
-        return self.accepted - self.dead_lettered - self.resynced - self.damaged
+    def balance(self) -> bool:
+        """Whether it is known of every sample what became of it."""
+        found = self.delivered, self.dead_lettered, self.resynced, self.damaged
+        return min(found) >= 0 and sum(found) == self.counted_accepted
+
+    def stand_at(self, position: int, accepted: int) -> None:
+        """Move to a position up to which nothing can be lost, given the log's running total there."""
+        self.position, self.accepted = position, accepted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """Frames of the log that follow one another: the last position, and how many samples were in them.
+
+    The log's running total was `before` ahead of the first and is `accepted` at the last one: what is missing between
+    the two is damaged.
+    """
+
+    position: int
+    before: int
+    accepted: int
+    samples: int
 
 
 def check_consumer(name: str, field: str = "consumer") -> str:
@@ -97,7 +125,7 @@ class Ledger:
         try:
             stored = durable.decode(raw)
             floor = Books(position=stored["head_position"], accepted=stored["accepted"])
-            books = {name: Books(**each) for name, each in stored["consumers"].items()}
+            books = {name: _books(each) for name, each in stored["consumers"].items()}
         except (ValueError, LookupError, TypeError, AttributeError):
             # Every consumer begins anew at the oldest frame: nothing is lost, for taking a frame twice changes nothing.
             log.exception("the consumers' positions are damaged; all consumers begin at the oldest frame")
@@ -141,17 +169,68 @@ class Ledger:
         since = before.since if before is not None and before.state == state else self._clock.now_nanos()
         self.conditions[name] = Condition(state=state, reason=reason, since=since)
 
-    def set_aside(self, name: str, refusal: Refusal) -> None:
-        """Keep what a consumer cannot take as a dead letter, and count it, unless it was when it got these before."""
+    # ── counting ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def taken(self, name: str, stretch: Stretch, refusals: Sequence[Refusal] = ()) -> None:
+        """Count what a consumer has dealt with, but for what it has had before: delivered, or refused for good."""
         books = self.open_books(name)
-        if refusal.last > books.counted:
-            books.dead_lettered += refusal.sample_count
-            self.letters.add(name, refusal, self._clock.now_nanos())
+        if stretch.position <= books.counted:
+            return
+        again = max(0, books.counted_accepted - stretch.before)
+        refused = sum(self._set_aside(name, refusal) for refusal in refusals)
+        books.delivered += stretch.samples - again - refused
+        books.damaged += max(0, stretch.accepted - stretch.before - stretch.samples)
+        books.counted, books.counted_accepted = stretch.position, stretch.accepted
+
+    def took(self, name: str, records: Sequence[Record], before: int, refusals: Sequence[Refusal] = ()) -> None:
+        """Count records that a consumer has dealt with; `before` is the running total ahead of the first one."""
+        books = self.open_books(name)
+        while records and records[0].position <= books.counted:
+            before, records = records[0].accepted, records[1:]
+        if records:
+            # What was lost of the frames that it has had before is no loss.
+            before = max(before, books.counted_accepted)
+            samples, last = sum(record.samples for record in records), records[-1]
+            found = Stretch(position=last.position, before=before, accepted=last.accepted, samples=samples)
+            self.taken(name, found, refusals)
+
+    def brought(self, name: str, position: int, accepted: int) -> None:
+        """Count what a consumer got up to a position without looking at each frame: all of it."""
+        before = self.open_books(name).counted_accepted
+        self.taken(name, Stretch(position=position, before=before, accepted=accepted, samples=accepted - before))
+
+    def resync(self, name: str, position: int, accepted: int) -> None:
+        """Let a consumer go on after a position: what it has not had up to there it has from elsewhere, or never gets."""
+        books = self.open_books(name)
+        if position > books.counted:
+            books.resynced += accepted - books.counted_accepted
+            books.counted, books.counted_accepted = position, accepted
+        books.stand_at(position, accepted)
+
+    def refill(self, name: str, position: int, accepted: int, refusals: Sequence[Refusal]) -> None:
+        """Let a consumer that was empty go on after a position: up to there it got all from elsewhere, but for refusals."""
+        self.letters.clear(name)
+        books = self.books[name] = Books(counted=position, counted_accepted=accepted)
+        refused = sum(self._set_aside(name, refusal) for refusal in refusals)
+        books.resynced = accepted - refused
+        books.stand_at(position, accepted)
+
+    def _set_aside(self, name: str, refusal: Refusal) -> int:
+        """Keep what a consumer cannot take as a dead letter; return how many samples."""
+        self.open_books(name).dead_lettered += refusal.sample_count
+        self.letters.add(name, refusal, self._clock.now_nanos())
+        return refusal.sample_count
 
     def taken_after_all(self, letter: DeadLetter) -> None:
         """Count a dead letter as delivered."""
         books = self.open_books(letter.consumer)
-        books.dead_lettered = max(0, books.dead_lettered - self.letters.take(letter))
+        count = min(books.dead_lettered, self.letters.take(letter))
+        books.dead_lettered -= count
+        books.delivered += count
+
+    def unbalanced(self) -> list[str]:
+        """Return the consumers of whose samples it is not known what became of each."""
+        return sorted(name for name, books in self.books.items() if not books.balance)
 
     async def confirm(self, source: Log, name: str, position: int, *, resynced: bool = False) -> Books:
         """Record durably that a consumer has dealt with everything up to `position`."""
@@ -163,11 +242,13 @@ class Ledger:
             )
         accepted = await asyncio.to_thread(source.accepted_at, position)
         books = self.open_books(check_consumer(name))
-        if accepted < books.accepted:  # it goes back, and will get again what it got
-            books.resynced = books.damaged = books.dead_lettered = 0
+        if position < books.counted:  # it goes back, and will get again what it got
+            books = self.books[name] = Books(delivered=accepted, counted=position, counted_accepted=accepted)
         elif resynced:
-            books.resynced += accepted - books.accepted
-        books.position, books.accepted = position, accepted
+            self.resync(name, position, accepted)
+        else:
+            self.brought(name, position, accepted)
+        books.stand_at(position, accepted)
         books.confirmed_nanos = self._clock.now_nanos()
         try:
             await self.save(source)
@@ -182,7 +263,7 @@ class Ledger:
             name=name,
             position=books.position,
             delivered_sample_count=books.delivered,
-            waiting_sample_count=source.state.accepted - books.accepted,
+            waiting_sample_count=source.state.accepted - books.counted_accepted,
             dead_lettered_sample_count=books.dead_lettered,
             resynced_sample_count=books.resynced,
             damaged_sample_count=books.damaged,
@@ -205,3 +286,12 @@ class Ledger:
     def slowest(self) -> int:
         """Return the position that every consumer has passed, durably."""
         return min((min(each.position, self._durable.get(name, 0)) for name, each in self.books.items()), default=0)
+
+
+def _books(stored: Mapping[str, int]) -> Books:
+    """Return stored books; those of an earlier version do not say what was delivered, and balance by what they say else."""
+    books = Books(**stored)
+    if "delivered" not in stored:
+        books.counted, books.counted_accepted = books.position, books.accepted
+        books.delivered = books.accepted - books.dead_lettered - books.resynced - books.damaged
+    return books

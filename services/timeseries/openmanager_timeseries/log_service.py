@@ -100,8 +100,14 @@ class LogService:
         consumer = self._consumers.get(letter.consumer)
         if consumer is None:
             return f"there is no consumer {letter.consumer} any more"
+        letters, left = self._history.ledger.letters, letter
+
+        def done(until: int) -> None:
+            nonlocal left
+            left = letters.shorten(left, until)
+
         try:
-            return await consumer.take_again(letter.refusal)
+            return await consumer.take_again(letter.refusal, done)
         except TimeoutError as err:
             raise UnavailableError(f"{letter.consumer} does not answer", reason=Reason.STORE_UNAVAILABLE) from err
         except (UnavailableError, DeadlineExceededError, CancelledCallError, ResourceExhaustedError):

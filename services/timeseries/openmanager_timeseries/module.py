@@ -62,6 +62,7 @@ class TimeseriesModule:
                     },
                     storages=_storages(history, link, runtime),
                     ledger=lambda: history.ledger.message(history.log),
+                    breakers=(link.reads, link.writes) if link is not None else (),
                 )
             finally:
                 for task in tasks:
@@ -104,6 +105,9 @@ def _storages(history: History, link: EngineLink | None, runtime: Runtime) -> li
         state = history.log.state
         readonly = state.full or state.failure
         warnings = [f"{state.damaged_regions} damaged regions set aside"] if state.damaged_regions else []
+        warnings += [
+            f"the books of {name} do not balance: see `openmanager log`" for name in history.ledger.unbalanced()
+        ]
         return Finding(
             state=status_pb2.STORAGE_STATE_READONLY if readonly else status_pb2.STORAGE_STATE_OK,
             reason="disk full" if state.full else state.failure,

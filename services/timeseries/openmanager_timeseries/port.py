@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from openmanager_timeseries.dead_letter import Refusal
@@ -18,16 +18,19 @@ class Consumer(Protocol):
     # How often reading had to begin again after the position in the books: what was read before is not to be taken.
     rewinds: int
 
-    async def take(self, records: Sequence[Record]) -> None:
-        """Deal with the records for good.
+    async def take(self, records: Sequence[Record]) -> Sequence[Refusal]:
+        """Deal with the records for good; return what was refused of them.
 
         UnavailableError, TimeoutError and their like mean “again later”; any other OpenManagerError that they can never
-        be taken.
+        be taken at all.
         """
         ...
 
-    async def take_again(self, refusal: Refusal) -> str:
+    async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:
         """Take what history holds of what was refused; return why it is refused again, nothing when it is not.
+
+        `done` is told up to which time (nanoseconds) everything was taken, as often as that is known: who is interrupted
+        goes on from there.
 
         UnavailableError or TimeoutError when nothing can be taken now; any other OpenManagerError says why not.
         """

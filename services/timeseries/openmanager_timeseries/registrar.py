@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -42,7 +42,7 @@ class Registrar:
         self._known: dict[str, ServerInfo] = {}
         self._refreshed = clock.monotonic()
 
-    async def take(self, records: Sequence[Record]) -> None:
+    async def take(self, records: Sequence[Record]) -> Sequence[Refusal]:
         """Register what is new or changed in the records, within the trace of the frame that brought it."""
         changed: dict[str, ServerInfo] = {}
         trace_parent, seen = "", set[str]()
@@ -66,8 +66,9 @@ class Registrar:
         self._known |= changed
         if refresh:
             self._refreshed = self._clock.monotonic()
+        return ()
 
-    async def take_again(self, refusal: Refusal) -> str:
+    async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:  # noqa: ARG002  (it is quick)
         """Register the servers again."""
         infos = iter([self._info_of(server) for server in refusal.servers])
         while batch := list(islice(infos, BATCH)):
