@@ -190,6 +190,8 @@ class Reader:
 
     def _keep_server(self, kind: Kind, writer: int, server: server_pb2.Server, start: float, *, degraded: bool) -> None:
         moment = server.sample_time.ToNanoseconds()
+        if len(server.metrics) != len(server.values):
+            return  # the names are not known yet: nobody can take it for anything
         values = np.asarray(server.values)[np.isin(server.metrics, METRICS)]
         if server.id != server_of(writer):
             values = np.full(len(METRICS), NOBODYS)
