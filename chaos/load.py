@@ -160,7 +160,8 @@ class Reader:
                 degraded = part.provenance.degraded or part.provenance.partial
                 continue
             values = np.asarray(part.frame.values).reshape(len(part.frame.servers), -1)
-            for server, row in zip(part.frame.servers, values, strict=True):
+            ours = np.isin(part.frame.metrics, METRICS)  # others who wrote at the same time are in the same frame
+            for server, row in zip(part.frame.servers, values[:, ours], strict=True):
                 writer, moment = int(server.rpartition("-")[2]), int(part.frame.time_unix_nanos[0])
                 self._keep(Kind.LATEST, writer, moment, row, start, degraded=degraded)
 
@@ -189,7 +190,9 @@ class Reader:
 
     def _keep_server(self, kind: Kind, writer: int, server: server_pb2.Server, start: float, *, degraded: bool) -> None:
         moment = server.sample_time.ToNanoseconds()
-        values = np.asarray(server.values)
+        if len(server.metrics) != len(server.values):
+            return  # the names are not known yet: nobody can take it for anything
+        values = np.asarray(server.values)[np.isin(server.metrics, METRICS)]
         if server.id != server_of(writer):
             values = np.full(len(METRICS), NOBODYS)
         self._keep(kind, writer, moment, values, start, degraded=degraded)

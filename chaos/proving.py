@@ -25,13 +25,14 @@ def main() -> None:
     options = parser.parse_args()
     names = options.bugs or [*BUGS, "none"]
     start, right = time.monotonic(), 0
-    print(f"{'bug':10} {'faults':>6}  what was found")
+    print(f"{'bug':9} {'what goes wrong':56} {'faults':>6}  what was found")
     for name in names:
         found = tried(name, options.faults, options.seed)
         defects = found["defects"]
         right += bool(defects) == (name in BUGS)
         what = ", ".join(f"{count:,} {defect}" for defect, count in defects.items()) or "nothing"
-        print(f"{name:10} {len(found['faults']):6}  {what}", flush=True)
+        says = BUGS[name].says if name in BUGS else "nothing"
+        print(f"{name:9} {says:56} {len(found['faults']):6}  {what}", flush=True)
         if options.results is not None:
             row = {"bug": name, "found": bool(defects), "faults": len(found["faults"]), "what": what}
             with options.results.open("a", encoding="utf-8") as out:

@@ -18,6 +18,7 @@ from openmanager_cache.fleet import Fleet
 
 SERVICE = "/openmanager.api.timeseries.v1.TimeseriesService"
 CONFIRM = "/openmanager.api.timeseries.v1.LogService/ConfirmPosition"
+LEDGER = "/openmanager.api.timeseries.v1.LogService/GetLedger"
 CONSUMER = "cache"
 CONFIRM_SECONDS = 2.0
 SYNC_SECONDS = 5.0
@@ -87,6 +88,7 @@ class LogFollower:
         await self._confirm(resynced=True)
 
     async def _follow(self) -> None:
+        head = await self._head()
         request = pb.WatchFramesRequest(from_position=self.view.position + 1, consumer=CONSUMER)
         request.progress_interval.FromTimedelta(progress.OWN)
         confirmed = self._clock.monotonic()
@@ -95,12 +97,13 @@ class LogFollower:
             while True:
                 async with asyncio.timeout(progress.SILENCE_SECONDS):
                     part = pb.WatchFramesResponse.FromString(await anext(stream))
-                self.view.following = True
                 self.view.heard = self._clock.monotonic()
                 self.view.position = max(self.view.position, part.position)
                 if part.HasField("frame"):
                     self._fleet.apply(decode_trusted(part.frame), part.receive_time.ToNanoseconds())
                     self._on_change(part.trace_parent)
+                # Not before: what was written while the log was out of reach is still to come.
+                self.view.following = self.view.position >= head
                 if self._clock.monotonic() - confirmed >= CONFIRM_SECONDS:
                     confirmed = self._clock.monotonic()
                     await self._confirm()
@@ -108,6 +111,10 @@ class LogFollower:
             return
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
+
+    async def _head(self) -> int:
+        reply = await self._peer.unary(LEDGER, pb.GetLedgerRequest(), pb.GetLedgerResponse, seconds=1.0)
+        return reply.ledger.head_position
 
     async def _confirm(self, *, resynced: bool = False) -> None:
         if self.view.position == self.view.confirmed and not resynced:
