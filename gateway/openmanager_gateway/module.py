@@ -72,6 +72,7 @@ class GatewayModule:
                         **routes,
                     },
                     storages=[copy],
+                    public=True,
                 )
             finally:
                 for task in tasks:
