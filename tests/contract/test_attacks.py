@@ -19,7 +19,7 @@ from fuzz.good_client import GoodClient
 from openmanager.runtime.peer import Peer
 
 SERVERS = ("gateway", "timeseries", "cache", "metadata", "simulator")
-TIMEOUTS = {f"OPENMANAGER_SERVER_{name}_TIMEOUT": "500ms" for name in ("READ", "WRITE", "IDLE")}
+TIMEOUTS = {f"OPENMANAGER_SERVER_{name}_TIMEOUT": "500ms" for name in ("READ", "WRITE")}
 # How much of each attack; enough to be told from none.
 COUNTS = {
     "silent connections": 50,
@@ -76,8 +76,8 @@ async def test_an_attack_ends_as_it_must_and_the_server_lives(attacked: Mesh, go
     reset_peak(pid)
     assert await ATTACKS[name].make(attacked.address(server), COUNTS[name]) in ATTACKS[name].ends
     assert footprint(pid).peak_bytes - before.resident_bytes <= ATTACKS[name].most_bytes
+    await wait_until(good.works)
     assert pid_of(attacked, server) == pid
-    assert await good.works()
 
 
 @pytest.mark.parametrize("name", ["rapid reset", "open streams", "large messages"])
@@ -93,7 +93,7 @@ async def test_damaged_messages_are_refused_without_a_defect(attacked: Mesh, goo
     tally = await mutation.run(addresses, ["web-01"], 1000, 1)
     assert tally.codes.total() == 1000
     assert tally.defects == []
-    assert await good.works()
+    await wait_until(good.works)
 
 
 async def test_cancelled_calls_leave_no_answer_to_others_and_nothing_behind(attacked: Mesh, good: GoodClient):
@@ -111,4 +111,4 @@ async def test_cancelled_calls_leave_no_answer_to_others_and_nothing_behind(atta
         return found.transactions == 0 and found.redis <= 40 and found.postgresql <= 12
 
     await wait_until(nothing_is_left)
-    assert await good.works()
+    await wait_until(good.works)
