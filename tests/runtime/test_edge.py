@@ -79,12 +79,27 @@ class TestService:
             self.ended.append("watch")
 
     async def Talk(self, requests, context) -> AsyncIterator[wrappers_pb2.BytesValue]:
+        heard: asyncio.Queue = asyncio.Queue()
+
+        async def listen() -> None:
+            try:
+                async for request in requests:
+                    heard.put_nowait(request)
+                heard.put_nowait(None)
+            except OpenManagerError as err:
+                heard.put_nowait(err)
+
+        listener = asyncio.create_task(listen())
         try:
-            async for request in requests:
+            while (request := await heard.get()) is not None:
+                if isinstance(request, OpenManagerError):
+                    raise request
                 if request.value == "think":
                     await asyncio.sleep(1.0)
                 yield wrappers_pb2.BytesValue(value=request.value.encode())
         finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
             self.ended.append("talk")
 
 
