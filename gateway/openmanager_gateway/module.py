@@ -73,6 +73,7 @@ class GatewayModule:
                     },
                     storages=[copy],
                     breakers=[each.breaker for each in upstreams.values()],
+                    public=True,
                 )
             finally:
                 for task in tasks:

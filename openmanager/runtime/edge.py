@@ -22,14 +22,20 @@ from google.protobuf.message import Message
 
 from openmanager import errors
 from openmanager.runtime import telemetry, validate
-from openmanager.runtime.grpc_server import GuardedServer, mark_received
+from openmanager.runtime.grpc_server import GuardedServer, abort, mark_received
 from openmanager.runtime.rpc_error import status_code, to_trailers
 
 DEFAULT_DEADLINE_SECONDS = 5.0
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+# What HTTP/2 counts for a header beside its name and value.
+HEADER_BYTES = 32
+# A sender that says nothing so often in a row only keeps the server busy.
+MAX_EMPTY_MESSAGES = 1000
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
+Status = tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]
 
 # What C-core reports for a call that has no deadline at all (about 292 years).
 NO_DEADLINE_SECONDS = 10**8
@@ -55,6 +61,8 @@ class Load:
     max_streams: int = 10_000
     # How long a stream's reader may leave one message waiting.
     write_seconds: float = 20.0
+    # How long a stream's sender may be silent, all that it sent being answered.
+    idle_seconds: float = 60.0
     unary: int = 0
     streams: int = 0
     served: int = 0
@@ -111,22 +119,23 @@ class Edge:
         async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             mark_received()
             start = time.perf_counter()
-            failure: errors.OpenManagerError | None = None
+            status: Status | None = None
             reply: Any = None
             load.unary += 1
             with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
                 try:
                     self._admit(load.unary, load.max_unary)
+                    _check_metadata(context)
                     async with asyncio.timeout(_remaining(context, method.deadline)):
                         reply = await behaviour(_decode(method, data), context)
                 except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
-                    failure = _failure(err, method.path)
+                    status = _status(_failure(err, method.path))
                 finally:
                     load.unary -= 1
                     load.served += 1
-                telemetry.record_call(span, method.path, failure.code if failure else 0, time.perf_counter() - start)
-            if failure is not None:
-                await context.abort(status_code(failure), failure.message, to_trailers(failure))
+                telemetry.record_call(span, method.path, _number(status), time.perf_counter() - start)
+            if status is not None:
+                await abort(context, *status)
             return reply
 
         return call
@@ -136,7 +145,7 @@ class Edge:
     ) -> Callable[..., Awaitable[None]]:
         async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             mark_received()
-            await self._stream(method, context, lambda: behaviour(_decode(method, data), context))
+            await self._stream(method, context, lambda _: behaviour(_decode(method, data), context))
 
         return call
 
@@ -144,7 +153,9 @@ class Edge:
         self, method: _Method, behaviour: Callable[..., AsyncIterator[Any]]
     ) -> Callable[..., Awaitable[None]]:
         async def call(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            await self._stream(method, context, lambda: behaviour(_requests(method, context), context))
+            await self._stream(
+                method, context, lambda patience: behaviour(_requests(method, context, patience), context)
+            )
 
         return call
 
@@ -152,10 +163,10 @@ class Edge:
         self,
         method: _Method,
         context: grpc.aio.ServicerContext[Any, Any],
-        begin: Callable[[], AsyncIterator[Any]],
+        begin: Callable[[_Patience], AsyncIterator[Any]],
     ) -> None:
         start, load = time.perf_counter(), self._load
-        failure: errors.OpenManagerError | None = None
+        status: Status | None = None
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  (a coroutine runs in a task)
         self._stream_tasks.add(task)
@@ -163,21 +174,22 @@ class Edge:
         with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
             try:
                 self._admit(load.streams, load.max_streams)
-                async with asyncio.timeout(_remaining(context, None)):
-                    await _write_all(begin(), context, load.write_seconds)
+                _check_metadata(context)
+                async with asyncio.timeout(_remaining(context, None)), _Patience(load) as patience:
+                    await _write_all(begin(patience), context, patience)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 if load.draining and task.cancelling():
                     task.uncancel()
-                    failure = _going_down()
+                    status = _status(_going_down())
                 else:
-                    failure = _failure(err, method.path)
+                    status = _status(_failure(err, method.path))
             finally:
                 load.streams -= 1
                 load.served += 1
                 self._stream_tasks.discard(task)
-            telemetry.record_call(span, method.path, failure.code if failure else 0, time.perf_counter() - start)
-        if failure is not None:
-            await context.abort(status_code(failure), failure.message, to_trailers(failure))
+            telemetry.record_call(span, method.path, _number(status), time.perf_counter() - start)
+        if status is not None:
+            await abort(context, *status)
 
     def _admit(self, active: int, limit: int) -> None:
         if self._load.draining:
@@ -188,39 +200,87 @@ class Edge:
             )
 
 
+def _status(error: errors.OpenManagerError) -> Status:
+    """Return what the caller is told; unlike the error it holds no frame, and so not the call."""
+    return status_code(error), error.message, to_trailers(error)
+
+
+def _number(status: Status | None) -> int:
+    return int(status[0].value[0]) if status else 0
+
+
 def _going_down() -> errors.OpenManagerError:
     return errors.UnavailableError("the server is going down", reason=errors.Reason.SHUTTING_DOWN)
 
 
-async def _write_all(replies: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any], seconds: float) -> None:
-    """Send each reply as it comes; the iterator is closed whatever happens, so that its clean-up runs at once.
+def _check_metadata(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Raise ResourceExhaustedError for more metadata than is taken.
 
-    A reader that takes no message for `seconds` is given up: what waits for it must not fill memory.
+    The transport's own limit holds only for a client that has acknowledged it.
     """
+    size = sum(len(key) + len(value) + HEADER_BYTES for key, value in context.invocation_metadata() or ())
+    if size > MAX_METADATA_BYTES:
+        raise errors.ResourceExhaustedError(
+            f"the metadata is larger than {MAX_METADATA_BYTES // 1024} KiB", reason=errors.Reason.MESSAGE_TOO_LARGE
+        )
+
+
+async def _write_all(
+    replies: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any], patience: _Patience
+) -> None:
+    """Send each reply as it comes; the iterator is closed whatever happens, so that its clean-up runs at once."""
     try:
-        async with _Patience(seconds) as patience:
-            async for reply in replies:
-                patience.since = patience.now()
-                await context.write(reply)
-                patience.since = math.inf
+        async for reply in replies:
+            patience.offers()
+            await context.write(reply)
+            patience.is_read()
     finally:
         if (close := getattr(replies, "aclose", None)) is not None:
             await close()
 
 
 class _Patience:
-    """Gives up what waits for longer than `seconds` since `since`; looks now and then, so that waiting costs nothing."""
+    """Gives up a stream whose other side leaves it waiting; looks now and then, so that waiting costs nothing.
 
-    def __init__(self, seconds: float) -> None:
-        self.since = math.inf
-        self._seconds = seconds
+    A reader may leave a message for `write_seconds`: what waits for it must not fill memory. A sender may be silent for
+    `idle_seconds` once each of its messages is answered; while one is not, it is we who are waited for.
+    """
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._offered = self._silent = math.inf  # since when on the loop's clock
+        self._listens = False
+        self._unanswered = 0
+        self._unread = False
         self._timeout = asyncio.timeout(None)
-        loop = asyncio.get_running_loop()
-        self.now = loop.time
-        self._timer = loop.call_later(seconds, self._look)
+        self._now = asyncio.get_running_loop().time
+
+    def offers(self) -> None:
+        """Note that a message waits to be read."""
+        self._offered = self._now()
+
+    def is_read(self) -> None:
+        """Note that it was taken."""
+        self._offered = math.inf
+        self._unanswered -= 1
+        if self._listens and self._unanswered <= 0:
+            self._silent = self._now()
+
+    def listens(self) -> None:
+        """Note that a message is waited for."""
+        self._listens = True
+        if self._unanswered <= 0:
+            self._silent = self._now()
+
+    def hears(self) -> None:
+        """Note that it came, or that none will."""
+        self._listens = False
+        self._silent = math.inf
+        self._unanswered += 1
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
+        self._timer = asyncio.get_running_loop().call_at(self._due(), self._look)
         return self
 
     async def __aexit__(
@@ -230,21 +290,45 @@ class _Patience:
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as err:
-            raise errors.ResourceExhaustedError(
-                f"the stream was not read for {self._seconds:g} s", reason=errors.Reason.WATCH_TOO_SLOW
-            ) from err
+            raise self._error() from err
+
+    def _due(self) -> float:
+        now = self._now()
+        return min(min(self._offered, now) + self._load.write_seconds, min(self._silent, now) + self._load.idle_seconds)
 
     def _look(self) -> None:
-        now = self.now()
-        if now >= self.since + self._seconds:
+        now = self._now()
+        self._unread = now >= self._offered + self._load.write_seconds
+        if self._unread or now >= self._silent + self._load.idle_seconds:
             self._timeout.reschedule(now)
             return
-        due = min(self.since, now) + self._seconds
-        self._timer = asyncio.get_running_loop().call_at(due, self._look)
+        self._timer = asyncio.get_running_loop().call_at(self._due(), self._look)
+
+    def _error(self) -> errors.OpenManagerError:
+        if self._unread:
+            return errors.ResourceExhaustedError(
+                f"the stream was not read for {self._load.write_seconds:g} s", reason=errors.Reason.WATCH_TOO_SLOW
+            )
+        return errors.DeadlineExceededError(
+            f"nothing was sent for {self._load.idle_seconds:g} s", reason=errors.Reason.STREAM_IDLE
+        )
 
 
-async def _requests(method: _Method, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-    while (data := await context.read()) is not grpc.aio.EOF:
+async def _requests(
+    method: _Method, context: grpc.aio.ServicerContext[Any, Any], patience: _Patience
+) -> AsyncIterator[Any]:
+    empty = 0
+    while True:
+        patience.listens()
+        data = await context.read()
+        patience.hears()
+        if data is grpc.aio.EOF:
+            return
+        empty = 0 if data else empty + 1
+        if empty > MAX_EMPTY_MESSAGES:
+            raise errors.ResourceExhaustedError(
+                f"more than {MAX_EMPTY_MESSAGES} messages in a row were empty", reason=errors.Reason.STREAM_IDLE
+            )
         yield _decode(method, data)
 
 

@@ -13,11 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio._server
 from grpc._cython import cygrpc
+
+# How long a status may take to leave.
+STATUS_SECONDS = 2.0
+DROP_SECONDS = 0.5
 
 _REQUIRED = (
     "AioServer",
@@ -27,17 +32,43 @@ _REQUIRED = (
     "_schedule_rpc_coro",
     "_send_error_status_from_server",
     "SendInitialMetadataOperation",
+    "AbortError",
     "ExecuteBatchError",
     "get_working_loop",
 )
 
-# Set by the handler of a unary request as soon as it runs: the message was there.
-_received: contextvars.ContextVar[list[bool]] = contextvars.ContextVar("received")
+
+@dataclass(slots=True)
+class _Call:
+    """What is known of a call under way."""
+
+    # Set by the handler of a unary request as soon as it runs: the message was there.
+    received: bool = False
+    # Set when the caller could not be told how it ended.
+    dropped: bool = False
+    # Keeps what the core holds of the call until the caller has closed its side.
+    keeper: asyncio.Task[None] | None = None
+
+
+_call: contextvars.ContextVar[_Call] = contextvars.ContextVar("call")
 
 
 def mark_received() -> None:
     """Record that the current call's request message has arrived; every handler of a unary request calls it first."""
-    _received.get()[0] = True
+    _call.get().received = True
+
+
+async def abort(context: Any, code: grpc.StatusCode, details: str, trailers: Any) -> None:
+    """End the current call with a status; a caller who takes nothing is not told, and the call is dropped.
+
+    A status goes behind the messages before it. One that never leaves would keep the call, and them, for as long as
+    the connection lives.
+    """
+    try:
+        async with asyncio.timeout(STATUS_SECONDS):
+            await context.abort(code, details, trailers)
+    except (TimeoutError, cygrpc.ExecuteBatchError):
+        _call.get().dropped = True
 
 
 def self_test() -> str | None:
@@ -64,19 +95,41 @@ class _AcceptLoops(cygrpc.AioServer):  # type: ignore[misc]
                 if not self.is_running():
                     raise
                 continue
-            call = cygrpc._schedule_rpc_coro(self._serve(name, state), state, self.loop_, name)
-            task = self.loop_.create_task(call)
-            self.calls.add(task)
-            task.add_done_callback(self.calls.discard)
+            call = _Call()
+            served = cygrpc._schedule_rpc_coro(self._serve(name, state, call), state, self.loop_, name)
+            call.keeper = self.loop_.create_task(served)
+            self.calls.add(call.keeper)
+            call.keeper.add_done_callback(self.calls.discard)
+            del state, served, call  # the core lets go of a call when nobody here holds it
 
-    async def _serve(self, name: str, state: Any) -> None:
-        received = [False]
-        _received.set(received)
+    async def _serve(self, name: str, state: Any, call: _Call) -> None:
+        _call.set(call)
         try:
-            await cygrpc._handle_rpc(name, self.resolver, (), state, self.loop_, False)
-            if received[0] or name not in self.unary_requests:
+            await self._handle(name, state, call)
+        finally:
+            if call.dropped and call.keeper is not None:
+                # One whose caller has hung up ends by itself, and at once.
+                self.loop_.call_later(DROP_SECONDS, call.keeper.cancel)
+
+    async def _handle(self, name: str, state: Any, call: _Call) -> None:
+        try:
+            if name not in self.unary_requests:
+                await cygrpc._handle_rpc(name, self.resolver, (), state, self.loop_, False)
+                return
+            async with asyncio.timeout(None) as limit:
+                timer = self.loop_.call_later(self.read_seconds, _give_up, limit, call)
+                try:
+                    await cygrpc._handle_rpc(name, self.resolver, (), state, self.loop_, False)
+                finally:
+                    timer.cancel()
+            if call.received:
                 return
             code, details = grpc.StatusCode.UNIMPLEMENTED, "one request message is required"
+        except cygrpc.AbortError as err:
+            err.__traceback__ = None  # the call keeps the error, and its frames keep the call
+            return
+        except TimeoutError:
+            code, details = grpc.StatusCode.DEADLINE_EXCEEDED, "the request message did not come in time"
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -92,10 +145,16 @@ class _AcceptLoops(cygrpc.AioServer):  # type: ignore[misc]
             return  # the caller has gone
 
 
+def _give_up(limit: asyncio.Timeout, call: _Call) -> None:
+    """End a call whose message has not come; one that runs has deadlines of its own."""
+    if not call.received:
+        limit.reschedule(0)
+
+
 class GuardedServer(grpc.aio._server.Server):
     """`grpc.aio.Server` whose methods are all registered by name; generic handlers are not taken."""
 
-    def __init__(self, options: Sequence[tuple[str, Any]] = ()) -> None:
+    def __init__(self, options: Sequence[tuple[str, Any]] = (), *, read_seconds: float = 20.0) -> None:
         self._loop = cygrpc.get_working_loop()
         arguments = grpc.aio._server._augment_channel_arguments(tuple(options), None)
         server = _AcceptLoops(self._loop, None, (), (), arguments, None)
@@ -103,6 +162,7 @@ class GuardedServer(grpc.aio._server.Server):
         server.loop_ = self._loop
         server.calls = set()
         server.unary_requests = set()
+        server.read_seconds = read_seconds
         server.resolver = cygrpc._MethodResolver([], self._handlers)
         self._server = server
 

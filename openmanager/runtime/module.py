@@ -44,6 +44,14 @@ class ServerConfig:
     write_timeout: timedelta = setting(
         timedelta(seconds=20), "A stream whose reader takes nothing for so long is ended with WATCH_TOO_SLOW."
     )
+    read_timeout: timedelta = setting(
+        timedelta(seconds=20), "A call whose message has not come whole after so long is ended with DEADLINE_EXCEEDED."
+    )
+    idle_timeout: timedelta = setting(
+        timedelta(seconds=60),
+        "A stream whose sender says nothing for so long, all else being answered, is ended with STREAM_IDLE.",
+    )
+    connection_streams: int = setting(100, "Calls that one connection to the gateway may have open; more must wait.")
     max_streams: int = setting(10_000, "Streams under way at once; more are refused with OVERLOADED.")
 
 
@@ -58,6 +66,8 @@ class Service:
     breakers: Sequence[Breaker] = ()
     # Names that reflection lists although another server answers them.
     routed: Sequence[str] = ()
+    # Whether clients come to it directly: what one connection may do is then limited, and connections grow old.
+    public: bool = False
     # Called when the server is about to stop, before streams are ended.
     on_drain: Callable[[], None] = field(default=lambda: None)
 

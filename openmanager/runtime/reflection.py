@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from openmanager.runtime.grpc_server import GuardedServer
+from openmanager.runtime import validate
+from openmanager.runtime.edge import Edge, raw
 
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 V1 = "grpc.reflection.v1.ServerReflection"
 
 
-def add(server: GuardedServer, services: Sequence[str]) -> None:
-    """Serve reflection for the named services on a server."""
-    _v1_descriptor()
-    servicer = ReflectionServicer([*services, V1ALPHA, V1])
-    request, reply = reflection_pb2.ServerReflectionRequest, reflection_pb2.ServerReflectionResponse
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo, _lenient(request), reply.SerializeToString
-    )
-    for name in (V1ALPHA, V1):
-        server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
+def add(edge: Edge, services: Sequence[str]) -> None:
+    """Serve reflection for the named services, in both versions."""
+    servicer = _Reflection([*services, V1ALPHA, V1])
+    for descriptor in (reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"], _v1_descriptor()):
+        edge.add(descriptor, servicer)
 
 
-def _lenient(cls: type[reflection_pb2.ServerReflectionRequest]):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    def decode(data: bytes) -> reflection_pb2.ServerReflectionRequest:
-        try:
-            return cls.FromString(data)
-        except Exception:  # noqa: BLE001  (what cannot be read is answered as an empty question: unimplemented)
-            return cls()
+class _Reflection:
+    """grpcio's servicer behind our edge; it takes bytes, which are the same in both versions."""
 
-    return decode
+    def __init__(self, services: Sequence[str]) -> None:
+        self._servicer = ReflectionServicer(services)
+
+    @raw
+    async def ServerReflectionInfo(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Answer each question about the services, their methods and messages."""
+        decoded = (validate.decode(reflection_pb2.ServerReflectionRequest, data) async for data in requests)
+        async for reply in self._servicer.ServerReflectionInfo(decoded, context):
+            yield reply
 
 
 def _v1_descriptor() -> ServiceDescriptor:

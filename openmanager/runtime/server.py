@@ -20,7 +20,7 @@ from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError
 from openmanager.runtime import grpc_server, measure, reflection, telemetry
 from openmanager.runtime.clock import Clock, SystemClock
-from openmanager.runtime.edge import MAX_MESSAGE_BYTES, Edge, Load
+from openmanager.runtime.edge import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Edge, Load
 from openmanager.runtime.health import HEALTH_SERVICE, HealthService
 from openmanager.runtime.module import MeshConfig, Module, Runtime, ServerConfig, Service, service_descriptor
 from openmanager.runtime.status import StatusReporter
@@ -36,9 +36,11 @@ log = logging.getLogger(__name__)
 SERVER_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_metadata_size", 8 * 1024),
-    ("grpc.absolute_max_metadata_size", 16 * 1024),
-    ("grpc.max_concurrent_streams", 10_000),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES // 2),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # A client is held to our limits from when it has acknowledged them.
+    ("grpc.http2.settings_timeout", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # 1, the default, lets two servers share a port in silence.
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -46,7 +48,20 @@ SERVER_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_connection_idle_ms", 300_000),
 )
+# Connections of other services of the suite do not grow old, and carry what many clients ask.
+INTERNAL_STREAMS = 10_000
+PUBLIC_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_connection_age_ms", 1_800_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+)
+
+
+def _options(config: ServerConfig, *, public: bool) -> tuple[tuple[str, Any], ...]:
+    if not public:
+        return (*SERVER_OPTIONS, ("grpc.max_concurrent_streams", INTERNAL_STREAMS))
+    return (*SERVER_OPTIONS, *PUBLIC_OPTIONS, ("grpc.max_concurrent_streams", config.connection_streams))
 
 
 def check_address(address: str, *, allow_insecure: bool) -> None:
@@ -89,11 +104,14 @@ class Server:
         missing = grpc_server.self_test()
         if missing or api_implementation.Type() != "upb":
             raise ConfigurationError(missing or "protobuf runs without its C implementation: reinstall protobuf")
-        self._grpc = grpc_server.GuardedServer(SERVER_OPTIONS)
+        self._grpc = grpc_server.GuardedServer(
+            _options(config, public=service.public), read_seconds=config.read_timeout.total_seconds()
+        )
         self._load = Load(
             max_unary=config.max_calls,
             max_streams=config.max_streams,
             write_seconds=config.write_timeout.total_seconds(),
+            idle_seconds=config.idle_timeout.total_seconds(),
         )
         self._edge = Edge(self._grpc, self._load)
         self._service = service
@@ -110,7 +128,7 @@ class Server:
         for full_name, servicer in {STATUS_SERVICE: self.status, **service.servicers}.items():
             self._edge.add(service_descriptor(full_name), servicer)
         self._edge.add(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health)
-        reflection.add(self._grpc, [*self.names, *service.routed, HEALTH_SERVICE])
+        reflection.add(self._edge, [*self.names, *service.routed, HEALTH_SERVICE])
         host, _, port = address.rpartition(":")
         if port != "0" and port_is_taken(address):
             raise ConfigurationError(f"port {port} of {host} is taken by another program")

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,9 @@ STEP = 10 * 10**9
 class LocalMesh:
     """The addresses of a mesh, and a gateway that can be stopped and started again on its port."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, settings: Mapping[tuple[str, str], object]) -> None:
         self.data = data
+        self.settings = settings
         self.addresses = dict.fromkeys(("gateway", "simulator", "metadata", "timeseries", "cache"), NOBODY)
         self._stack = contextlib.AsyncExitStack()
         self._gateway = contextlib.AsyncExitStack()
@@ -70,7 +71,7 @@ class LocalMesh:
 
     @contextlib.asynccontextmanager
     async def _serve(self, name: str, module: Module, port: str = "0") -> AsyncIterator[str]:
-        flags = {("mesh", peer): address for peer, address in self.addresses.items()}
+        flags = {**self.settings, **{("mesh", peer): address for peer, address in self.addresses.items()}}
         configuration = load(
             SECTIONS, flags={**flags, ("timeseries", "data_dir"): self.data, ("timeseries", "ballast_size"): "1MiB"}
         )
@@ -127,8 +128,8 @@ async def replica_filled(client: Client) -> None:
 
 
 @contextlib.asynccontextmanager
-async def local_mesh(data: Path) -> AsyncIterator[LocalMesh]:
-    mesh = LocalMesh(data)
+async def local_mesh(data: Path, settings: Mapping[tuple[str, str], object] | None = None) -> AsyncIterator[LocalMesh]:
+    mesh = LocalMesh(data, settings or {})
     try:
         await mesh.start()
         yield mesh

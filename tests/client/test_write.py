@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from client.mesh import STEP, frame_of, servers_known
+from client.mesh import STEP, frame_of, local_mesh, servers_known
 from openmanager.client import Client, Frame, ServerInfo
 from openmanager.errors import DeadlineExceededError, InvalidArgumentError, OutOfRangeError
 
@@ -104,6 +105,19 @@ async def test_a_producer_may_be_silent_longer_than_a_frame_may_take(client: Cli
 
     asyncio.get_running_loop().call_later(0.5, pause.set)
     assert [ack.position async for ack in client.write_frames(frames(), seconds=0.3)] == [1, 2]
+
+
+async def test_a_producer_may_be_silent_longer_than_a_stream_is_kept(tmp_path: Path):
+    pause = asyncio.Event()
+
+    async def frames():
+        yield frame_of(1, 1)
+        asyncio.get_running_loop().call_later(0.8, pause.set)
+        await pause.wait()
+        yield frame_of(1, 2)
+
+    async with local_mesh(tmp_path, {("server", "idle_timeout"): "200ms"}) as mesh, Client(mesh.gateway) as client:
+        assert [ack.position async for ack in client.write_frames(frames())] == [1, 2]
 
 
 async def test_a_frame_that_is_not_acknowledged_in_time_ends_the_stream(road):

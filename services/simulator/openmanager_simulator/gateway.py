@@ -44,8 +44,9 @@ class GatewayWriter:
                 yield encode_write_request(frame)
 
         accepted = 0
-        async for data in self._peer.bidi_stream(IMPORT_FRAMES, requests()):
-            accepted += timeseries_pb2.ImportFramesResponse.FromString(data).ack.accepted_sample_count
+        async with aclosing(_answers(self._peer, IMPORT_FRAMES, requests())) as answers:
+            async for data in answers:
+                accepted += timeseries_pb2.ImportFramesResponse.FromString(data).ack.accepted_sample_count
         return accepted
 
 
@@ -68,25 +69,26 @@ class GatewayHistory:
 
     async def import_rollups(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[int, None]:
         """Send requests of ImportRollups; yield of each how many buckets were taken."""
-        async with aclosing(self._answers(IMPORT_ROLLUPS, requests)) as answers:
+        async with aclosing(_answers(self._peer, IMPORT_ROLLUPS, requests)) as answers:
             async for data in answers:
                 yield timeseries_pb2.ImportRollupsResponse.FromString(data).accepted_bucket_count
 
     async def import_frames(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[int, None]:
         """Send requests of ImportFrames; yield of each how many samples were taken."""
-        async with aclosing(self._answers(IMPORT_FRAMES, requests)) as answers:
+        async with aclosing(_answers(self._peer, IMPORT_FRAMES, requests)) as answers:
             async for data in answers:
                 yield timeseries_pb2.ImportFramesResponse.FromString(data).ack.accepted_sample_count
 
-    async def _answers(self, path: str, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        stream: Any = self._peer.bidi_stream(path, requests)
-        try:
-            async with aclosing(stream):
-                async for data in stream:
-                    yield data
-        except InternalError as err:
-            cause = err.__cause__
-            # gRPC says so itself of a stream that the other side ends while a request is being sent; why is lost.
-            if isinstance(cause, grpc.aio.AioRpcError) and not cause.trailing_metadata():
-                raise UnavailableError("the import was broken off") from err
-            raise
+
+async def _answers(peer: Peer, path: str, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    stream: Any = peer.bidi_stream(path, requests)
+    try:
+        async with aclosing(stream):
+            async for data in stream:
+                yield data
+    except InternalError as err:
+        cause = err.__cause__
+        # gRPC says so itself of a stream that the other side ends while a request is being sent; why is lost.
+        if isinstance(cause, grpc.aio.AioRpcError) and not cause.trailing_metadata():
+            raise UnavailableError("the import was broken off") from err
+        raise

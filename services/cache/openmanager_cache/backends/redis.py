@@ -53,6 +53,7 @@ class RedisStore:
         self.breakers: Sequence[Breaker] = (self.reads, self.writes)
         self.hits = 0
         self.misses = 0
+        self._under_way: set[asyncio.Future[Any]] = set()
 
     async def set_many(self, values: Mapping[str, tuple[bytes, timedelta | None]]) -> None:
         """Write values in one pipeline without a transaction."""
@@ -81,8 +82,18 @@ class RedisStore:
             return bool(await self._run(self.writes, lambda: self._client.delete(self._prefix + key)))
 
     async def _run(self, breaker: Breaker, command: Callable[[], Awaitable[T]], size: int = 0) -> T:
-        """Do what a command says, in the time it has, unless the breaker is open."""
+        """Do what a command says unless the breaker is open; to its end, also when its caller gives up.
+
+        A connection on which an answer is left must close: many callers who give up would make those who do not wait
+        for new connections.
+        """
         breaker.check()
+        task = asyncio.ensure_future(self._answer(breaker, command, size))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+    async def _answer(self, breaker: Breaker, command: Callable[[], Awaitable[T]], size: int) -> T:
         allowance, start = size / BYTES_PER_SECOND, self._clock.monotonic()
         try:
             async with asyncio.timeout(self._seconds + allowance):
@@ -157,7 +168,8 @@ class RedisStore:
         return True
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, when the last commands have ended."""
+        await asyncio.gather(*self._under_way, return_exceptions=True)
         await self._client.aclose()
 
 
