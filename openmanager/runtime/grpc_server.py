@@ -48,6 +48,13 @@ class _Call:
     dropped: bool = False
     # Keeps what the core holds of the call until the caller has closed its side.
     keeper: asyncio.Task[None] | None = None
+    # The core's own error by which a handler ended the call.
+    aborted: BaseException | None = None
+
+    def forget(self, _: object) -> None:
+        """Let go of the frames of that error: the core keeps it with the call, and they would keep the call."""
+        if self.aborted is not None:
+            self.aborted.__traceback__ = None
 
 
 _call: contextvars.ContextVar[_Call] = contextvars.ContextVar("call")
@@ -100,6 +107,7 @@ class _AcceptLoops(cygrpc.AioServer):  # type: ignore[misc]
             call.keeper = self.loop_.create_task(served)
             self.calls.add(call.keeper)
             call.keeper.add_done_callback(self.calls.discard)
+            call.keeper.add_done_callback(call.forget)
             del state, served, call  # the core lets go of a call when nobody here holds it
 
     async def _serve(self, name: str, state: Any, call: _Call) -> None:
@@ -126,8 +134,8 @@ class _AcceptLoops(cygrpc.AioServer):  # type: ignore[misc]
                 return
             code, details = grpc.StatusCode.UNIMPLEMENTED, "one request message is required"
         except cygrpc.AbortError as err:
-            err.__traceback__ = None  # the call keeps the error, and its frames keep the call
-            return
+            call.aborted = err
+            raise
         except TimeoutError:
             code, details = grpc.StatusCode.DEADLINE_EXCEEDED, "the request message did not come in time"
         except asyncio.CancelledError:

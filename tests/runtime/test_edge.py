@@ -136,6 +136,13 @@ async def test_an_error_of_ours_arrives_with_all_it_says():
         assert found.retry_after == timedelta(milliseconds=250)
 
 
+async def test_a_call_that_fails_leaves_no_error_in_the_logs(caplog: pytest.LogCaptureFixture):
+    async with serving() as (_, address, _server):
+        with pytest.raises(errors.AbortedError):
+            await call(address, "known")
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("grpc")] == []
+
+
 async def test_an_error_of_nobody_is_internal_with_an_opaque_id(caplog: pytest.LogCaptureFixture):
     async with serving() as (_, address, _server):
         with pytest.raises(errors.InternalError) as failure:

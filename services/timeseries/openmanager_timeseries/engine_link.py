@@ -25,7 +25,7 @@ from openmanager.api.status.v1 import status_pb2
 from openmanager.api.status.v1.status_pb2 import StorageState
 from openmanager.errors import OpenManagerError, Reason, UnavailableError
 from openmanager.frame import Frame
-from openmanager.runtime.breaker import Breaker
+from openmanager.runtime.breaker import Breaker, NotAskedError
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import block, durable
 from openmanager_timeseries.dead_letter import Refusal, windows
@@ -35,7 +35,8 @@ from openmanager_timeseries.record import Record
 from openmanager_timeseries.sealed import Reader, Sealed
 
 WATCH_SECONDS = 1.0
-CHECK_SECONDS = 4.0
+# With the second between two looks: who hangs is known within three.
+CHECK_SECONDS = 2.0
 # So much is read at once to be written again.
 RETRY_NANOS, RETRY_SERVERS = 3600 * 10**9, 16
 # Slower is slow; what is written or read in bulk has time for its samples, at a rate that any engine reaches.
@@ -57,6 +58,17 @@ class Condition(StrEnum):
     EMPTY = "was emptied or replaced"
     FILLING = "is being filled"
     REFUSED = "auth: the credentials are refused"
+
+
+STATES = {
+    Condition.UNKNOWN: status_pb2.STORAGE_STATE_RECOVERING,
+    Condition.OK: status_pb2.STORAGE_STATE_OK,
+    Condition.DOWN: status_pb2.STORAGE_STATE_DOWN,
+    Condition.HUNG: status_pb2.STORAGE_STATE_HUNG,
+    Condition.EMPTY: status_pb2.STORAGE_STATE_EMPTY,
+    Condition.FILLING: status_pb2.STORAGE_STATE_RECOVERING,
+    Condition.REFUSED: status_pb2.STORAGE_STATE_DOWN,
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -136,7 +148,8 @@ class EngineLink:
 
     def _check_ready(self) -> None:
         if not self.ready:
-            raise UnavailableError(f"{self.name} {self.condition}", reason=Reason.STORE_UNAVAILABLE)
+            why = str(self.condition)
+            raise NotAskedError(self.name, Reason.STORE_UNAVAILABLE, STATES[self.condition], why)
         self.writes.check()
 
     async def take_again(self, refusal: Refusal, done: Callable[[int], None]) -> str:

@@ -13,7 +13,7 @@ from openmanager.runtime.status import Finding, Storage, as_calls_find
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.disk import PosixDisk
-from openmanager_timeseries.engine_link import Condition, EngineLink
+from openmanager_timeseries.engine_link import STATES, Condition, EngineLink
 from openmanager_timeseries.engine_reader import EngineReader
 from openmanager_timeseries.engines import open_engine
 from openmanager_timeseries.history import History, open_history
@@ -89,17 +89,6 @@ def _runner(consumer: Consumer, history: History, runtime: Runtime) -> Runner:
     )
 
 
-_CONDITIONS = {
-    Condition.UNKNOWN: status_pb2.STORAGE_STATE_RECOVERING,
-    Condition.OK: status_pb2.STORAGE_STATE_OK,
-    Condition.DOWN: status_pb2.STORAGE_STATE_DOWN,
-    Condition.HUNG: status_pb2.STORAGE_STATE_HUNG,
-    Condition.EMPTY: status_pb2.STORAGE_STATE_EMPTY,
-    Condition.FILLING: status_pb2.STORAGE_STATE_RECOVERING,
-    Condition.REFUSED: status_pb2.STORAGE_STATE_DOWN,
-}
-
-
 def _storages(history: History, link: EngineLink | None, runtime: Runtime) -> list[Storage]:
     async def look_at_log() -> Finding:
         state = history.log.state
@@ -147,7 +136,7 @@ def _engine_storage(link: EngineLink, runtime: Runtime) -> Storage:
         if link.condition is Condition.FILLING and link.progress.total:
             reason += f": {link.progress.done} of {link.progress.total} blocks"
         shown = Finding(
-            state=_CONDITIONS[link.condition],
+            state=STATES[link.condition],
             version=found.version if found else "",
             reason=reason,
             size_bytes=found.size_bytes if found else 0,
