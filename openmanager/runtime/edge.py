@@ -25,7 +25,7 @@ from openmanager.runtime import telemetry, validate
 from openmanager.runtime.grpc_server import GuardedServer, mark_received
 from openmanager.runtime.rpc_error import status_code, to_trailers
 
-DEFAULT_DEADLINE_SECONDS = 5.0
+DEFAULT_DEADLINE_SECONDS, MAX_DEADLINE_SECONDS = 5.0, 30.0
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def raw(method: F) -> F:
 
 
 def unbounded(method: F) -> F:
-    """Mark a unary method as having no deadline of ours, only the caller's."""
+    """Mark a unary method as having no deadline of ours, only the caller's, however long."""
     method.has_no_deadline = True  # type: ignore[attr-defined]
     return method
 
@@ -53,6 +53,9 @@ class Load:
 
     max_unary: int = 1000
     max_streams: int = 10_000
+    # How long a unary call without a deadline may take, and one with any.
+    default_seconds: float = DEFAULT_DEADLINE_SECONDS
+    max_seconds: float = MAX_DEADLINE_SECONDS
     # How long a stream's reader may leave one message waiting.
     write_seconds: float = 20.0
     unary: int = 0
@@ -66,7 +69,7 @@ class _Method:
     path: str
     request: type[Message]
     takes_bytes: bool
-    deadline: float | None
+    unbounded: bool
 
 
 class Edge:
@@ -93,7 +96,7 @@ class Edge:
             path=f"/{descriptor.containing_service.full_name}/{descriptor.name}",
             request=validate.message_class(descriptor.input_type),
             takes_bytes=getattr(behaviour, "takes_bytes", False),
-            deadline=None if hasattr(behaviour, "has_no_deadline") else DEFAULT_DEADLINE_SECONDS,
+            unbounded=hasattr(behaviour, "has_no_deadline"),
         )
         match descriptor.client_streaming, descriptor.server_streaming:
             case False, False:
@@ -107,6 +110,7 @@ class Edge:
 
     def _unary(self, method: _Method, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         load = self._load
+        default, most = (None, math.inf) if method.unbounded else (load.default_seconds, load.max_seconds)
 
         async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             mark_received()
@@ -117,7 +121,7 @@ class Edge:
             with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
                 try:
                     self._admit(load.unary, load.max_unary)
-                    async with asyncio.timeout(_remaining(context, method.deadline)):
+                    async with asyncio.timeout(_remaining(context, default, most)):
                         reply = await behaviour(_decode(method, data), context)
                 except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                     failure = _failure(err, method.path)
@@ -163,7 +167,7 @@ class Edge:
         with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
             try:
                 self._admit(load.streams, load.max_streams)
-                async with asyncio.timeout(_remaining(context, None)):
+                async with asyncio.timeout(_remaining(context, None, math.inf)):
                     await _write_all(begin(), context, load.write_seconds)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 if load.draining and task.cancelling():
@@ -256,14 +260,14 @@ def _serialize(reply: Message | bytes) -> bytes:
     return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
 
-def _remaining(context: grpc.aio.ServicerContext[Any, Any], default: float | None) -> float | None:
-    """Return the seconds that are left for a call; DeadlineExceededError when there are none."""
+def _remaining(context: grpc.aio.ServicerContext[Any, Any], default: float | None, most: float) -> float | None:
+    """Return the seconds that are left for a call, `most` at most; DeadlineExceededError when there are none."""
     left = context.time_remaining()
     if left is None or left > NO_DEADLINE_SECONDS:
         return default
     if left <= 0:
         raise errors.DeadlineExceededError("the deadline had passed when the call arrived")
-    return left
+    return min(left, most)
 
 
 def _failure(err: BaseException, path: str) -> errors.OpenManagerError:

@@ -44,6 +44,10 @@ class ServerConfig:
         timedelta(seconds=20), "A stream whose reader takes nothing for so long is ended with WATCH_TOO_SLOW."
     )
     max_streams: int = setting(10_000, "Streams under way at once; more are refused with OVERLOADED.")
+    default_deadline: timedelta = setting(timedelta(seconds=5), "How long a unary call may take that has no deadline.")
+    max_deadline: timedelta = setting(
+        timedelta(seconds=30), "How long a unary call may take whatever its deadline, unless it is known to take long."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

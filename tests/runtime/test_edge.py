@@ -12,11 +12,14 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, wrappers_pb2
 
 from openmanager import errors
+from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.errors import OpenManagerError
+from openmanager.frame import length_delimited
+from openmanager.runtime import validate
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.module import ServerConfig, Service
 from openmanager.runtime.peer import Peer
-from openmanager.runtime.rpc_error import from_rpc_error
+from openmanager.runtime.rpc_error import from_rpc_error, to_trailers
 from openmanager.runtime.server import Server
 
 NAME = "openmanager.test.v1.TestService"
@@ -130,6 +133,19 @@ async def test_a_deadline_ends_the_handler_too():
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize(
+    ("limit", "seconds"), [("default_deadline", None), ("max_deadline", 30.0)], ids=["none given", "a long one given"]
+)
+async def test_no_call_takes_longer_than_the_server_lets_it(limit: str, seconds: float | None):
+    async with serving(**{limit: timedelta(milliseconds=200)}) as (service, address, _server):
+        async with grpc.aio.insecure_channel(address) as channel:
+            request = wrappers_pb2.StringValue(value="slow").SerializeToString()
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await channel.unary_unary(f"/{NAME}/Call")(request, timeout=seconds)
+        assert from_rpc_error(failure.value, "test").reason == "DEADLINE_EXCEEDED"
+        assert service.ended == ["slow"]
+
+
 async def test_a_stream_that_is_not_read_is_ended_with_its_reason():
     async with serving(write_timeout=timedelta(milliseconds=300)) as (service, address, _server):
         async with grpc.aio.insecure_channel(address) as channel:
@@ -165,9 +181,32 @@ async def test_a_server_that_stops_ends_its_streams_and_says_so():
             await stopping
 
 
-async def test_a_message_that_says_too_much_is_cut_short():
-    from openmanager.runtime import validate
-
+def test_bytes_that_are_no_message_are_an_invalid_argument():
     validate.check(duration_pb2.Duration(seconds=1), 2)
     with pytest.raises(errors.InvalidArgumentError):
         validate.decode(wrappers_pb2.StringValue, b"\xff")
+
+
+def test_what_a_request_held_is_told_no_longer_than_headers_carry():
+    long = "x" * 100_000
+    error = errors.NotFoundError(f"there is no {long}", resource=f"thing/{long}")
+    assert (len(error.message), len(str(error))) == (errors.MAX_MESSAGE,) * 2
+    assert sum(len(value) for _, value in to_trailers(error)) < 4096
+
+
+@pytest.mark.parametrize("number", [5000, 1], ids=["in the message", "in a message in it"])
+@pytest.mark.parametrize("over", [-16, 16])
+def test_unknown_fields_are_counted_at_any_depth_and_of_any_type(number: int, over: int):
+    one = varint_field(777, 1)  # 3 bytes
+    inside = one * ((validate.MAX_UNKNOWN_BYTES + over) // len(one))
+    data = inside if number != 1 else length_delimited(1, length_delimited(7, inside))
+    if over > 0:
+        with pytest.raises(errors.InvalidArgumentError):
+            validate.decode(metadata_pb2.UpdateServerRequest, data)
+    else:
+        validate.decode(metadata_pb2.UpdateServerRequest, data + length_delimited(2, b""))
+
+
+def varint_field(number: int, value: int) -> bytes:
+    tag = number << 3
+    return bytes([tag & 0x7F | 0x80, tag >> 7, value])
