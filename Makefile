@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs lock bench bench-history chaos chaos-planted fuzz-wire env clean
+.PHONY: help setup run test check format protos docs lock bench bench-history chaos chaos-planted fuzz fuzz-wire env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ chaos-planted: $(STAMP) ## plant one bug after the other, and see whether chaos 
 
 fuzz-wire: $(STAMP) ## attack a mesh on the wire beside a good client, send it damaged messages, cancel calls (SEED=1)
 	@$(BIN)/python -m fuzz.wire --requests $(or $(REQUESTS),20000) --cancellations $(or $(CANCELLATIONS),10000) --seed $(or $(SEED),1)
+
+fuzz: $(STAMP) ## hostile input on every method, in one process (REQUESTS=100000 SEED=1)
+	@$(BIN)/python -m fuzz --requests $(or $(REQUESTS),100000) --seed $(or $(SEED),1)
 
 lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

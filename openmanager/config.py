@@ -156,7 +156,7 @@ def _from_file(file: Path | None, known: Mapping[tuple[str, str], Key]) -> dict[
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigurationError(f"cannot read the configuration file {file}: {err.strerror}") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
+    except (ValueError, RecursionError) as err:  # a number of thousands of digits is no TOMLDecodeError
         raise ConfigurationError(f"{file} is not a TOML file: {err}") from err
     found = {}
     for section, table in tables.items():

@@ -30,6 +30,9 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import ClassVar
 
+# Errors travel in headers, which clients and proxies bound at 8 KiB, whatever it is that a request held.
+MAX_MESSAGE, MAX_RESOURCE = 1000, 600
+
 
 class Reason(StrEnum):
     """The closed list of reasons that `google.rpc.ErrorInfo.reason` may hold, in the domain `openmanager`."""
@@ -51,6 +54,7 @@ class Reason(StrEnum):
     SERIES_LIMIT = "SERIES_LIMIT"
     TOO_MANY_BUCKETS = "TOO_MANY_BUCKETS"
     TOO_MANY_SERIES = "TOO_MANY_SERIES"
+    TOO_MANY_QUERIES = "TOO_MANY_QUERIES"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     ENGINE_CANNOT = "ENGINE_CANNOT"
     LEGAL_HOLD = "LEGAL_HOLD"
@@ -90,11 +94,11 @@ class OpenManagerError(Exception):
         resource: str = "",
         retry_after: timedelta | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
+        super().__init__(self.message)
         self.reason = str(reason or self.default_reason)
         self.field = field
-        self.resource = resource
+        self.resource = resource[:MAX_RESOURCE]
         self.retry_after = retry_after
 
 

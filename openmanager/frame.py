@@ -8,10 +8,11 @@ at a time: a fixed-width packed field *is* the little-endian array.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import islice
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -21,6 +22,9 @@ from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason, invalid
 from openmanager.metric import check_key
 from openmanager.runtime import validate
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024 - 1024
 NANOS_PER_MILLI = 1_000_000
@@ -33,6 +37,8 @@ EARLIEST_PLAUSIBLE_NANOS = 946_684_800 * 10**9
 # A wrong unit the other way round; far beyond any clock (2200-01-01T00:00:00Z).
 LATEST_PLAUSIBLE_NANOS = 7_258_118_400 * 10**9
 
+# Of tuples of names: how many are remembered, and how long they may be.
+_REMEMBERED, _REMEMBERED_NAMES = 256, 1000
 _SERVER_ID = re.compile(r"[a-z0-9][a-z0-9._:-]*")
 # The byte is also the length of a name of 34 characters: after so many of them it is for protobuf to look.
 _MAX_CANDIDATES = 1000
@@ -99,7 +105,21 @@ def length_delimited(number: int, payload: bytes | memoryview) -> bytes:
     return b"".join((_varint(number << 3 | 2), _varint(len(payload)), payload))
 
 
-@lru_cache(maxsize=1024)
+def _remembered(function: Callable[P, T]) -> Callable[P, T]:
+    """Remember what a function gives for a tuple of names, its last argument, unless it is a long one.
+
+    Memory for whatever names come would be as large as whoever makes them up wants.
+    """
+    remembering = lru_cache(maxsize=_REMEMBERED)(function)
+
+    @wraps(function)
+    def call(*args: P.args, **more: P.kwargs) -> T:
+        return (remembering if len(args[-1]) <= _REMEMBERED_NAMES else function)(*args, **more)  # type: ignore[arg-type]
+
+    return call
+
+
+@_remembered
 def encode_names(number: int, names: tuple[str, ...]) -> bytes:
     """Return a repeated string field on the wire."""
     return b"".join(length_delimited(number, name.encode()) for name in names)
@@ -169,8 +189,10 @@ class FrameReader:
     a view of the bytes. Everything else goes through protobuf and `decode`, and gives the same.
     """
 
-    def __init__(self, capacity: int = 1024) -> None:
+    def __init__(self, capacity: int = 1024, capacity_bytes: int = 16 << 20) -> None:
         self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._bytes = 0
         self._names: dict[bytes | memoryview, _Names] = {}
 
     def read(self, wire: bytes | memoryview) -> tuple[Frame, bool]:
@@ -201,8 +223,10 @@ class FrameReader:
         """Remember names whose bytes are exactly those that make them: then equal bytes mean equal names."""
         ids = tuple(message.servers)
         if ids == frame.servers and encode_names(2, ids) + encode_names(3, frame.metrics) == names:
-            if len(self._names) >= self._capacity:
+            self._bytes += len(names)
+            if len(self._names) >= self._capacity or self._bytes > self._capacity_bytes:
                 self._names.clear()
+                self._bytes = len(names)
             self._names[names] = _Names(frame.servers, frame.metrics)
 
 
@@ -363,7 +387,7 @@ def _unit_hint(first: int) -> str:
     return ""
 
 
-@lru_cache(maxsize=1024)
+@_remembered
 def check_servers(servers: tuple[str, ...]) -> tuple[str, ...]:
     """Return the ids lower-cased; InvalidArgumentError when one is malformed or there twice."""
     lowered = tuple(check_server_id(server, "frame.servers") for server in servers)
@@ -383,7 +407,7 @@ def check_server_id(server: str, name: str) -> str:
     return lowered
 
 
-@lru_cache(maxsize=1024)
+@_remembered
 def check_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
     """Return the keys; InvalidArgumentError when one is malformed or there twice."""
     for key in metrics:

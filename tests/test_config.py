@@ -96,6 +96,12 @@ def test_a_wrong_variable_is_one_sentence(environ: dict[str, str], text: str):
         ("[example]\ncount = 1\ncount = 2\n", "is not a TOML file"),
         ("[example]\non = 1e999\n", "true or false"),
         ("\ufeff[example]\ncount = 5\n", "is not a TOML file"),
+        (f"[example]\ncount = {'[' * 10_000}{']' * 10_000}\n", "is not a TOML file"),
+        (f"[example]\ncount = {'9' * 5000}\n", "is not a TOML file"),
+        ("[example]\ncount = 1e999\n", "example.count"),
+        ("[example]\ncount = nan\n", "example.count"),
+        ("[example]\ncount = [1,,2]\n", "is not a TOML file"),
+        ("[example]\ncount = '\0'\n", "is not a TOML file"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: str, text: str):

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import InvalidArgumentError, OpenManagerError, OutOfRangeError
-from openmanager.frame import Frame, FrameReader, MetricInfo, ServerInfo, decode, encode, split
+from openmanager.frame import (
+    Frame,
+    FrameReader,
+    MetricInfo,
+    ServerInfo,
+    decode,
+    encode,
+    encode_names,
+    length_delimited,
+    split,
+)
 
 START = 1_700_000_000_000_000_000
 MILLI = 1_000_000
@@ -164,6 +174,23 @@ def test_times_are_cut_to_whole_milliseconds_and_ids_lower_cased():
     for _ in range(2):
         frame, exact = FrameReader().read(message.SerializeToString())
         assert (frame.times.tolist(), frame.servers, exact) == ([START], ("a",), False)
+
+
+def test_names_are_remembered_up_to_a_size():
+    """Else whoever makes up names enough would fill the memory."""
+    reader = FrameReader(capacity_bytes=10_000)
+    for at in range(50):
+        metrics = tuple(f"m{at}.{each}" for each in range(100))
+        made = Frame(times=np.array([10**18]), servers=("a",), metrics=metrics, values=np.ones((1, 1, 100)))
+        read, _ = reader.read(encode(made))
+        assert read.metrics == metrics
+        assert sum(map(len, reader._names)) <= 10_000
+    assert reader._names
+    long = tuple(f"m{each}" for each in range(1001))
+    for names in (long, long[:100]):
+        assert encode_names(3, names) == b"".join(length_delimited(3, name.encode()) for name in names)
+    assert encode_names(3, long) is not encode_names(3, long)
+    assert encode_names(3, long[:100]) is encode_names(3, long[:100])
 
 
 def test_an_empty_frame_has_no_samples():

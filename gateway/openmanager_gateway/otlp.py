@@ -22,7 +22,15 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import InvalidArgumentError
-from openmanager.frame import NANOS_PER_MILLI, Frame, MetricInfo, ServerInfo, split
+from openmanager.frame import (
+    EARLIEST_PLAUSIBLE_NANOS,
+    LATEST_PLAUSIBLE_NANOS,
+    NANOS_PER_MILLI,
+    Frame,
+    MetricInfo,
+    ServerInfo,
+    split,
+)
 from openmanager.metric import MAX_ATTRIBUTES, check_key, make_key
 from openmanager_gateway.otlp_headline import HeadlineState
 
@@ -133,9 +141,16 @@ def _text(value: Any) -> str | None:
         case "double_value":
             return repr(value.double_value)
         case "array_value":
-            return json.dumps([_text(each) for each in value.array_value.values], ensure_ascii=False)
+            return json.dumps(_listed(value), ensure_ascii=False)
         case _:
             return None
+
+
+def _listed(value: Any) -> Any:
+    """Return a list of texts, lists in it as lists: the text of a text would double its escapes at every depth."""
+    if value.WhichOneof("value") != "array_value":
+        return _text(value)
+    return [_listed(each) for each in value.array_value.values]
 
 
 def _server_id(attributes: Mapping[str, str]) -> str:
@@ -205,6 +220,9 @@ class _Reader:
             return False  # “no sample”, not a refusal
         attributes = self._point_attributes(name, point)
         time = point.time_unix_nano or self._now
+        if not EARLIEST_PLAUSIBLE_NANOS <= time <= LATEST_PLAUSIBLE_NANOS:
+            self._out.reject("a time is not between 2000 and 2200; nanoseconds are expected")
+            return False
         try:
             found = [(_key(part, {**attributes, **more}), value) for part, more, value in parts]
         except InvalidArgumentError as err:
@@ -298,7 +316,7 @@ def _histogram(_: Conversion, name: str, point: Any) -> Parts:
 def _exponential_histogram(_: Conversion, name: str, point: Any) -> Parts:
     """Bucket i of scale s ends at 2^((i + 1) / 2^s); negative ones are mirrored (OpenTelemetry data model)."""
     yield from _totals(name, point)
-    base = 2.0 ** (2.0**-point.scale) if point.scale > -11 else float("inf")
+    base = 2.0 ** (2.0**-point.scale) if point.scale > -10 else float("inf")
     bounds: list[tuple[float, int]] = []
     for index, count in enumerate(point.negative.bucket_counts):
         bounds.append((-_power(base, point.negative.offset + index), count))

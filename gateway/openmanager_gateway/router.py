@@ -11,7 +11,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from openmanager.errors import DeadlineExceededError
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
-from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, NO_DEADLINE_SECONDS, raw
+from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, NO_DEADLINE_SECONDS, raw, unbounded
 from openmanager.runtime.peer import Peer
 
 # What a hop keeps back of the deadline, to be able to answer; with less than this left nobody is asked.
@@ -52,6 +52,7 @@ def _unary(upstream: Upstream, path: str) -> Any:
     peer, breaker, clock = upstream.peer, upstream.breaker, upstream.clock
 
     @raw
+    @unbounded  # the service itself knows which of its methods may take long
     async def forward(data: bytes, context: Any) -> bytes:
         breaker.check()
         start = clock.monotonic()

@@ -14,6 +14,7 @@ from openmanager.runtime import validate
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, raw
 from openmanager.runtime.module import service_descriptor
+from openmanager.runtime.peer import RATIONED
 from openmanager_gateway import otlp
 from openmanager_gateway.replica import Replica
 from openmanager_gateway.router import Upstream, forwarder
@@ -73,12 +74,12 @@ class MetricsService:
     async def _write(self, request: bytes) -> Any:
         self._timeseries.breaker.check()
         try:
-            reply = await self._timeseries.peer.unary(
-                WRITE_FRAME, request, timeseries_pb2.WriteFrameResponse, seconds=DEFAULT_DEADLINE_SECONDS
+            data = await self._timeseries.peer.unary_bytes(
+                WRITE_FRAME, request, seconds=DEFAULT_DEADLINE_SECONDS, metadata=(RATIONED,)
             )
         except OpenManagerError as err:
             # An exporter repeats UNAVAILABLE and gives up on nearly everything else; the samples are still there.
             if err.retry_after is None:
                 raise
             raise UnavailableError(err.message, reason=err.reason, retry_after=err.retry_after) from err
-        return reply.ack.rejections
+        return timeseries_pb2.WriteFrameResponse.FromString(data).ack.rejections

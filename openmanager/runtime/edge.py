@@ -25,7 +25,7 @@ from openmanager.runtime import telemetry, validate
 from openmanager.runtime.grpc_server import GuardedServer, abort, mark_received
 from openmanager.runtime.rpc_error import status_code, to_trailers
 
-DEFAULT_DEADLINE_SECONDS = 5.0
+DEFAULT_DEADLINE_SECONDS, MAX_DEADLINE_SECONDS = 5.0, 30.0
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 # What HTTP/2 counts for a header beside its name and value.
@@ -48,7 +48,7 @@ def raw(method: F) -> F:
 
 
 def unbounded(method: F) -> F:
-    """Mark a unary method as having no deadline of ours, only the caller's."""
+    """Mark a unary method as having no deadline of ours, only the caller's, however long."""
     method.has_no_deadline = True  # type: ignore[attr-defined]
     return method
 
@@ -59,6 +59,9 @@ class Load:
 
     max_unary: int = 1000
     max_streams: int = 10_000
+    # How long a unary call without a deadline may take, and one with any.
+    default_seconds: float = DEFAULT_DEADLINE_SECONDS
+    max_seconds: float = MAX_DEADLINE_SECONDS
     # How long a stream's reader may leave one message waiting.
     write_seconds: float = 20.0
     # How long a stream's sender may be silent, all that it sent being answered.
@@ -74,7 +77,7 @@ class _Method:
     path: str
     request: type[Message]
     takes_bytes: bool
-    deadline: float | None
+    unbounded: bool
 
 
 class Edge:
@@ -101,7 +104,7 @@ class Edge:
             path=f"/{descriptor.containing_service.full_name}/{descriptor.name}",
             request=validate.message_class(descriptor.input_type),
             takes_bytes=getattr(behaviour, "takes_bytes", False),
-            deadline=None if hasattr(behaviour, "has_no_deadline") else DEFAULT_DEADLINE_SECONDS,
+            unbounded=hasattr(behaviour, "has_no_deadline"),
         )
         match descriptor.client_streaming, descriptor.server_streaming:
             case False, False:
@@ -115,6 +118,7 @@ class Edge:
 
     def _unary(self, method: _Method, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         load = self._load
+        default, most = (None, math.inf) if method.unbounded else (load.default_seconds, load.max_seconds)
 
         async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             mark_received()
@@ -126,7 +130,7 @@ class Edge:
                 try:
                     self._admit(load.unary, load.max_unary)
                     _check_metadata(context)
-                    async with asyncio.timeout(_remaining(context, method.deadline)):
+                    async with asyncio.timeout(_remaining(context, default, most)):
                         reply = await behaviour(_decode(method, data), context)
                 except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                     status = _status(_failure(err, method.path))
@@ -175,7 +179,7 @@ class Edge:
             try:
                 self._admit(load.streams, load.max_streams)
                 _check_metadata(context)
-                async with asyncio.timeout(_remaining(context, None)), _Patience(load) as patience:
+                async with asyncio.timeout(_remaining(context, None, math.inf)), _Patience(load) as patience:
                     await _write_all(begin(patience), context, patience)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 if load.draining and task.cancelling():
@@ -340,14 +344,14 @@ def _serialize(reply: Message | bytes) -> bytes:
     return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
 
-def _remaining(context: grpc.aio.ServicerContext[Any, Any], default: float | None) -> float | None:
-    """Return the seconds that are left for a call; DeadlineExceededError when there are none."""
+def _remaining(context: grpc.aio.ServicerContext[Any, Any], default: float | None, most: float) -> float | None:
+    """Return the seconds that are left for a call, `most` at most; DeadlineExceededError when there are none."""
     left = context.time_remaining()
     if left is None or left > NO_DEADLINE_SECONDS:
         return default
     if left <= 0:
         raise errors.DeadlineExceededError("the deadline had passed when the call arrived")
-    return left
+    return min(left, most)
 
 
 def _failure(err: BaseException, path: str) -> errors.OpenManagerError:

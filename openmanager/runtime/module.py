@@ -53,6 +53,10 @@ class ServerConfig:
     )
     connection_streams: int = setting(100, "Calls that one connection to the gateway may have open; more must wait.")
     max_streams: int = setting(10_000, "Streams under way at once; more are refused with OVERLOADED.")
+    default_deadline: timedelta = setting(timedelta(seconds=5), "How long a unary call may take that has no deadline.")
+    max_deadline: timedelta = setting(
+        timedelta(seconds=30), "How long a unary call may take whatever its deadline, unless it is known to take long."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

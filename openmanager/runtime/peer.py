@@ -15,6 +15,8 @@ from openmanager import errors
 from openmanager.runtime import telemetry
 from openmanager.runtime.rpc_error import from_rpc_error
 
+# Goes with a write between services: its series are named by what nobody of ours wrote.
+RATIONED = ("x-openmanager-rationed", "1")
 KEEPALIVE_MILLIS = 30_000
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 M = TypeVar("M", bound=Message)

@@ -110,6 +110,8 @@ class Server:
         self._load = Load(
             max_unary=config.max_calls,
             max_streams=config.max_streams,
+            default_seconds=config.default_deadline.total_seconds(),
+            max_seconds=config.max_deadline.total_seconds(),
             write_seconds=config.write_timeout.total_seconds(),
             idle_seconds=config.idle_timeout.total_seconds(),
         )

@@ -11,6 +11,7 @@ from opentelemetry.proto.metrics.v1 import metrics_pb2 as otlp
 
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.frame import decode, encode
+from openmanager.metric import make_key
 
 NOW = 1_790_000_000 * 10**9
 HOST = {"host.id": "H 1", "host.name": "Host One", "deployment.environment.name": "prod", "service.name": "shop"}
@@ -143,6 +144,26 @@ def test_an_exponential_histogram_has_its_bounds_computed():
     }
 
 
+@pytest.mark.parametrize("scale", [-(2**31), -11, -10, -9, 20, 2**31 - 1])
+def test_an_exponential_histogram_of_any_scale_has_bounds(scale: int):
+    point = otlp.ExponentialHistogramDataPoint(time_unix_nano=NOW, count=2**64 - 1, scale=scale, zero_count=1)
+    point.positive.CopyFrom(otlp.ExponentialHistogramDataPoint.Buckets(offset=2**31 - 1, bucket_counts=[2, 3]))
+    point.negative.CopyFrom(otlp.ExponentialHistogramDataPoint.Buckets(offset=-(2**31), bucket_counts=[4]))
+    metric = otlp.Metric(name="system.e", exponential_histogram=otlp.ExponentialHistogram(data_points=[point]))
+    found = {key: value for (_, key), value in samples(converted(request(metric))).items()}
+    assert found["system.e.bucket{le=+Inf}"] == float(2**64 - 1)
+
+
+def test_lists_in_lists_are_no_longer_than_what_is_in_them():
+    value = AnyValue(string_value='"')
+    for _ in range(20):
+        value = AnyValue(array_value=ArrayValue(values=[value]))
+    metric = gauge("system.x", 1.0)
+    metric.gauge.data_points[0].attributes.append(KeyValue(key="deep", value=value))
+    ((_, key),) = samples(converted(request(metric)))
+    assert key == make_key("system.x", {"deep": "[" * 20 + '"\\""' + "]" * 20})
+
+
 def test_a_summary_is_a_count_a_sum_and_quantiles():
     point = otlp.SummaryDataPoint(time_unix_nano=NOW, count=3, sum=6.0)
     point.quantile_values.add(quantile=0.5, value=2.0)
@@ -168,6 +189,10 @@ def test_a_point_without_a_value_is_no_sample_and_no_refusal():
         gauge("x", 1.0, a="b" * 2000),
         gauge("x", 1.0, **{f"a{i}": "b" for i in range(31)}),
         gauge("x" * 600, 1.0),
+        gauge("x", 1.0, 1),
+        gauge("x", 1.0, NOW // 10**6),
+        gauge("x", 1.0, 2**63),
+        gauge("x", 1.0, 2**64 - 1),
     ],
 )
 def test_what_cannot_be_kept_is_rejected_and_the_rest_taken(metric: otlp.Metric):

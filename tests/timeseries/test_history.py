@@ -135,6 +135,48 @@ async def test_series_beyond_the_limit_are_refused_and_the_others_go_on(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("value", "at", "reasons"),
+    [
+        (1.0, 0, {"SERIES_LIMIT": 99}),
+        (np.nan, 0, {}),
+        (np.inf, 0, {"VALUE_NOT_FINITE": 99}),
+        (1.0, -20 * 86_400, {"TIME_TOO_OLD": 100}),
+        (1.0, 3600, {"TIME_IN_FUTURE": 100}),
+    ],
+    ids=["too many", "no samples", "no numbers", "too old", "in the future"],
+)
+async def test_names_of_what_is_not_taken_are_not_kept(tmp_path: Path, value: float, at: int, reasons: dict[str, int]):
+    async with opened(tmp_path, max_series=1) as history:
+        await history.write(encode(frame(0, {"known": {"known": 1.0}})))
+        made_up = dict.fromkeys(map("m{:02}".format, range(99)), value)
+        for servers in (("known",), ("made-up",)):
+            columns = {"known": 2.0 if at else np.nan, **made_up}
+            done = await history.write(encode(frame(at, dict.fromkeys(servers, columns))))
+            found = {}
+            for each in done.admitted.rejections:
+                found[each.reason] = found.get(each.reason, 0) + each.sample_count
+            assert found == reasons
+            assert (done.admitted.accepted, done.admitted.rejected) == (0, sum(reasons.values()))
+        assert (list(history.catalog.servers), list(history.catalog.metrics)) == (["known"], ["known"])
+        done = await history.write(encode(frame(1, {"made-up": made_up, "known": {"known": 3.0}})))
+        assert done.admitted.accepted == 1
+        assert await raw(history) == {("known", "known"): [(0, 1.0), (1, 3.0)]}
+    async with opened(tmp_path, max_series=1) as history:
+        assert await raw(history) == {("known", "known"): [(0, 1.0), (1, 3.0)]}
+
+
+async def test_new_series_are_rationed_by_the_minute_where_names_are_not_ours(tmp_path: Path):
+    async with opened(tmp_path, max_new_series=2) as history:
+        for minute, names, accepted in ((0, "abc", 2), (0, "abd", 2), (0, "e", 0), (60, "de", 2), (60, "abcde", 4)):
+            history.clock.seconds = minute
+            wire = encode(frame(0, {"s": dict.fromkeys(names, 1.0)}))
+            done = await history.write(wire, rationed=True)
+            assert done.admitted.accepted == accepted
+            assert {each.reason for each in done.admitted.rejections} <= {"SERIES_RATE"}
+        assert (await history.write(encode(frame(0, {"t": dict.fromkeys("abcde", 1.0)})))).admitted.accepted == 5
+
+
+@pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"end": NOW - 3600 * SECOND}, InvalidArgumentError),

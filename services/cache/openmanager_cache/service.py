@@ -28,7 +28,10 @@ class EntryService:
         """Write one entry."""
         name = entry_name(request.namespace, request.key)
         seconds = min(max(request.ttl.seconds, -1), int(_SHOWN_TTL.total_seconds()))
-        ttl = entry_ttl(timedelta(seconds=seconds, microseconds=request.ttl.nanos / 1000))
+        nanos = request.ttl.nanos
+        # Away from zero, which would mean the default.
+        micros = nanos // 1000 if nanos < 0 else -(-nanos // 1000)
+        ttl = entry_ttl(timedelta(seconds=seconds, microseconds=micros))
         await self._entries.set(name, request.value, ttl)
         entry = pb.Entry(namespace=request.namespace, key=request.key)
         entry.expire_time.FromNanoseconds(self._clock.now_nanos() + int(ttl.total_seconds() * 1e9))

@@ -125,6 +125,15 @@ class Catalog:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def current(self, servers: tuple[str, ...], metrics: tuple[str, ...]) -> Layout | None:
+        """Return the layout of a frame whose names came together before, None when they did not of late."""
+        found = self._layouts.find(servers, metrics)
+        return found if found is not None and found.checked == self._forgettings else None
+
+    def known(self, servers: tuple[str, ...], metrics: tuple[str, ...]) -> tuple[Bools, Bools]:
+        """Say of each server and of each metric whether it has a place here; once given, a name keeps it."""
+        return self._servers.known(servers), self._metrics.known(metrics)
+
     def layout(self, servers: tuple[str, ...], metrics: tuple[str, ...]) -> Layout:
         """Return the layout of a frame; the same object as long as the same names come and none is forgotten."""
         found = self._layouts.find(servers, metrics)
@@ -151,8 +160,13 @@ class Catalog:
     def _counts(self, ids: Ints) -> Bools:
         return (ids >= 0) & self._counted[ids] if len(self._counted) else ids >= 0
 
-    def admit(self, layout: Layout, present: Bools) -> Bools | None:
-        """Give ids to the series of a layout that have samples and none yet: `present` is bool[S, M].
+    @property
+    def room(self) -> int:
+        """How many more series there may be."""
+        return max(0, self._max_series - self._counted_series)
+
+    def admit(self, layout: Layout, present: Bools, most: int | None = None) -> Bools | None:
+        """Give ids to the series of a layout that have samples and none yet, to `most` of them: `present` is bool[S, M].
 
         Returns None when all found room, else a mask bool[S, M] of the series that did not.
         """
@@ -161,7 +175,7 @@ class Catalog:
             return None
         # Another layout may have brought them meanwhile.
         with self._settling:
-            found = self._make_room((layout.servers[:, None] << _SHIFT | layout.metrics[None, :])[missing])
+            found = self._make_room((layout.servers[:, None] << _SHIFT | layout.metrics[None, :])[missing], most)
         layout.ids[missing] = found
         layout.is_whole = bool((layout.ids >= 0).all())
         if (found >= 0).all():
@@ -170,11 +184,11 @@ class Catalog:
         refused[missing] = found < 0
         return refused
 
-    def _make_room(self, keys: Ints) -> Ints:
+    def _make_room(self, keys: Ints, most: int | None = None) -> Ints:
         """Return the ids of series, each given once, that count against the limit from now on; −1 for those over it."""
         ids = self._index.find(keys)
         wanting = np.flatnonzero(~self._counts(ids))
-        room = max(0, self._max_series - self._counted_series)
+        room = self.room if most is None else min(most, self.room)
         ids[wanting[room:]] = -1
         taken = wanting[:room]
         new = taken[ids[taken] < 0]

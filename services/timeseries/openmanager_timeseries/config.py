@@ -54,5 +54,9 @@ class TimeseriesConfig:
     disk_budget: Size = setting(Size(0), "Disk that blocks and tiers may take; 0: what the volume has.")
     future_limit: timedelta = setting(timedelta(minutes=10), "Samples further in the future than this are refused.")
     max_series: int = setting(1_000_000, "Series of one shard; samples of further ones are refused.")
+    max_new_series: int = setting(
+        10_000, "New series that OTLP exporters may bring in a minute; samples of further ones are refused."
+    )
+    max_queries: int = setting(64, "Range queries of a caller under way at once; more: TOO_MANY_QUERIES.")
     max_query_series: int = setting(10_000, "Series that one query may choose.")
     max_buckets: int = setting(11_000, "Buckets a series that one query may ask for.")

@@ -40,6 +40,7 @@ from openmanager_timeseries.log import Cursor, Log, LogOptions
 from openmanager_timeseries.plan import RawSource
 from openmanager_timeseries.planner import Planner
 from openmanager_timeseries.query import BUDGET_SECONDS, Answer, Limits, RangeQuery, Stop
+from openmanager_timeseries.quota import NewSeries
 from openmanager_timeseries.record import Payload, Record
 from openmanager_timeseries.retention import Retention
 from openmanager_timeseries.roller import Roller, TierFiles
@@ -110,6 +111,7 @@ class History:
             wall=self.wall,
             kept_from=lambda now: retention.kept_from(RAW, now),
             future_limit=config.future_limit,
+            new_series=NewSeries(config.max_new_series, clock),
         )
         self._planner = Planner(
             catalog=catalog,
@@ -133,13 +135,13 @@ class History:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def write(self, wire: Payload, *, any_future: bool = False) -> Accepted:
+    async def write(self, wire: Payload, *, any_future: bool = False, rationed: bool = False) -> Accepted:
         """Admit a frame, given its wire form, append it to the log, and return when it is durable."""
-        return await self.written(self.begin_write(wire, any_future=any_future))
+        return await self.written(self.begin_write(wire, any_future=any_future, rationed=rationed))
 
-    def begin_write(self, wire: Payload, *, any_future: bool = False) -> Writing:
+    def begin_write(self, wire: Payload, *, any_future: bool = False, rationed: bool = False) -> Writing:
         """Admit a frame, given its wire form, and append it to the log; `written` says when it is durable."""
-        admitted = self._admission.admit(wire, any_future=any_future)
+        admitted = self._admission.admit(wire, any_future=any_future, rationed=rationed)
         if admitted.accepted == 0:
             return Writing(admitted, None)
         done = self.log.begin(admitted.payload, admitted.accepted, telemetry.trace_parent())

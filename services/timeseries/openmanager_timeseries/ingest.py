@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import compress
 
 import numpy as np
 
 from openmanager.errors import Reason, ResourceExhaustedError
 from openmanager.frame import MAX_FRAME_BYTES, Frame, FrameReader, encode
 from openmanager_timeseries.catalog import Catalog
+from openmanager_timeseries.quota import NewSeries
 from openmanager_timeseries.record import Payload
 from openmanager_timeseries.samples import Bools
 from openmanager_timeseries.series_index import Layout
@@ -56,53 +58,92 @@ class Admission:
     """Checks frames against the limits of one shard."""
 
     def __init__(
-        self, *, catalog: Catalog, wall: Wall, kept_from: Callable[[int], int], future_limit: timedelta
+        self,
+        *,
+        catalog: Catalog,
+        wall: Wall,
+        kept_from: Callable[[int], int],
+        future_limit: timedelta,
+        new_series: NewSeries,
     ) -> None:
         self._catalog = catalog
         self._wall = wall
         self._reader = FrameReader()
         self._kept_from = kept_from
+        self._new_series = new_series
         self._future_nanos = int(future_limit.total_seconds() * _NANOS)
 
-    def admit(self, wire: Payload, *, any_future: bool = False) -> Admitted:
-        """Return what is taken of a frame, given its wire form.
+    def admit(self, wire: Payload, *, any_future: bool = False, rationed: bool = False) -> Admitted:
+        """Return what is taken of a frame, given its wire form; of one that is `rationed` only some new series.
 
         Raises InvalidArgumentError or OutOfRangeError for a malformed frame, ResourceExhaustedError for one too large.
         """
-        frame, exact = self._reader.read(wire)
-        layout = self._catalog.layout(frame.servers, frame.metrics)
-        refused, taken = self._refused(frame, layout, any_future=any_future)
+        told, exact = self._reader.read(wire)
+        frame, strange = told, list[tuple[str, Bools]]()
+        layout = self._catalog.current(told.servers, told.metrics)
+        if layout is None:
+            frame, strange = self._without_strangers(told, any_future=any_future, rationed=rationed)
+            layout = self._catalog.layout(frame.servers, frame.metrics)
+        refused, taken = self._refused(frame, layout, any_future=any_future, rationed=rationed)
         accepted = frame.values.size if taken is None else int(np.count_nonzero(taken))
         if refused and taken is not None:
             frame = replace(frame, values=np.where(taken, frame.values, np.nan))
         elif len(wire) > _ROOM * frame.values.nbytes:  # the head keeps values, and would keep all that came with them
             frame = replace(frame, values=frame.values.copy())
-        payload: Payload = wire if exact and not refused else encode(frame)
+        payload: Payload = wire if exact and not refused and not strange else encode(frame)
         if len(payload) > MAX_FRAME_BYTES:
             raise ResourceExhaustedError(
                 f"the frame is larger than {MAX_FRAME_BYTES} bytes: split it", reason=Reason.MESSAGE_TOO_LARGE
             )
-        found = [rejection for reason, mask in refused for rejection in _explain(frame, reason, mask)]
+        found = [rejection for reason, mask in strange for rejection in _explain(told, reason, mask)]
+        found += [rejection for reason, mask in refused for rejection in _explain(frame, reason, mask)]
         return Admitted(
             frame=frame,
             layout=layout,
             payload=payload,
             accepted=accepted,
-            rejected=sum(int(np.count_nonzero(mask)) for _, mask in refused),
+            rejected=sum(int(np.count_nonzero(mask)) for _, mask in (*strange, *refused)),
             rejections=tuple(found[:MAX_REJECTIONS]),
         )
 
-    def _refused(
-        self, frame: Frame, layout: Layout, *, any_future: bool
-    ) -> tuple[list[tuple[str, Bools]], Bools | None]:
-        """Return the refused samples by reason, as masks bool[T, S, M], and the mask of those that are taken.
+    def _without_strangers(
+        self, frame: Frame, *, any_future: bool, rationed: bool
+    ) -> tuple[Frame, list[tuple[str, Bools]]]:
+        """Return a frame without the names that no series is made of, and the samples that go with them by reason.
 
-        No mask says that all are, as they mostly are.
+        A name that was once taken in stays: those of samples that are refused, or not there, must not fill the memory.
         """
+        known_servers, known_metrics = self._catalog.known(frame.servers, frame.metrics)
+        if known_servers.all() and known_metrics.all():
+            return frame, []
+        wrong, taken = self._wrong(frame, any_future=any_future)
+        reason, room = self._room(rationed=rationed)
+        present: Bools = np.any(taken, axis=0)
+        servers = _kept(known_servers, np.any(present, axis=1), room)
+        metrics = _kept(known_metrics, np.any(present, axis=0), room)
+        if servers.all() and metrics.all():
+            return frame, []
+        gone = ~(servers[:, None] & metrics[None, :])
+        kept = replace(
+            frame,
+            servers=tuple(compress(frame.servers, servers)),
+            metrics=tuple(compress(frame.metrics, metrics)),
+            values=frame.values[:, servers][:, :, metrics],
+        )
+        return kept, [(why, mask & gone) for why, mask in (*wrong, (reason, taken))]
+
+    def _room(self, *, rationed: bool) -> tuple[str, int]:
+        """Return how many more series there may be, and why no more."""
+        room = self._catalog.room
+        if rationed and self._new_series.left < room:
+            return "SERIES_RATE", self._new_series.left
+        return "SERIES_LIMIT", room
+
+    def _wrong(self, frame: Frame, *, any_future: bool) -> tuple[list[tuple[str, Bools]], Bools]:
+        """Return the samples that no store can take by reason, as masks bool[T, S, M], and the mask of the others."""
         refused: list[tuple[str, Bools]] = []
         taken: Bools = np.isfinite(frame.values)
-        whole = bool(taken.all())
-        if not whole and (infinite := np.isinf(frame.values)).any():
+        if not taken.all() and (infinite := np.isinf(frame.values)).any():
             refused.append(("VALUE_NOT_FINITE", infinite))
         earliest, latest = self._wall.range(ADMISSION_SECONDS)
         first, last = (int(frame.times[0]), int(frame.times[-1])) if len(frame.times) else (latest, earliest)
@@ -110,19 +151,46 @@ class Admission:
         wrong_times = [("TIME_TOO_OLD", frame.times < kept_from)] if first < kept_from else []
         if last > until and not any_future:
             wrong_times.append(("TIME_IN_FUTURE", frame.times > until))
-        if whole and not wrong_times and layout.is_whole:
-            return [], None
         for reason, wrong in wrong_times:
             mask = taken & wrong[:, None, None]
             taken &= ~wrong[:, None, None]
             if mask.any():
                 refused.append((reason, mask))
-        without_room = None if layout.is_whole else self._catalog.admit(layout, np.any(taken, axis=0))
+        return refused, taken
+
+    def _refused(
+        self, frame: Frame, layout: Layout, *, any_future: bool, rationed: bool
+    ) -> tuple[list[tuple[str, Bools]], Bools | None]:
+        """Return the refused samples by reason, as masks bool[T, S, M], and the mask of those that are taken.
+
+        No mask says that all are, as they mostly are.
+        """
+        refused, taken = self._wrong(frame, any_future=any_future)
+        if not refused and layout.is_whole and taken.all():
+            return [], None
+        reason, without_room = self._without_room(layout, np.any(taken, axis=0), rationed=rationed)
         if without_room is not None:
             mask = taken & without_room
             taken &= ~without_room
-            refused.append(("SERIES_LIMIT", mask))
+            refused.append((reason, mask))
         return refused, taken
+
+    def _without_room(self, layout: Layout, present: Bools, *, rationed: bool) -> tuple[str, Bools | None]:
+        """Give the series that are present their ids; return why some get none, and which as a mask bool[S, M]."""
+        if layout.is_whole or not rationed:
+            return "SERIES_LIMIT", None if layout.is_whole else self._catalog.admit(layout, present)
+        reason, room = self._room(rationed=True)
+        known = layout.ids >= 0
+        without_room = self._catalog.admit(layout, present, room)
+        self._new_series.take(int(np.count_nonzero((layout.ids >= 0) & ~known)))
+        return reason, without_room
+
+
+def _kept(known: Bools, present: Bools, room: int) -> Bools:
+    """Return which names are kept: those that are known, and as many of the others that have samples as there is room."""
+    kept = known.copy()
+    kept[np.flatnonzero(present & ~known)[:room]] = True
+    return kept
 
 
 def _explain(frame: Frame, reason: str, mask: Bools) -> Iterator[Rejection]:

@@ -24,6 +24,7 @@ BUDGET_SECONDS = 30.0
 LOOKBACK_NANOS = 300 * 10**9
 EARLIEST_NANOS = -9_214_560_000 * 10**9  # 1678-01-01, inside int64 nanoseconds
 GROWTH = frozenset({"RATE", "INCREASE"})
+_FIRST, _LAST = -(2**63), 2**63 - 1
 LATEST_NANOS = 9_214_646_400 * 10**9  # 2262-01-01
 
 
@@ -125,6 +126,9 @@ def check(query: RangeQuery, limits: Limits) -> None:
     if query.step == 0 and query.group_by != "SERVER":
         raise invalid("group_by", "needs a step")
     if query.step:
+        # The first bucket begins before the range, the last one ends after it.
+        if not (query.start // query.step * query.step - query.lookback >= _FIRST and query.end + query.step <= _LAST):
+            raise OutOfRangeError("step has buckets that reach beyond the years 1678–2262", field="step")
         count = (query.end - query.start) // query.step + 1
         if count > limits.max_buckets:
             raise ResourceExhaustedError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -54,6 +54,10 @@ class Names:
                 self._index[name] = index
             out.append(index)
         return np.asarray(out, np.int64)
+
+    def known(self, names: Sequence[str]) -> Bools:
+        """Say of each name whether it was seen before."""
+        return np.fromiter(map(self._index.__contains__, names), np.bool_, len(names))
 
     def get(self, name: str) -> int | None:
         """Return the index of a name, None when it was never seen."""

@@ -16,12 +16,14 @@ from openmanager.frame import Frame, encode, length_delimited, packed, split
 from openmanager.progress import progress_seconds
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import raw, unbounded
+from openmanager.runtime.peer import RATIONED
 from openmanager_timeseries.deletion import delete_series
 from openmanager_timeseries.export import Asked, Export
 from openmanager_timeseries.history import History
 from openmanager_timeseries.ledger import check_consumer
 from openmanager_timeseries.log import Cursor
 from openmanager_timeseries.query import BUDGET_SECONDS, EARLIEST_NANOS, LATEST_NANOS, Answer, RangeQuery
+from openmanager_timeseries.quota import QuerySlots
 from openmanager_timeseries.record import Record
 from openmanager_timeseries.series_page import series_page
 from openmanager_timeseries.tier import RAW
@@ -38,11 +40,14 @@ class TimeseriesService:
     def __init__(self, history: History, clock: Clock) -> None:
         self._history = history
         self._clock = clock
+        self._slots = QuerySlots(history.config.max_queries)
 
     @raw
-    async def WriteFrame(self, data: bytes, context: Any) -> pb.WriteFrameResponse:  # noqa: ARG002, N802
+    async def WriteFrame(self, data: bytes, context: Any) -> pb.WriteFrameResponse:  # noqa: N802
         """Append one frame."""
-        return pb.WriteFrameResponse(ack=ack(await self._history.write(frame_of(pb.WriteFrameRequest, data))))
+        rationed = RATIONED in (context.invocation_metadata() or ())
+        accepted = await self._history.write(frame_of(pb.WriteFrameRequest, data), rationed=rationed)
+        return pb.WriteFrameResponse(ack=ack(accepted))
 
     @raw
     async def WriteFrames(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
@@ -70,7 +75,8 @@ class TimeseriesService:
     async def QueryRange(self, request: pb.QueryRangeRequest, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Stream samples or buckets."""
         query = _range_query(request, self._clock.now_nanos())
-        answer = await self._history.query_range(query, context.time_remaining() or BUDGET_SECONDS)
+        with self._slots.one():
+            answer = await self._history.query_range(query, context.time_remaining() or BUDGET_SECONDS)
         for part in _range_parts(answer, self._clock.now_nanos(), request.series_per_message):
             yield part
 

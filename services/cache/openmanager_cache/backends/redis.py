@@ -170,7 +170,7 @@ class RedisStore:
     async def close(self) -> None:
         """Close the connections, when the last commands have ended."""
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        await self._client.aclose()
+        await self._client.aclose(close_connection_pool=True)  # a pool that it was given it would leave
 
 
 def _trouble(err: Exception) -> tuple[StorageState.ValueType, str] | None:  # noqa: PLR0911  (a table)
