@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs lock bench bench-history chaos chaos-planted fuzz fuzz-wire env clean
+.PHONY: help setup run test check format protos docs lock bench bench-history chaos chaos-full chaos-planted fuzz fuzz-wire env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -49,8 +49,13 @@ bench: $(STAMP) ## measure, each figure a ratio to a peer in the same run
 bench-history: $(STAMP) ## measure history beside VictoriaMetrics, InfluxDB and SQL (a quarter of an hour)
 	@$(BIN)/python -m bench --history
 
-chaos: $(STAMP) ## break a mesh under load and prove that nothing acknowledged is lost (FAULTS=24 SEED=1)
+chaos: $(STAMP) ## break a mesh under load, part by part and at random, and prove that nothing acknowledged is lost (FAULTS=24 SEED=1)
+	@$(BIN)/python -m chaos.matrix --smoke --seconds 4
 	@$(BIN)/python -m chaos --faults $(or $(FAULTS),24) --seed $(or $(SEED),1)
+
+chaos-full: $(STAMP) ## every fault of the table, 1,000 random ones, every planted bug; goes on where it was (three hours)
+	@$(BIN)/python -m chaos.full --faults $(or $(FAULTS),1000) --seed $(or $(SEED),1); found=$$?; \
+		$(BIN)/python -m chaos.report chaos-results; exit $$found
 
 chaos-planted: $(STAMP) ## plant one bug after the other, and see whether chaos finds each (FAULTS=50 SEED=1; half an hour)
 	@$(BIN)/python -m chaos.proving --faults $(or $(FAULTS),50) --seed $(or $(SEED),1)
