@@ -26,6 +26,8 @@ START_SECONDS = 60.0
 PROBE_SECONDS = 0.02
 # The fleet that the simulator plays, as options of `up`.
 FLEET = ("--servers", "3", "--interval", "1s")
+# The order of the ports that `up` gives to the services.
+PORTS = ("gateway", "simulator", "cache", "timeseries", "metadata")
 # The words of a command line by which a process of the mesh is known.
 SERVICES = {name: f"serve\0{name}" for name in ("gateway", "timeseries", "cache", "metadata", "simulator")}
 
@@ -66,6 +68,11 @@ class Mesh:
                 start_new_session=True,
             )
         return cls(process, data, gateway, screen)
+
+    def addresses(self) -> dict[str, str]:
+        """Return where each service listens."""
+        host, _, port = self.gateway.rpartition(":")
+        return {name: f"{host}:{int(port) + offset}" for offset, name in enumerate(PORTS)}
 
     def restarts(self, service: str) -> int:
         """Return how often a service has ended and was started again, in all meshes that wrote to this screen."""

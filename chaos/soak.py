@@ -136,7 +136,7 @@ class Outcome:
         last, verdict = self.books[-1], self.verdict
         print(
             f"{self.seconds / 60:.0f} minutes, seed {self.seed}: {len(self.faults)} faults; "
-            f"{self.reads.failed:,} of {self.reads.count:,} reads not answered; {self.reads.events:,} events watched"
+            f"{len(self.reads.failures):,} of {len(self.reads.at):,} reads not answered; {self.reads.events:,} events watched"
         )
         print(
             f"log {render.show_bytes(last.log_bytes)}, at most {render.show_bytes(max(each.log_bytes for each in self.books))}; "
@@ -171,7 +171,8 @@ class Outcome:
             "growths": [asdict(each) for each in self.growths()],
             "broken": list(self.broken()),
             "verdict": asdict(self.verdict),
-            "reads": asdict(self.reads),
+            "reads": len(self.reads.at),
+            "reads_not_answered": self.reads.failures,
             "faults": [asdict(each) for each in self.faults],
             "books": [asdict(each) for each in self.books],
             "lives": [asdict(life) for growth in self.growths() for life in self.lives.of(growth.name)],
@@ -191,7 +192,6 @@ async def run(folder: Path, seconds: float, seed: int) -> Outcome:
                 async with steady.load(gateway, told, FRAMES_PER_SECOND, READS_PER_SECOND) as outcome.reads:
                     await _back(Probe(peer), "the first start")
                     outcome.began = time.monotonic()
-                    outcome.reads.count = outcome.reads.failed = 0
                     sampling = asyncio.create_task(_sample(mesh, behind, folder / "data", outcome))
                     await _break(mesh, behind, Probe(peer), outcome, seconds)
                     sampling.cancel()

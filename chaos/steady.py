@@ -7,56 +7,55 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from chaos.journal import Journal
 from chaos.load import WRITERS, write
 from openmanager.client import Client
-from openmanager.client.rpc import closable
+from openmanager.client.rpc import DEADLINE_SECONDS, closable
 from openmanager.errors import OpenManagerError
-from openmanager.runtime.peer import Peer
 
-READ_SECONDS = 1.0
+AGAIN_SECONDS = 1.0
 SERVER = "web-onpremise-01"
 
 
 @dataclass
 class Reads:
-    """How many were asked for, and how many of them were not answered."""
+    """What was asked: when and for how long, on the monotonic clock, and what was not answered."""
 
-    count: int = 0
-    failed: int = 0
+    at: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    failures: list[tuple[float, str]] = field(default_factory=list)
     # What came of the watch.
     events: int = 0
 
 
-class _Paced(Peer):
-    """A channel that lets a caller wait before each of its calls."""
+class _Paced:
+    """A channel that lets its caller make so many calls a second; who was kept waiting by one makes up for it."""
 
-    def __init__(self, name: str, target: str, seconds: float) -> None:
-        super().__init__(name, target)
+    def __init__(self, client: Client, seconds: float) -> None:
+        self._client = client
         self._seconds = seconds
+        self._due = time.monotonic()
 
     async def unary(self, *args: Any, **named: Any) -> Any:
-        await asyncio.sleep(self._seconds)
-        return await super().unary(*args, **named)
+        self._due += self._seconds
+        await asyncio.sleep(max(0.0, self._due - time.monotonic()))
+        return await self._client.rpc.peer.unary(*args, **{**named, "seconds": DEADLINE_SECONDS})
 
 
 @asynccontextmanager
 async def load(
     gateway: str, journal: Journal, frames_per_second: float, reads_per_second: float
 ) -> AsyncIterator[Reads]:
-    """Write and read through a gateway while the block runs."""
+    """Write and read through a gateway, as our own client does, while the block runs."""
     stop, reads = asyncio.Event(), Reads()
-    async with (
-        _Paced("the gateway", gateway, WRITERS / frames_per_second) as peer,
-        Client(gateway) as client,
-        asyncio.TaskGroup() as tasks,
-    ):
+    async with Client(gateway) as client, asyncio.TaskGroup() as tasks:
         for writer in range(WRITERS):
-            tasks.create_task(write(peer, writer, journal, stop))
+            paced: Any = _Paced(client, WRITERS / frames_per_second)
+            tasks.create_task(write(paced, writer, journal, stop))
         tasks.create_task(_read(client, reads, 1 / reads_per_second, stop))
         watching = tasks.create_task(_watch(client, reads))
         try:
@@ -81,33 +80,36 @@ async def _read(client: Client, reads: Reads, seconds: float, stop: asyncio.Even
 
 
 async def _ask(question: Callable[[], Awaitable[object]], reads: Reads) -> None:
-    reads.count += 1
+    start = time.monotonic()
     try:
         await question()
-    except OpenManagerError:
-        reads.failed += 1
+    except OpenManagerError as err:
+        reads.failures.append((start, err.message))
+    reads.at.append(start)
+    reads.seconds.append(time.monotonic() - start)
 
 
 def _questions(client: Client) -> Sequence[Callable[[], Awaitable[object]]]:
     """Return one question for each way that an answer can take through the mesh."""
 
     async def list_servers() -> None:
-        async for _ in client.list_servers(seconds=READ_SECONDS):
+        async for _ in client.list_servers():
             pass
 
     def query_range() -> Awaitable[object]:
         start = datetime.now(UTC) - timedelta(minutes=10)
         step = timedelta(seconds=30)
-        return client.query_range("cpu_usage", start=start, step=step, seconds=READ_SECONDS)
+        return client.query_range("cpu_usage", start=start, step=step)
 
     return (
-        lambda: client.get_server(SERVER, seconds=READ_SECONDS),
+        lambda: client.get_server(SERVER),
         list_servers,
-        lambda: client.fleet_summary(seconds=READ_SECONDS),
+        client.fleet_summary,
         query_range,
-        lambda: client.query_latest("memory_usage", seconds=READ_SECONDS),
-        lambda: client.inventory.get(SERVER, seconds=READ_SECONDS),
-        lambda: client.storage_status(seconds=READ_SECONDS),
+        lambda: client.query_latest("memory_usage"),
+        lambda: client.inventory.get(SERVER),
+        client.simulation.get,
+        client.storage_status,
     )
 
 
@@ -117,4 +119,4 @@ async def _watch(client: Client, reads: Reads) -> None:
             async with aclosing(closable(client.watch_servers())) as events:
                 async for _ in events:
                     reads.events += 1
-        await asyncio.sleep(READ_SECONDS)
+        await asyncio.sleep(AGAIN_SECONDS)

@@ -43,6 +43,10 @@ class ServerConfig:
     write_timeout: timedelta = setting(
         timedelta(seconds=20), "A stream whose reader takes nothing for so long is ended with WATCH_TOO_SLOW."
     )
+    grace: timedelta = setting(
+        timedelta(seconds=4),
+        "How long calls under way may take when the server is told to end; then they are answered.",
+    )
     max_streams: int = setting(10_000, "Streams under way at once; more are refused with OVERLOADED.")
 
 
@@ -73,11 +77,11 @@ class Runtime:
         """Return a section of the configuration."""
         return self.configuration.section(cls)
 
-    def peer(self, name: str, *services: str) -> Peer:
+    def peer(self, name: str, *services: str, patience: timedelta = timedelta()) -> Peer:
         """Return the peer `name` at its address in `mesh`; `services` are those whose reads may be retried."""
         target = getattr(self.configuration.section(MeshConfig), name)
         methods = [entry for service in services for entry in retried(service, service_methods(service))]
-        return Peer(name, target, retried=methods)
+        return Peer(name, target, retried=methods, patience=patience)
 
 
 class Module(Protocol):

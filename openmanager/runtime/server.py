@@ -28,8 +28,10 @@ from openmanager.version import VERSION
 
 STATUS_SERVICE = "openmanager.api.status.v1.StatusService"
 DRAIN_SECONDS = 1.0
-GRACE_SECONDS = 4.0
-HARD_EXIT_SECONDS = 6.0
+# Of the grace, for the answers to the calls that have not ended by themselves.
+ANSWER_SECONDS = 0.2
+# What is left after drain and grace: then the process ends, whatever it waits for.
+CLOSE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class Server:
             write_seconds=config.write_timeout.total_seconds(),
         )
         self._edge = Edge(self._grpc, self._load)
+        self._grace = config.grace.total_seconds()
         self._service = service
         self.names = [*service.servicers, STATUS_SERVICE]
         self._health = HealthService((*self.names, *service.routed))
@@ -139,7 +142,10 @@ class Server:
         while self._load.unary and loop.time() < end:  # noqa: ASYNC110  (a plain counter costs the hot path least)
             await asyncio.sleep(0.02)
         self._edge.drain()
-        await self._grpc.stop(GRACE_SECONDS)
+        stopping = asyncio.create_task(self._grpc.stop(self._grace))
+        await asyncio.wait([stopping], timeout=max(0.0, self._grace - ANSWER_SECONDS))
+        self._edge.end()
+        await stopping
 
 
 def _hard_exit(seconds: float) -> None:
@@ -165,6 +171,6 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
         async with server.running():
             log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))
             await stop.wait()
-            _hard_exit(HARD_EXIT_SECONDS)
+            _hard_exit(DRAIN_SECONDS + config.grace.total_seconds() + CLOSE_SECONDS)
     await asyncio.to_thread(end_telemetry)
     log.info("stopped", extra=telemetry.fields(service=module.name))
