@@ -270,7 +270,8 @@ async def _make(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random, m
     if kind in {"kill", "stop"}:
         await _break_process(kind, behind.pid(victim) if victim in STORES else mesh.pid(victim), seconds)
     elif kind == "empty":
-        await behind.empty_redis()
+        async with behind.redis.emptied():
+            pass
     else:
         trouble = {
             "slow": Trouble(latency=dice.uniform(0.1, 2.0), jitter=0.1),
