@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,11 +26,14 @@ from chaos.load import WRITERS
 from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, signalled
 from chaos.stores import stores
 from openmanager.api.status.v1 import status_pb2
+from openmanager.client.rpc import DEADLINE_SECONDS
 from openmanager.errors import OpenManagerError
 from openmanager.runtime.peer import Peer
 
 GET_STATUS = "/openmanager.api.status.v1.StatusService/GetStatus"
-FRAMES_PER_SECOND, READS_PER_SECOND = 60.0, 140.0
+CALLS_PER_SECOND = 200.0
+# The share of them that are frames to be written.
+WRITTEN = 0.3
 # After a service is back the next one is left alone for so long.
 PAUSE_SECONDS = 1.0
 SETTLE_SECONDS = 3.0
@@ -38,6 +41,7 @@ POLL_SECONDS = 0.02
 FAILED_SHARE = 0.001
 TOTAL_SECONDS = 60.0
 SECOND = "gateway 2"
+NAMES = (SECOND, *SERVICES)
 
 
 def main() -> None:
@@ -122,22 +126,28 @@ class Outcome:
         }
 
 
-async def run(folder: Path) -> Outcome:
-    """Restart everything once; read everything back and judge."""
-    base, path, outcome = free_ports(6), folder / "journal", Outcome()
-    both = f"ipv4:127.0.0.1:{base},127.0.0.1:{base + 5}"
-    async with stores(folder / "stores", 1) as behind, Peer("both gateways", both) as peer:
-        mesh = Mesh.start(folder / "data", base, folder / "screen", behind.environment)
-        second = Second(mesh, f"127.0.0.1:{base + 5}", folder / "second")
+async def run(
+    folder: Path, *, names: Sequence[str] = NAMES, rate: float = CALLS_PER_SECOND, seconds: float = DEADLINE_SECONDS
+) -> Outcome:
+    """Restart services one at a time, under so many calls a second that may take so long; read everything back and judge."""
+    path, outcome = folder / "journal", Outcome()
+    async with stores(folder / "stores", 1) as behind:
+        base = free_ports(6)
+        both = f"ipv4:127.0.0.1:{base},127.0.0.1:{base + 5}"
+        patience = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s"}
+        mesh = Mesh.start(folder / "data", base, folder / "screen", {**behind.environment, **patience})
+        second = Second(mesh, f"127.0.0.1:{base + 5}", patience, folder / "second")
         try:
-            with Journal(path) as told:
-                async with steady.load(both, told, FRAMES_PER_SECOND, READS_PER_SECOND) as outcome.reads:
-                    await _back(Probe(peer), "the first start")
-                    await asyncio.sleep(SETTLE_SECONDS)
-                    await _roll(mesh, second, outcome)
-            outcome.rows = journal.load(path)
-            found = [await _read_back(peer, writer, outcome.rows) for writer in range(WRITERS)]
-            outcome.verdict = checker.check(outcome.rows, found)
+            async with Peer("both gateways", both) as peer:
+                with Journal(path) as told:
+                    pace = WRITTEN * rate, (1 - WRITTEN) * rate
+                    async with steady.load(both, told, *pace, seconds=seconds) as outcome.reads:
+                        await _back(Probe(peer), "the first start")
+                        await asyncio.sleep(SETTLE_SECONDS)
+                        await _roll(mesh, second, names, outcome)
+                outcome.rows = journal.load(path)
+                found = [await _read_back(peer, writer, outcome.rows) for writer in range(WRITERS)]
+                outcome.verdict = checker.check(outcome.rows, found)
         finally:
             second.end()
             await asyncio.to_thread(mesh.end)
@@ -147,11 +157,11 @@ async def run(folder: Path) -> Outcome:
 class Second:
     """A second gateway beside a mesh's own."""
 
-    def __init__(self, mesh: Mesh, address: str, screen: Path) -> None:
+    def __init__(self, mesh: Mesh, address: str, more: Mapping[str, str], screen: Path) -> None:
         peers = {f"OPENMANAGER_MESH_{name.upper()}": where for name, where in mesh.addresses().items()}
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENMANAGER_")}
         self.address = address
-        self._environment = {**environment, **peers, "OPENMANAGER_ALLOW_INSECURE": "1"}
+        self._environment = {**environment, **peers, **more, "OPENMANAGER_ALLOW_INSECURE": "1"}
         del self._environment["OPENMANAGER_MESH_GATEWAY"]
         self._screen = screen
         self._process = self._start()
@@ -172,11 +182,11 @@ class Second:
         self._process = self._start()
 
 
-async def _roll(mesh: Mesh, second: Second, outcome: Outcome) -> None:
+async def _roll(mesh: Mesh, second: Second, names: Sequence[str], outcome: Outcome) -> None:
     """Restart one service after the other, the next one as soon as the last one serves again."""
     outcome.began = time.monotonic()
     addresses = mesh.addresses()
-    for name in (SECOND, *SERVICES):
+    for name in names:
         began = time.monotonic()
         if name == SECOND:
             await asyncio.to_thread(second.restart)
