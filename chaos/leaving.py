@@ -22,8 +22,8 @@ from google.protobuf.message import Message
 
 from bench.rpc import free_ports
 from bench.store import influx_binary, victoria_binary
-from chaos import checker, journal, steady
-from chaos.__main__ import _back, _read_back
+from chaos import checker, journal, reading, steady
+from chaos.__main__ import _back
 from chaos.journal import Journal
 from chaos.load import WRITERS
 from chaos.mesh import SERVICES, Mesh, Probe, family, signalled
@@ -139,7 +139,8 @@ async def _with_engine(folder: Path, engine: str) -> list[Cell]:
                 print(cells[-1], file=sys.stderr, flush=True)
         rows = journal.load(folder / "journal")
         async with Peer("the gateway", trial.gateway) as peer:
-            verdict = checker.check(rows, [await _read_back(peer, writer, rows) for writer in range(WRITERS)])
+            found = [await reading.queried(peer, writer, rows) for writer in range(WRITERS)]
+            verdict = checker.check(rows, found)
         cells.append(replace(cells.pop(), lost=verdict.lost))
     return cells
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.rpc import free_ports
-from chaos import checker, journal, steady
-from chaos.__main__ import _back, _read_back
+from chaos import checker, journal, reading, steady
+from chaos.__main__ import _back
 from chaos.journal import Journal, Kind
 from chaos.load import WRITERS
 from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, signalled
@@ -146,7 +146,7 @@ async def run(
                         await asyncio.sleep(SETTLE_SECONDS)
                         await _roll(mesh, second, names, outcome)
                 outcome.rows = journal.load(path)
-                found = [await _read_back(peer, writer, outcome.rows) for writer in range(WRITERS)]
+                found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
                 outcome.verdict = checker.check(outcome.rows, found)
         finally:
             second.end()

@@ -18,13 +18,13 @@ import numpy as np
 from rich.text import Text
 
 from bench.rpc import free_ports
-from chaos import checker, journal, steady, usage
-from chaos.__main__ import HELD_SECONDS, KINDS, RECOVERY_SECONDS, Fault, _back, _break_process, _read_back
+from chaos import checker, journal, reading, steady, usage
+from chaos.__main__ import HELD_SECONDS, RECOVERY_SECONDS, Fault, _back, _break_process, _made
+from chaos.__main__ import KINDS as ALL_KINDS
 from chaos.growth import JUDGED_SECONDS, Growth, Lives
 from chaos.journal import Journal
 from chaos.load import WRITERS
 from chaos.mesh import SERVICES, Mesh, Probe
-from chaos.proxy import Trouble, Way
 from chaos.stores import POSTGRESQL, REDIS, Stores, stores
 from openmanager.cli import plot, render
 from openmanager.client import Client
@@ -48,6 +48,8 @@ HURRY = {
 LOG_GROWTH = 1.25
 SEGMENT_BYTES = 1 << 20
 STORES = (REDIS, POSTGRESQL)
+# A full disk would be that of the machine.
+KINDS = {kind: weight for kind, weight in ALL_KINDS.items() if kind != "disk full"}
 
 
 def main() -> None:
@@ -144,8 +146,7 @@ class Outcome:
             f"ended in {self.ended:.1f} s"
         )
         print(
-            f"{verdict.acknowledged:,} samples acknowledged, {verdict.unknown:,} of unknown fate; lost {verdict.lost}, "
-            f"resurrected {verdict.resurrected}, foreign {verdict.foreign}, duplicated {verdict.duplicated}, halves {verdict.halves}"
+            f"{verdict.acknowledged:,} samples acknowledged, {verdict.unknown:,} of unknown fate; {verdict.summary()}"
         )
         for promise in self.broken():
             print(f"broken: {promise}")
@@ -197,7 +198,8 @@ async def run(folder: Path, seconds: float, seed: int) -> Outcome:
                     sampling.cancel()
             outcome.seconds = time.monotonic() - outcome.began
             rows = journal.load(path)
-            outcome.verdict = checker.check(rows, [await _read_back(peer, writer, rows) for writer in range(WRITERS)])
+            found = [await reading.queried(peer, writer, rows) for writer in range(WRITERS)]
+            outcome.verdict = checker.check(rows, found)
             outcome.ended = await asyncio.to_thread(mesh.end)
         finally:
             if mesh.process.poll() is None:
@@ -269,19 +271,8 @@ async def _make(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random, m
     began = time.monotonic()
     if kind in {"kill", "stop"}:
         await _break_process(kind, behind.pid(victim) if victim in STORES else mesh.pid(victim), seconds)
-    elif kind == "empty":
-        async with behind.redis.emptied():
-            pass
     else:
-        trouble = {
-            "slow": Trouble(latency=dice.uniform(0.1, 2.0), jitter=0.1),
-            "reset": Trouble(reset_after=dice.randint(0, 5000)),
-            "down": Trouble(down=True),
-            "silent": Trouble(silent=frozenset(Way)),
-            "half open": Trouble(silent=frozenset({Way.BACK})),
-            "sliced": Trouble(slice_bytes=1),
-        }[kind]
-        async with behind.proxies[victim].while_(trouble):
+        async with _made(kind, victim, mesh, behind, dice):
             await asyncio.sleep(seconds)
     held = time.monotonic() - began if kind != "kill" else 0.0
     return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
