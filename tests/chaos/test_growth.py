@@ -64,7 +64,10 @@ def test_the_longest_life_counts():
 
 
 def test_a_process_is_measured_until_it_ends():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    command = [sys.executable, "-c", "print('up', flush=True); input()"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"up\n"
     found = usage.of(child.pid)
     assert found is not None
     assert 1 < found.pss <= found.rss < 100
