@@ -28,6 +28,8 @@ from openmanager.version import VERSION
 
 STATUS_SERVICE = "openmanager.api.status.v1.StatusService"
 DRAIN_SECONDS = 1.0
+# For those who watch health to hear that it is over.
+NOTICE_SECONDS = 0.1
 # Of the grace, for the answers to the calls that have not ended by themselves.
 ANSWER_SECONDS = 0.2
 # What is left after drain and grace: then the process ends, whatever it waits for.
@@ -138,7 +140,9 @@ class Server:
         self._service.on_drain()
         loop = asyncio.get_running_loop()
         end = loop.time() + DRAIN_SECONDS
-        # Whoever watches health gets a second to go elsewhere; nobody is waited for when nothing is under way.
+        if self._load.streams:  # some may watch health, and take their calls elsewhere
+            await asyncio.sleep(NOTICE_SECONDS)
+        # Nobody is waited for when nothing is under way.
         while self._load.unary and loop.time() < end:  # noqa: ASYNC110  (a plain counter costs the hot path least)
             await asyncio.sleep(0.02)
         self._edge.drain()
