@@ -14,7 +14,11 @@ from chaos.usage import Usage
 WARM_SHARE = 1 / 3
 # Over less than this a slope says nothing of an hour.
 JUDGED_SECONDS = 1200.0
+# What comes and goes within a few minutes is no growth: slopes are fitted to the medians of so long.
+BLOCK_SECONDS = 300.0
 RSS_PERCENT_PER_HOUR = 1.0
+# A slope is too steep when it is so by so many of its standard errors.
+ERRORS = 2.0
 
 
 @dataclass(kw_only=True)
@@ -66,8 +70,9 @@ class Growth:
     rss: float  # MiB, in the middle of them
     pss: float
     rss_slope: float  # MiB per hour
+    rss_error: float  # its standard error
     pss_slope: float
-    descriptors: int  # at least held, in the second half
+    descriptors: int  # in the median of the second half
     descriptors_growth: int  # against the first half
     threads: int
     threads_growth: int
@@ -82,10 +87,15 @@ class Growth:
         """Whether it lived long enough for a slope to mean something."""
         return self.seconds >= JUDGED_SECONDS
 
+    @property
+    def percent_error(self) -> float:
+        """The standard error of that."""
+        return 100 * self.rss_error / self.rss
+
     def broken(self) -> Iterator[str]:
         """Yield the promises that it does not keep."""
-        if self.judged and self.percent_per_hour > RSS_PERCENT_PER_HOUR:
-            yield f"{self.name}: memory grows by {self.percent_per_hour:.1f} % an hour"
+        if self.judged and self.percent_per_hour - ERRORS * self.percent_error > RSS_PERCENT_PER_HOUR:
+            yield f"{self.name}: memory grows by {self.percent_per_hour:.1f} ± {self.percent_error:.1f} % an hour"
         if self.judged and self.descriptors_growth > 0:
             yield f"{self.name}: {self.descriptors_growth} more file descriptors"
         if self.judged and self.threads_growth > 0:
@@ -100,29 +110,36 @@ def growth(life: Life, *, restarts: int) -> Growth:
     descriptors, threads = (
         np.array([getattr(each, of) for each in life.usage])[warm] for of in ("descriptors", "threads")
     )
+    rss_slope, rss_error = slope(at[warm], rss)
     return Growth(
         name=life.name,
         restarts=restarts,
         seconds=float(np.ptp(at[warm])),
         rss=float(np.median(rss)),
         pss=float(np.median(pss)),
-        rss_slope=slope(at[warm], rss),
-        pss_slope=slope(at[warm], pss),
-        descriptors=_floors(descriptors)[1],
-        descriptors_growth=int(np.subtract(*_floors(descriptors)[::-1])),
-        threads=_floors(threads)[1],
-        threads_growth=int(np.subtract(*_floors(threads)[::-1])),
+        rss_slope=rss_slope,
+        rss_error=rss_error,
+        pss_slope=slope(at[warm], pss)[0],
+        descriptors=_halves(descriptors)[1],
+        descriptors_growth=int(np.subtract(*_halves(descriptors)[::-1])),
+        threads=_halves(threads)[1],
+        threads_growth=int(np.subtract(*_halves(threads)[::-1])),
     )
 
 
-def slope(seconds: np.ndarray, values: np.ndarray) -> float:
-    """Return by how much values grow in an hour, by least squares."""
-    if len(seconds) < 2:
-        return 0.0
-    return float(np.polyfit((seconds - seconds[0]) / 3600, values, 1)[0])
+def slope(seconds: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Return by how much values grow in an hour, by least squares, and the standard error of that."""
+    blocks = ((seconds - seconds[0]) / BLOCK_SECONDS).astype(int)
+    hours = np.array([seconds[blocks == each].mean() for each in np.unique(blocks)]) / 3600
+    medians = np.array([np.median(values[blocks == each]) for each in np.unique(blocks)])
+    if len(hours) < 3:
+        return 0.0, 0.0
+    (grown, _), covariance = np.polyfit(hours, medians, 1, cov="unscaled")
+    left = medians - np.polyval(np.polyfit(hours, medians, 1), hours)
+    return float(grown), float(np.sqrt(covariance[0, 0] * (left @ left) / (len(hours) - 2)))
 
 
-def _floors(counts: np.ndarray) -> tuple[int, int]:
-    """Return the least of either half: what comes and goes with the load does not raise it, what is left behind does."""
+def _halves(counts: np.ndarray) -> tuple[int, int]:
+    """Return the median of either half."""
     half = len(counts) // 2
-    return int(counts[: max(1, half)].min()), int(counts[half:].min())
+    return int(np.median(counts[: max(1, half)])), int(np.median(counts[half:]))

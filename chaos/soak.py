@@ -41,8 +41,8 @@ HURRY = {
     "OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "30s",
     "OPENMANAGER_TIMESERIES_LOG_RETENTION": "2m",
     "OPENMANAGER_TIMESERIES_SEGMENT_SIZE": "1MiB",
-    "OPENMANAGER_TIMESERIES_HEAD_SIZE": "16MiB",
-    "OPENMANAGER_TIMESERIES_READ_CACHE_SIZE": "16MiB",
+    "OPENMANAGER_TIMESERIES_HEAD_SIZE": "8MiB",
+    "OPENMANAGER_TIMESERIES_READ_CACHE_SIZE": "8MiB",
 }
 # In the last third of the time the log may be so much larger than in the third before, and by one more segment.
 LOG_GROWTH = 1.25
@@ -122,13 +122,14 @@ class Outcome:
     def print(self) -> None:
         """Print a table of the processes, their memory over time, and the sum."""
         print(
-            f"{'process':11} {'restarts':>8} {'minutes':>7} {'RSS MiB':>8} {'MiB/h':>8} {'%/h':>8} "
+            f"{'process':11} {'restarts':>8} {'minutes':>7} {'RSS MiB':>8} {'MiB/h':>8} {'%/h':>14} "
             f"{'PSS MiB':>8} {'MiB/h':>8} {'descriptors':>12} {'threads':>9}"
         )
         for each in self.growths():
-            percent = f"{each.percent_per_hour:+.2f}" if each.judged else f"({each.percent_per_hour:+.1f})"
+            percent = f"{each.percent_per_hour:+.1f} ± {each.percent_error:.1f}"
+            percent = percent if each.judged else f"({percent})"
             print(
-                f"{each.name:11} {each.restarts:8} {each.seconds / 60:7.0f} {each.rss:8.1f} {each.rss_slope:+8.2f} {percent:>8} "
+                f"{each.name:11} {each.restarts:8} {each.seconds / 60:7.0f} {each.rss:8.1f} {each.rss_slope:+8.2f} {percent:>14} "
                 f"{each.pss:8.1f} {each.pss_slope:+8.2f} {each.descriptors:7} ({each.descriptors_growth:+d}) "
                 f"{each.threads:4} ({each.threads_growth:+d})"
             )

@@ -18,9 +18,10 @@ from openmanager.runtime import telemetry
 from openmanager.runtime.rpc_error import from_rpc_error, was_away
 
 KEEPALIVE_MILLIS = 30_000
-# Between attempts to reach a peer that is away, and what is to be left of a deadline after the last one.
+# Between attempts to reach a peer that is away.
 AGAIN_SECONDS = 0.05
-LEAST_SECONDS = 0.1
+# What is to be left of a deadline when it stays away, so that callers hear of it although they try again too.
+LEAST_SECONDS = 0.5
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 M = TypeVar("M", bound=Message)
 

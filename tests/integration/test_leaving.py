@@ -40,8 +40,12 @@ async def write_forever(client: Client, acknowledged: list[int]) -> None:
         await asyncio.sleep(0.005)
 
 
-def is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie, which only waits for its parent to look, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.timeout(90)
@@ -69,7 +73,7 @@ async def test_up_ends_in_time_without_its_stores_and_keeps_what_it_acknowledged
                 assert (mesh.process.returncode, overdue) == (0, ())
                 assert longest < 1.0
                 writing.cancel()
-            assert [pid for pid in children if is_there(pid)] == []
+            assert [pid for pid in children if is_alive(pid)] == []
         finally:
             signalled(stores, signal.SIGKILL)
     again = start_mesh(tmp_path / "data", base, *OPTIONS, "--no-simulation")

@@ -94,8 +94,8 @@ async def test_a_deadline_is_not_waited_past(address: str):
     async with patient(address) as peer:
         start = time.monotonic()
         with pytest.raises(OpenManagerError, match="cannot be reached"):
-            await call(peer, seconds=0.5)
-        assert time.monotonic() - start < 0.5
+            await call(peer, seconds=1.0)
+        assert 0.4 < time.monotonic() - start < 0.9
 
 
 async def test_a_store_that_is_away_is_not_waited_for(address: str):
