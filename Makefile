@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs lock bench bench-history chaos chaos-full chaos-planted fuzz fuzz-wire env clean
+.PHONY: help setup run test check format protos docs lock bench bench-history chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -65,6 +65,12 @@ fuzz-wire: $(STAMP) ## attack a mesh on the wire beside a good client, send it d
 
 fuzz: $(STAMP) ## hostile input on every method, in one process (REQUESTS=100000 SEED=1)
 	@$(BIN)/python -m fuzz --requests $(or $(REQUESTS),100000) --seed $(or $(SEED),1)
+
+soak: $(STAMP) ## break a mesh once a minute for an hour and look for what grows (MINUTES=60 SEED=1)
+	@$(BIN)/python -m chaos.soak --minutes $(or $(MINUTES),60) --seed $(or $(SEED),1)
+
+rolling: $(STAMP) ## restart every service under load, one at a time, and count the calls that fail
+	@$(BIN)/python -m chaos.rolling
 
 lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,10 @@ from openmanager.runtime.peer import Peer
 
 START_SECONDS = 60.0
 PROBE_SECONDS = 0.02
+# The fleet that the simulator plays, as options of `up`.
+FLEET = ("--servers", "3", "--interval", "1s")
+# The order of the ports that `up` gives to the services.
+PORTS = ("gateway", "simulator", "cache", "timeseries", "metadata")
 # The words of a command line by which a process of the mesh is known.
 SERVICES = {name: f"serve\0{name}" for name in ("gateway", "timeseries", "cache", "metadata", "simulator")}
 
@@ -38,7 +42,16 @@ class Mesh:
     screen: Path
 
     @classmethod
-    def start(cls, data: Path, base: int, screen: Path, stores: Mapping[str, str], failpoint: str = "") -> Mesh:
+    def start(
+        cls,
+        data: Path,
+        base: int,
+        screen: Path,
+        stores: Mapping[str, str],
+        failpoint: str = "",
+        *,
+        fleet: Sequence[str] = FLEET,
+    ) -> Mesh:
         """Start one on stores that the environment `stores` leads to, and return at once."""
         gateway = f"127.0.0.1:{base}"
         command = [sys.executable, "-m", "openmanager.cli", "up", "--data-dir", str(data), "--gateway", gateway]
@@ -48,13 +61,18 @@ class Mesh:
             environment[VARIABLE] = failpoint
         with screen.open("ab") as out:
             process = subprocess.Popen(
-                [*command, "--servers", "3", "--interval", "1s"],
+                [*command, *fleet],
                 env=environment,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
             )
         return cls(process, data, gateway, screen)
+
+    def addresses(self) -> dict[str, str]:
+        """Return where each service listens."""
+        host, _, port = self.gateway.rpartition(":")
+        return {name: f"{host}:{int(port) + offset}" for offset, name in enumerate(PORTS)}
 
     def restarts(self, service: str) -> int:
         """Return how often a service has ended and was started again, in all meshes that wrote to this screen."""

@@ -18,3 +18,7 @@ class GatewayConfig:
     head_interval: timedelta = setting(
         timedelta(seconds=2), "How often the newest samples are read while the cache service is away."
     )
+    patience: timedelta = setting(
+        timedelta(seconds=5),
+        "How long a service may be away, as for a restart, before calls to it fail instead of waiting.",
+    )

@@ -38,7 +38,7 @@ class GatewayModule:
         async with contextlib.AsyncExitStack() as stack:
             peers: dict[str, Peer] = {}
             for name, services in self._routes.items():
-                peers[name] = await stack.enter_async_context(runtime.peer(name, *services))
+                peers[name] = await stack.enter_async_context(runtime.peer(name, *services, patience=config.patience))
             replica = Replica(
                 cache=peers["cache"],
                 timeseries=peers["timeseries"],

@@ -23,6 +23,8 @@ from openmanager.runtime.supervisor import ChildSpec, ChildStatus, State, Superv
 
 START_SECONDS = 60.0
 FRONT = ("gateway", "simulator")
+# These end first, within 3 s, and what they wait for is about to end too.
+FRONT_GRACE = "1s"
 
 
 @click.command(epilog="Example: openmanager up --servers 100 --interval 5s --data-dir ./data")
@@ -122,7 +124,7 @@ def _services(
         ChildSpec(
             name=name,
             argv=(sys.executable, "-m", "openmanager.cli", "serve", name),
-            env=environment,
+            env={"OPENMANAGER_SERVER_GRACE": FRONT_GRACE, **environment} if name in FRONT else environment,
             stop_group=0 if name in FRONT else 1,
             log_path=data.logs / f"{name}.log",
             lock_path=data.locks / name,

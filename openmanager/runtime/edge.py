@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -86,7 +86,8 @@ class Edge:
     def __init__(self, server: GuardedServer, load: Load) -> None:
         self._server = server
         self._load = load
-        self._stream_tasks: set[asyncio.Task[Any]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._endless: set[asyncio.Task[Any]] = set()
 
     def add(self, descriptor: ServiceDescriptor, servicer: object) -> None:
         """Register every method of a service; AttributeError when the servicer lacks one."""
@@ -94,10 +95,13 @@ class Edge:
         self._server.add_registered_method_handlers(descriptor.full_name, handlers)
 
     def drain(self) -> None:
-        """End the running streams with UNAVAILABLE, reason SHUTTING_DOWN, and refuse new calls."""
+        """Refuse new calls with UNAVAILABLE, reason SHUTTING_DOWN, and end the streams so that would not end by themselves."""
         self._load.draining = True
-        for task in tuple(self._stream_tasks):
-            task.cancel()
+        _cancel(self._endless)
+
+    def end(self) -> None:
+        """End in the same way what is under way, after `drain`."""
+        _cancel(self._calls)
 
     def _handler(self, descriptor: MethodDescriptor, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
         method = _Method(
@@ -125,6 +129,8 @@ class Edge:
             start = time.perf_counter()
             status: Status | None = None
             reply: Any = None
+            task = _current_task()
+            self._calls.add(task)
             load.unary += 1
             with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
                 try:
@@ -133,10 +139,11 @@ class Edge:
                     async with asyncio.timeout(_remaining(context, default, most)):
                         reply = await behaviour(_decode(method, data), context)
                 except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
-                    status = _status(_failure(err, method.path))
+                    status = _status(self._failure(err, method.path))
                 finally:
                     load.unary -= 1
                     load.served += 1
+                    self._calls.discard(task)
                 telemetry.record_call(span, method.path, _number(status), time.perf_counter() - start)
             if status is not None:
                 await abort(context, *status)
@@ -171,26 +178,24 @@ class Edge:
     ) -> None:
         start, load = time.perf_counter(), self._load
         status: Status | None = None
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  (a coroutine runs in a task)
-        self._stream_tasks.add(task)
+        task = _current_task()
+        self._calls.add(task)
         load.streams += 1
         with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
             try:
                 self._admit(load.streams, load.max_streams)
                 _check_metadata(context)
-                async with asyncio.timeout(_remaining(context, None, math.inf)), _Patience(load) as patience:
+                if (seconds := _remaining(context, None, math.inf)) is None:
+                    self._endless.add(task)
+                async with asyncio.timeout(seconds), _Patience(load) as patience:
                     await _write_all(begin(patience), context, patience)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
-                if load.draining and task.cancelling():
-                    task.uncancel()
-                    status = _status(_going_down())
-                else:
-                    status = _status(_failure(err, method.path))
+                status = _status(self._failure(err, method.path))
             finally:
                 load.streams -= 1
                 load.served += 1
-                self._stream_tasks.discard(task)
+                self._calls.discard(task)
+                self._endless.discard(task)
             telemetry.record_call(span, method.path, _number(status), time.perf_counter() - start)
         if status is not None:
             await abort(context, *status)
@@ -202,6 +207,25 @@ class Edge:
             raise errors.ResourceExhaustedError(
                 f"more than {limit} calls are under way", reason=errors.Reason.OVERLOADED
             )
+
+    def _failure(self, err: BaseException, path: str) -> errors.OpenManagerError:
+        """Return what the caller may know of how a call ended."""
+        task = _current_task()
+        if self._load.draining and task.cancelling():
+            task.uncancel()
+            return _going_down()
+        return _failure(err, path)
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  (a coroutine runs in a task)
+    return task
+
+
+def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    for task in tuple(tasks):
+        task.cancel()
 
 
 def _status(error: errors.OpenManagerError) -> Status:
@@ -362,8 +386,7 @@ def _failure(err: BaseException, path: str) -> errors.OpenManagerError:
         case TimeoutError():
             return errors.DeadlineExceededError("the call did not end before its deadline")
         case asyncio.CancelledError():
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _current_task().cancelling():
                 raise err
             return errors.CancelledCallError("the call was cancelled in the server")
         case _:

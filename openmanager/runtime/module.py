@@ -52,6 +52,10 @@ class ServerConfig:
         "A stream whose sender says nothing for so long, all else being answered, is ended with STREAM_IDLE.",
     )
     connection_streams: int = setting(100, "Calls that one connection to the gateway may have open; more must wait.")
+    grace: timedelta = setting(
+        timedelta(seconds=4),
+        "How long calls under way may take when the server is told to end; then they are answered.",
+    )
     max_streams: int = setting(10_000, "Streams under way at once; more are refused with OVERLOADED.")
     default_deadline: timedelta = setting(timedelta(seconds=5), "How long a unary call may take that has no deadline.")
     max_deadline: timedelta = setting(
@@ -90,11 +94,11 @@ class Runtime:
         """Return a section of the configuration."""
         return self.configuration.section(cls)
 
-    def peer(self, name: str, *services: str) -> Peer:
+    def peer(self, name: str, *services: str, patience: timedelta = timedelta()) -> Peer:
         """Return the peer `name` at its address in `mesh`; `services` are those whose reads may be retried."""
         target = getattr(self.configuration.section(MeshConfig), name)
         methods = [entry for service in services for entry in retried(service, service_methods(service))]
-        return Peer(name, target, retried=methods)
+        return Peer(name, target, retried=methods, patience=patience)
 
 
 class Module(Protocol):

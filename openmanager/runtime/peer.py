@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from typing import Any, Self, TypeVar
@@ -13,11 +15,15 @@ from google.protobuf.message import Message
 
 from openmanager import errors
 from openmanager.runtime import telemetry
-from openmanager.runtime.rpc_error import from_rpc_error
+from openmanager.runtime.rpc_error import from_rpc_error, was_away
 
 # Goes with a write between services: its series are named by what nobody of ours wrote.
 RATIONED = ("x-openmanager-rationed", "1")
 KEEPALIVE_MILLIS = 30_000
+# Between attempts to reach a peer that is away.
+AGAIN_SECONDS = 0.05
+# What is to be left of a deadline when it stays away, so that callers hear of it although they try again too.
+LEAST_SECONDS = 0.5
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 M = TypeVar("M", bound=Message)
 
@@ -42,7 +48,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 
 
 def service_config(methods: Sequence[str]) -> str:
-    """Return gRPC's service config: retries of UNAVAILABLE for the given `service/method` names, throttled."""
+    """Return gRPC's service config: retries of UNAVAILABLE for the given `service/method` names, throttled.
+
+    Health is watched: a server that is about to end gets no more calls, and with several addresses nobody notices.
+    """
     names = [dict(zip(("service", "method"), name.split("/"), strict=True)) for name in methods]
     policy = {
         "maxAttempts": 3,
@@ -51,21 +60,32 @@ def service_config(methods: Sequence[str]) -> str:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    config: dict[str, Any] = {"retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1}}
+    config: dict[str, Any] = {
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+        "healthCheckConfig": {"serviceName": ""},
+    }
     if names:
         config["methodConfig"] = [{"name": names, "retryPolicy": policy}]
     return json.dumps(config)
 
 
 class Peer:
-    """Another server of the suite, by name and `host:port`; an async context manager that owns the channel."""
+    """Another server of the suite, by name and `host:port`; an async context manager that owns the channel.
 
-    def __init__(self, name: str, target: str, *, retried: Sequence[str] = ()) -> None:
+    `retried` are the methods that may be tried again when the peer is not there: by gRPC, three times at once, or with
+    `patience` by us, when it is back, unless it has been away for longer than that.
+    """
+
+    def __init__(
+        self, name: str, target: str, *, retried: Sequence[str] = (), patience: timedelta = timedelta()
+    ) -> None:
         self.name = name
         self.target = target
-        options = (*CHANNEL_OPTIONS, ("grpc.service_config", service_config(retried)))
+        options = (*CHANNEL_OPTIONS, ("grpc.service_config", service_config(() if patience else retried)))
         self._channel = grpc.aio.insecure_channel(target, options)
         self._calls: dict[tuple[str, str], Any] = {}
+        self._absence = Absence(self._channel, patience.total_seconds())
+        self._patient = frozenset(f"/{method}" for method in retried) if patience else frozenset()
 
     async def __aenter__(self) -> Self:
         """Connect in the background."""
@@ -74,6 +94,7 @@ class Peer:
 
     async def __aexit__(self, *_: object) -> None:
         """Close the channel; calls under way are cancelled."""
+        self._absence.close()
         await self._channel.close()
 
     async def unary(self, path: str, request: Message | bytes, reply: type[M], *, seconds: float) -> M:
@@ -87,14 +108,23 @@ class Peer:
         if seconds is not None and seconds <= 0:
             raise errors.DeadlineExceededError(f"no time was left to ask {self.name}")
         data = request if isinstance(request, bytes) else request.SerializeToString()
-        call = self._callable("unary_unary", path)(data, timeout=seconds, metadata=(*metadata, *telemetry.outgoing()))
-        try:
-            return bytes(await call)
-        except grpc.aio.AioRpcError as failure:
-            raise from_rpc_error(failure, self.name) from failure
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while True:
+            call = self._callable("unary_unary", path)(
+                data, timeout=seconds, metadata=(*metadata, *telemetry.outgoing())
+            )
+            try:
+                reply = bytes(await call)
+            except grpc.aio.AioRpcError as failure:
+                if path not in self._patient or not await self._absence.ends(failure, end):
+                    raise from_rpc_error(failure, self.name) from failure
+                seconds = None if end == math.inf else end - time.monotonic()
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+            else:
+                self._absence.since = None
+                return reply
 
     async def server_stream(
         self,
@@ -106,14 +136,25 @@ class Peer:
     ) -> AsyncIterator[bytes]:
         """Call a server-streaming method and yield wire bytes; the call is cancelled when the iteration is left."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
-        call = self._callable("unary_stream", path)(data, timeout=seconds, metadata=(*metadata, *telemetry.outgoing()))
-        try:
-            while (reply := await call.read()) is not grpc.aio.EOF:
-                yield reply
-        except grpc.aio.AioRpcError as failure:
-            raise from_rpc_error(failure, self.name) from failure
-        finally:
-            call.cancel()
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        begun = False
+        while True:
+            call = self._callable("unary_stream", path)(
+                data, timeout=seconds, metadata=(*metadata, *telemetry.outgoing())
+            )
+            try:
+                while (reply := await call.read()) is not grpc.aio.EOF:
+                    self._absence.since, begun = None, True
+                    yield reply
+            except grpc.aio.AioRpcError as failure:
+                # What has begun cannot be begun again: the caller has a part of it.
+                if begun or path not in self._patient or not await self._absence.ends(failure, end):
+                    raise from_rpc_error(failure, self.name) from failure
+                seconds = None if end == math.inf else end - time.monotonic()
+            else:
+                return
+            finally:
+                call.cancel()
 
     async def bidi_stream(
         self,
@@ -151,6 +192,45 @@ class Peer:
             self._calls[key] = getattr(self._channel, kind)(path)
         made: Callable[..., Any] = self._calls[key]
         return made
+
+
+class Absence:
+    """The time that a peer is not there: `since` when on the monotonic clock, None while it is."""
+
+    def __init__(self, channel: Any, patience: float) -> None:
+        self.since: float | None = None
+        self._channel = channel
+        self._patience = patience
+        self._return: asyncio.Task[None] | None = None
+
+    async def ends(self, failure: grpc.aio.AioRpcError, end: float) -> bool:
+        """Say whether a call that failed may be made again: the peer was not there, and is in time for `end`."""
+        if not was_away(failure):
+            self.since = None
+            return False
+        now = time.monotonic()
+        if self.since is None:
+            self.since = now
+        left = min(end - LEAST_SECONDS, self.since + self._patience) - now
+        try:
+            async with asyncio.timeout(left):
+                # One that is going down is still connected.
+                await asyncio.sleep(AGAIN_SECONDS)
+                await self._connected()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Stop waiting."""
+        if self._return is not None:
+            self._return.cancel()
+
+    async def _connected(self) -> None:
+        """Wait until the channel is; all who do share one task."""
+        if self._return is None or self._return.done():
+            self._return = asyncio.create_task(self._channel.channel_ready())
+        await asyncio.shield(self._return)
 
 
 async def _send_all(call: Any, requests: AsyncIterator[bytes]) -> None:

@@ -64,10 +64,24 @@ def from_rpc_error(failure: grpc.aio.AioRpcError, peer: str) -> errors.OpenManag
     A status without our details was made by gRPC itself (no connection, deadline, too large); its text may name
     addresses and is replaced.
     """
+    details = _details(failure)
+    return _from_bare_code(failure.code(), peer) if details is None else _from_status(failure, details)
+
+
+def was_away(failure: grpc.aio.AioRpcError) -> bool:
+    """Say whether a call did not reach its server, or one that was going down; what the server says is another matter."""
+    if failure.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    details = _details(failure)
+    return details is None or _from_status(failure, details).reason == errors.Reason.SHUTTING_DOWN
+
+
+def _details(failure: grpc.aio.AioRpcError) -> bytes | None:
+    """Return what a server of ours says of its error."""
     for key, value in failure.trailing_metadata() or ():
         if key == DETAILS_KEY:
-            return _from_status(failure, value if isinstance(value, bytes) else value.encode())
-    return _from_bare_code(failure.code(), peer)
+            return value if isinstance(value, bytes) else value.encode()
+    return None
 
 
 def _from_bare_code(code: grpc.StatusCode, peer: str) -> errors.OpenManagerError:

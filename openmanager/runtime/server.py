@@ -28,8 +28,12 @@ from openmanager.version import VERSION
 
 STATUS_SERVICE = "openmanager.api.status.v1.StatusService"
 DRAIN_SECONDS = 1.0
-GRACE_SECONDS = 4.0
-HARD_EXIT_SECONDS = 6.0
+# For those who watch health to hear that it is over.
+NOTICE_SECONDS = 0.1
+# Of the grace, for the answers to the calls that have not ended by themselves.
+ANSWER_SECONDS = 0.2
+# What is left after drain and grace: then the process ends, whatever it waits for.
+CLOSE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +120,7 @@ class Server:
             idle_seconds=config.idle_timeout.total_seconds(),
         )
         self._edge = Edge(self._grpc, self._load)
+        self._grace = config.grace.total_seconds()
         self._service = service
         self.names = [*service.servicers, STATUS_SERVICE]
         self._health = HealthService((*self.names, *service.routed))
@@ -155,11 +160,16 @@ class Server:
         self._service.on_drain()
         loop = asyncio.get_running_loop()
         end = loop.time() + DRAIN_SECONDS
-        # Whoever watches health gets a second to go elsewhere; nobody is waited for when nothing is under way.
+        if self._load.streams:  # some may watch health, and take their calls elsewhere
+            await asyncio.sleep(NOTICE_SECONDS)
+        # Nobody is waited for when nothing is under way.
         while self._load.unary and loop.time() < end:  # noqa: ASYNC110  (a plain counter costs the hot path least)
             await asyncio.sleep(0.02)
         self._edge.drain()
-        await self._grpc.stop(GRACE_SECONDS)
+        stopping = asyncio.create_task(self._grpc.stop(self._grace))
+        await asyncio.wait([stopping], timeout=max(0.0, self._grace - ANSWER_SECONDS))
+        self._edge.end()
+        await stopping
 
 
 def _measure(service: Service) -> None:
@@ -193,6 +203,6 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
         async with server.running():
             log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))
             await stop.wait()
-            _hard_exit(HARD_EXIT_SECONDS)
+            _hard_exit(DRAIN_SECONDS + config.grace.total_seconds() + CLOSE_SECONDS)
     await asyncio.to_thread(end_telemetry)
     log.info("stopped", extra=telemetry.fields(service=module.name))

@@ -247,6 +247,8 @@ class _Child:
         if not (await asyncio.wait([self.task], timeout=budget))[0]:
             self.last_error = f"did not end within {budget:g} s: killed"
             self.kill()
+            # What made a session of its own, as PostgreSQL's processes do, is in no group of the child's.
+            _kill_holders(self.spec.lock_path)
             await asyncio.wait([self.task], timeout=_AFTER_KILL_SECONDS)
         self.task.cancel()
 
@@ -369,9 +371,7 @@ async def _predecessor_ended(path: Path) -> AsyncIterator[int]:
             async with asyncio.timeout(_LEFTOVER_SECONDS):
                 await _take(fd)
         except TimeoutError:
-            for pid in _holders(fd):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+            _kill_holders(path)
             async with asyncio.timeout(_LEFTOVER_SECONDS):
                 await _take(fd)
         yield fd
@@ -389,12 +389,13 @@ async def _take(fd: int) -> None:
             return
 
 
-def _holders(fd: int) -> list[int]:
-    """Return the processes that hold the lock of an open file, as far as we may see."""
-    wanted = os.fstat(fd)
-    return [
-        int(process.name) for process in Path("/proc").iterdir() if process.name.isdigit() and _holds(process, wanted)
-    ]
+def _kill_holders(path: Path) -> None:
+    """Kill the processes that hold the lock of a file, as far as we may see."""
+    wanted = path.stat()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and _holds(process, wanted):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _holds(process: Path, wanted: os.stat_result) -> bool:

@@ -72,9 +72,9 @@ class LocalMesh:
     @contextlib.asynccontextmanager
     async def _serve(self, name: str, module: Module, port: str = "0") -> AsyncIterator[str]:
         flags = {**self.settings, **{("mesh", peer): address for peer, address in self.addresses.items()}}
-        configuration = load(
-            SECTIONS, flags={**flags, ("timeseries", "data_dir"): self.data, ("timeseries", "ballast_size"): "1MiB"}
-        )
+        flags |= {("timeseries", "data_dir"): self.data, ("timeseries", "ballast_size"): "1MiB"}
+        # Who is away here stays away.
+        configuration = load(SECTIONS, flags={**flags, ("gateway", "patience"): "0s"})
         address = f"127.0.0.1:{port}"
         runtime = Runtime(configuration=configuration, name=name, address=address, version="0.1.0")
         async with module.open(runtime) as service:

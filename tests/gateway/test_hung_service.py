@@ -24,12 +24,15 @@ STATUS = service_descriptor("openmanager.api.status.v1.StatusService").methods_b
 
 
 class Service(grpc.GenericRpcHandler):
-    """Answers every call with nothing, unless it hangs."""
+    """Answers every call with nothing, unless it hangs; knows nothing of health."""
 
     def __init__(self) -> None:
         self.hangs = False
 
-    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, called: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if called.method.startswith("/grpc.health."):
+            return None
+
         async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
             while self.hangs:
                 await asyncio.sleep(0.02)

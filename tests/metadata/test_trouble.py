@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -113,6 +114,20 @@ async def until_written(database: PostgresqlDatabase) -> None:
         return False
 
     await wait_until(is_written, 8)
+
+
+async def test_a_database_that_is_well_is_used_from_the_first_moment_on(mesh: Mesh, people: asyncpg.Connection):
+    database = PostgresqlDatabase(MetadataConfig(database_url=Secret(await url_of(mesh, people))))
+    async with database.connecting():
+        assert (await database.fetch(READ))[0]["count"] == 0
+
+
+async def test_a_database_that_hangs_holds_up_a_start_only_for_a_moment():
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        url = Secret(f"postgresql://somebody:x@127.0.0.1:{hung.getsockname()[1]}/any")
+        start = time.monotonic()
+        async with PostgresqlDatabase(MetadataConfig(database_url=url)).connecting():
+            assert time.monotonic() - start <= 2.5
 
 
 async def test_a_database_that_takes_no_writes_is_read_and_written_again_when_it_does(

@@ -71,10 +71,12 @@ class TestService:
 
     async def Watch(self, request, context) -> AsyncIterator[wrappers_pb2.BytesValue]:
         try:
-            for _ in range(1000):
+            for _ in range(3 if request.value == "few" else 1000):
                 yield wrappers_pb2.BytesValue(value=bytes(1 << 20))
                 if request.value == "once":
                     await asyncio.sleep(30)
+                if request.value == "few":
+                    await asyncio.sleep(0.1)
         finally:
             self.ended.append("watch")
 
@@ -222,6 +224,35 @@ async def test_a_server_that_stops_ends_its_streams_and_says_so():
         assert (error.reason, service.ended) == ("SHUTTING_DOWN", ["watch"])
         async with asyncio.timeout(3):
             await stopping
+
+
+async def test_a_stream_with_a_deadline_is_finished_by_a_server_that_stops():
+    async with serving() as (_, address, server), Peer("test", address) as peer:
+        request = wrappers_pb2.StringValue(value="few")
+        replies = peer.server_stream(f"/{NAME}/Watch", request, seconds=10)
+        await anext(replies)
+        async with asyncio.timeout(3):
+            await server._stop()
+        assert len([each async for each in replies]) == 2
+
+
+async def test_a_call_that_does_not_end_is_told_that_the_server_stops():
+    async with serving(grace=timedelta(seconds=0.3)) as (service, address, server):
+        calling = asyncio.create_task(call(address, "slow", seconds=30))
+        streaming = asyncio.create_task(watched(address, "once"))
+        async with asyncio.timeout(5):
+            while server._load.unary + server._load.streams < 2:
+                await asyncio.sleep(0.01)
+            await server._stop()
+        found = await asyncio.gather(calling, streaming, return_exceptions=True)
+        assert [getattr(each, "reason", each) for each in found] == ["SHUTTING_DOWN", "SHUTTING_DOWN"]
+        assert sorted(service.ended) == ["slow", "watch"]
+
+
+async def watched(address: str, value: str) -> None:
+    async with Peer("test", address) as peer:
+        async for _ in peer.server_stream(f"/{NAME}/Watch", wrappers_pb2.StringValue(value=value), seconds=30):
+            pass
 
 
 def test_bytes_that_are_no_message_are_an_invalid_argument():

@@ -220,6 +220,16 @@ async def test_a_child_that_ignores_its_signal_is_killed_with_its_group_when_its
     await until(lambda: not any(alive(pid) for pid in left), "the end of the whole group")
 
 
+async def test_what_made_a_session_of_its_own_is_killed_with_a_child_that_does_not_end(spec, tmp_path):
+    pids = tmp_path / "pids"
+    script = STUBBORN.replace("sleep 60 &", "setsid sleep 60 &").format(pids)
+    async with Supervisor([spec(script)], budgets={1: 0.4}):
+        await until(pids.exists, "the child has started")
+        apart = int(pids.read_text().split()[1])
+        assert alive(apart)
+    await until(lambda: not alive(apart), "it is killed")
+
+
 async def test_what_a_child_leaves_in_its_group_does_not_outlive_it(spec, tmp_path):
     async with Supervisor([spec(f"sleep 60 & echo $! > {tmp_path}/pid; exit 0")]) as children:
         await until(lambda: children.children()[0].restarts >= 1, "a restart")

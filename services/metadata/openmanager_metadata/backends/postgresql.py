@@ -34,6 +34,7 @@ from openmanager_metadata.memory import Memory
 
 LOCK = 7_265_001  # any number, the same in every version
 MIGRATION_SECONDS = 30.0
+FIRST_ATTEMPT_SECONDS = 2.0
 # A server that is starting up is asked that often.
 STARTING_SECONDS = 0.5
 STORE = "PostgreSQL"
@@ -111,12 +112,19 @@ class PostgresqlDatabase:
         # The pool is of no use any more: the database has lost our tables, or refuses what we connect with.
         self._lost = asyncio.Event()
         self._stale = False
+        self._tried = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def connecting(self) -> AsyncIterator[None]:
-        """Connect in the background, as often as it takes."""
+        """Connect in the background, as often as it takes; the first attempt may be waited for a little.
+
+        Who serves before would say of a database that is well that it does not answer.
+        """
         task = asyncio.create_task(self._keep_connected())
         try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_ATTEMPT_SECONDS):
+                    await self._tried.wait()
             yield
         finally:
             task.cancel()
@@ -129,7 +137,9 @@ class PostgresqlDatabase:
         while True:
             try:
                 self._pool = await self._open_pool()
+                self._tried.set()
             except Exception as err:  # noqa: BLE001  (whatever it is, the next attempt may fare better)
+                self._tried.set()
                 self._found(err)
                 await self._wait(attempt)
                 attempt += 1
