@@ -12,7 +12,7 @@ import grpc
 
 from openmanager.runtime import grpc_server
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES
-from openmanager.runtime.peer import Peer
+from openmanager.runtime.peer import Absence, Peer
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic for type checkers only
 Trailers = Sequence[tuple[str, bytes]]
@@ -115,7 +115,7 @@ class Call:
         self.task.add_done_callback(self._ended)
 
     async def _serve(self, handler: Handler, data: bytes | None) -> bytes:
-        grpc_server._received.set([False])
+        grpc_server._call.set(grpc_server._Call())
         try:
             if handler.unary_unary is not None:
                 return self.context.serialized(await handler.unary_unary(data, self.context))
@@ -171,6 +171,9 @@ class LocalPeer(Peer):
     def __init__(self, name: str, handlers: Mapping[str, Handler]) -> None:
         self.name = self.target = name
         self._handlers = handlers
+        # Nobody is away here for a while only.
+        self._patient = frozenset()
+        self._absence = Absence(None, 0.0)
 
     async def __aenter__(self) -> Self:
         return self

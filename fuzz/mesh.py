@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class LocalRuntime(Runtime):
 
     servers: Mapping[str, Collector]
 
-    def peer(self, name: str, *_: str) -> Peer:
+    def peer(self, name: str, *_: str, patience: timedelta = timedelta()) -> Peer:  # noqa: ARG002  (nobody is away)
         return LocalPeer(name, self.servers[name].handlers)
 
 
