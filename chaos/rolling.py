@@ -35,8 +35,7 @@ CALLS_PER_SECOND = 200.0
 # The share of them that are frames to be written.
 WRITTEN = 0.3
 # After a service is back the next one is left alone for so long.
-PAUSE_SECONDS = 1.0
-SETTLE_SECONDS = 3.0
+PAUSE_SECONDS = 0.5
 POLL_SECONDS = 0.02
 FAILED_SHARE = 0.001
 TOTAL_SECONDS = 60.0
@@ -143,7 +142,7 @@ async def run(
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(both, told, *pace, seconds=seconds) as outcome.reads:
                         await _back(Probe(peer), "the first start")
-                        await asyncio.sleep(SETTLE_SECONDS)
+                        await _serving(second.address)
                         await _roll(mesh, second, names, outcome)
                 outcome.rows = journal.load(path)
                 found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
