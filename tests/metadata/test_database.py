@@ -20,6 +20,7 @@ from openmanager.config import Secret
 from openmanager.errors import (
     AbortedError,
     AlreadyExistsError,
+    DataLossError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
@@ -203,7 +204,7 @@ async def test_a_page_of_large_servers_ends_early_and_goes_on(database: Postgres
     infos = [ServerInfo(id=f"s{at:03d}", labels=labels) for at in range(120)]
     await inventory.register(infos, await now(database))
     snapshot = Snapshot()
-    snapshot.take(await inventory.all(1000), 0)
+    snapshot.take((await inventory.all(1000))[0], 0)
 
     async def from_snapshot(asked: ListQuery):
         return snapshot.list(asked)
@@ -225,7 +226,7 @@ async def test_the_copy_answers_filters_and_pages_as_the_database_does(database:
     for at in range(7):
         await inventory.create(Server(id=f"s{at}", role=f"r{at % 3}", labels={"a": str(at % 2)}), "")
     snapshot = Snapshot()
-    snapshot.take(await inventory.all(1000), 0)
+    snapshot.take((await inventory.all(1000))[0], 0)
     middle = (await inventory.get("s3")).update_time
     assert middle is not None
     filters = (
@@ -257,3 +258,31 @@ def test_a_server_that_is_not_in_the_copy_may_exist_all_the_same():
         snapshot.get("a")
     snapshot.put(Server(id="a"))
     assert snapshot.get("a").id == "a"
+
+
+@pytest.mark.parametrize("column", ["labels", "thresholds"])
+@pytest.mark.parametrize("document", ["[1]", "7", '{"a": {"b": 1}}', '{"cpu_warning": "x"}', "null"])
+async def test_a_row_that_nobody_can_read_fails_alone(database: PostgresqlDatabase, column: str, document: str):
+    inventory = Inventory(database)
+    for at in range(5):
+        await inventory.create(Server(id=f"s{at}"), "")
+    sound = column == "labels" and document == '{"cpu_warning": "x"}'
+    await database.fetch(f"UPDATE servers SET {column} = $1 WHERE id = 's1'", document)
+    if not sound:
+        with pytest.raises(DataLossError):
+            await inventory.get("s1")
+    found, token = [], ""
+    while True:
+        page = await inventory.list(query(page_token=token))
+        found += [server.id for server in page.servers]
+        if not (token := page.next_page_token):
+            break
+    rest = ["s0", "s2", "s3", "s4"]
+    assert [name for name in found if name != "s1"] == rest
+    assert ("s1" in found) is sound
+    servers, whole = await inventory.all(100)
+    assert ([server.id for server in servers if server.id != "s1"], whole) == (rest, sound)
+    assert [server.id for server in (await inventory.batch_get(["s1", "s2"]))[0]][-1] == "s2"
+    # What frames tell of all of them is still taken in.
+    await inventory.register([ServerInfo(id=f"s{at}", labels={"x": "y"}) for at in range(5)], await now(database))
+    assert (await inventory.get("s2")).labels == {"x": "y"}

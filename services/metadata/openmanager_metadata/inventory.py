@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,13 +12,22 @@ from typing import Any
 
 from openmanager import filter as server_filter
 from openmanager import page
-from openmanager.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason, invalid, store_unavailable
+from openmanager.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    DataLossError,
+    NotFoundError,
+    Reason,
+    invalid,
+    store_unavailable,
+)
 from openmanager.frame import MAX_LABELS, ServerInfo, check_labels, check_server_id, check_text
 from openmanager_metadata.backends import Database, Row, Statements
 
 TEXTS = {"hostname": 255, "environment": 50, "role": 50, "location": 100}
 UPDATABLE = (*TEXTS, "labels", "thresholds")
 THRESHOLDS = ("cpu", "memory", "disk")
+_THRESHOLD_NAMES = {f"{figure}_{level}" for figure in THRESHOLDS for level in ("warning", "critical")}
 MAX_BATCH = 1000
 # After so long servers that are asked for by their ids are told from the copy.
 QUICK_SECONDS = 0.3
@@ -32,6 +42,8 @@ _COLUMNS = (
     "id, hostname, environment, role, location, labels, thresholds, set_by_people, version, created_at, updated_at,"
     " deleted_at"
 )
+log = logging.getLogger(__name__)
+
 _TIMES = {"create_time": "created_at", "update_time": "updated_at"}
 
 
@@ -72,6 +84,8 @@ class Page:
     servers: Sequence[Server]
     next_page_token: str
     total_count: int
+    # Rows of this page that nobody can read.
+    damaged: int = 0
 
 
 def check_server(server: Server, fields: Sequence[str] = UPDATABLE) -> None:
@@ -97,20 +111,39 @@ def check_thresholds(name: str, thresholds: Mapping[str, float]) -> None:
 
 
 def _server(row: Row) -> Server:
+    """Return the server of a row; DataLossError for one that no version of ours has written."""
+    labels, thresholds = json.loads(row["labels"]), json.loads(row["thresholds"])
+    if not _holds(labels, str) or not _holds(thresholds, (int, float)) or not set(thresholds) <= _THRESHOLD_NAMES:
+        raise DataLossError("what is stored of the server cannot be read", resource=f"server/{row['id']}")
     return Server(
         id=row["id"],
         hostname=row["hostname"],
         environment=row["environment"] or "",
         role=row["role"] or "",
         location=row["location"] or "",
-        labels=json.loads(row["labels"]),
-        thresholds=json.loads(row["thresholds"]),
+        labels=labels,
+        thresholds=thresholds,
         set_by_people=tuple(row["set_by_people"]),
         etag=f"v{row['version']}",
         create_time=_aware(row["created_at"]),
         update_time=_aware(row["updated_at"]),
         delete_time=_aware(row["deleted_at"]),
     )
+
+
+def _holds(document: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(document, dict) and all(isinstance(value, kind) for value in document.values())
+
+
+def _readable(rows: Sequence[Row]) -> list[Server]:
+    """Return the servers of the rows that can be read: one that cannot must not hide the others."""
+    found = []
+    for row in rows:
+        try:
+            found.append(_server(row))
+        except DataLossError:
+            log.warning("the row of server %s cannot be read", row["id"])
+    return found
 
 
 def _aware(time: datetime | None) -> datetime | None:
@@ -215,15 +248,16 @@ class Inventory:
             list(ids),
             seconds=QUICK_SECONDS,
         )
-        return arrange({row["id"]: _server(row) for row in rows}, ids)
+        return arrange({server.id: server for server in _readable(rows)}, ids)
 
-    async def all(self, limit: int) -> list[Server]:
-        """Return the servers that are not deleted, by id, at most `limit`."""
+    async def all(self, limit: int) -> tuple[list[Server], bool]:
+        """Return the servers that are not deleted, by id, at most `limit`; and whether these are all there are."""
         rows = await self._database.fetch(
             f"SELECT {_COLUMNS} FROM servers WHERE deleted_at IS NULL ORDER BY id LIMIT $1",
             limit,
         )
-        return [_server(row) for row in rows]
+        found = _readable(rows)
+        return found, len(found) == len(rows) < limit
 
     async def list(self, query: ListQuery) -> Page:
         """Return a page of servers."""
@@ -254,12 +288,14 @@ class Inventory:
             return totals[0]["total"], await database.fetch(rows_sql, *arguments)
 
         count, rows = await self._database.transaction(work, writes=False)
-        some = _fitting([_server(row) for row in rows[:size]])
+        readable = _readable(rows[:size])
+        some = _fitting(readable)
+        shown = [row["id"] for row in rows].index(some[-1].id) + 1 if len(some) < len(readable) else len(rows[:size])
         token = ""
-        if len(rows) > len(some):
-            last = rows[len(some) - 1]
+        if len(rows) > shown:
+            last = rows[shown - 1]
             token = page.encode_token(key, [last["rank"], last["id"]])
-        return Page(servers=some, next_page_token=token, total_count=count)
+        return Page(servers=some, next_page_token=token, total_count=count, damaged=shown - len(some))
 
     async def update(self, server: Server, fields: Sequence[str]) -> Server:
         """Change some fields; AbortedError when `server.etag` is given and is not the stored one."""
@@ -345,6 +381,7 @@ WITH told AS (
         location = CASE WHEN 'location' = ANY(s.set_by_people) OR excluded.location = ''
             THEN s.location ELSE excluded.location END,
         labels = CASE WHEN 'labels' = ANY(s.set_by_people) THEN s.labels
+            WHEN jsonb_typeof(s.labels) <> 'object' THEN excluded.labels
             WHEN (SELECT count(*) FROM jsonb_object_keys(s.labels || excluded.labels)) > $3 THEN excluded.labels
             ELSE s.labels || excluded.labels END,
         deleted_at = CASE WHEN s.deleted_at < $2 THEN NULL ELSE s.deleted_at END,

@@ -77,6 +77,8 @@ class Memory:
         self._clock = clock
         self._limit = limit
         self._policies: Sequence[Policy] = ()
+        # Whether the copy holds all servers that there are.
+        self._whole = False
         self._mark: Mark | None = None
 
     async def copy(self, database: Database) -> None:
@@ -86,7 +88,8 @@ class Memory:
         if mark["writable"]:
             beat = (await database.fetch(_BEAT, beat))[0]["beat"]
         policies = await Policies(database).all()
-        self.snapshot.take(await Inventory(database).all(self._limit), self._clock.now_nanos())
+        servers, self._whole = await Inventory(database).all(self._limit)
+        self.snapshot.take(servers, self._clock.now_nanos())
         self._policies = policies
         self._mark = Mark(epoch=mark["epoch"], beat=beat, taken=mark["taken"])
 
@@ -109,9 +112,8 @@ class Memory:
             if known is None or not self._is_strange(found) or not found["writable"]:
                 return
             servers = list(self.snapshot.known().values())
-            whole = len(servers) < self._limit
             documents = json.dumps([_server_row(each) for each in servers])
-            changed = await connection.fetchval(_SERVERS, documents, whole, known.taken)
+            changed = await connection.fetchval(_SERVERS, documents, self._whole, known.taken)
             policies = json.dumps([_policy_row(each) for each in self._policies])
             changed += await connection.fetchval(_POLICIES, policies, known.taken)
             beat = await connection.fetchval(_BEAT, known.beat if found["epoch"] == known.epoch else 0)

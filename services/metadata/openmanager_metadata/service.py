@@ -61,7 +61,10 @@ class ServerService:
             found, stale = await self._inventory.list(query), False
         except UnavailableError:
             found, stale = self._snapshot.list(query), True
-        return _list_response(found, self._provenance(stale=stale))
+        about = self._provenance(stale=stale)
+        if found.damaged:
+            about.partial, about.reason = True, f"{found.damaged} servers cannot be read"
+        return _list_response(found, about)
 
     async def UpdateServer(self, request: pb.UpdateServerRequest, context: Any) -> pb.UpdateServerResponse:  # noqa: ARG002, N802
         """Change some fields of a server."""
