@@ -1,4 +1,7 @@
-"""`python -m chaos.leaving`: end each service, and all of `up`, under load while a store is hung, and see who is left waiting."""
+"""`python -m chaos.leaving`: end each service, and all of `up`, under load while a store hangs, and see who is left waiting.
+
+With InfluxDB the collector of traces hangs all the while.
+"""
 
 from __future__ import annotations
 
