@@ -38,7 +38,9 @@ class Log(grpc.GenericRpcHandler):
         self.watched = False
         self.let_out = asyncio.Event()
 
-    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if call.method.startswith("/grpc.health."):
+            return None
         method = call.method.rpartition("/")[2]
         if method in {"ConfirmPosition", "GetLedger"}:
             return grpc.unary_unary_rpc_method_handler(self.confirm if method == "ConfirmPosition" else self.ledger)
