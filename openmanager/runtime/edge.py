@@ -53,6 +53,12 @@ def unbounded(method: F) -> F:
     return method
 
 
+def vital(method: F) -> F:
+    """Mark a streaming method as served, and not counted, however many streams there are."""
+    method.is_vital = True  # type: ignore[attr-defined]
+    return method
+
+
 @dataclass(slots=True, kw_only=True)
 class Load:
     """What the server is doing: counts for status, and the limits that shed load."""
@@ -78,6 +84,7 @@ class _Method:
     request: type[Message]
     takes_bytes: bool
     unbounded: bool
+    vital: bool
 
 
 class Edge:
@@ -109,6 +116,7 @@ class Edge:
             request=validate.message_class(descriptor.input_type),
             takes_bytes=getattr(behaviour, "takes_bytes", False),
             unbounded=hasattr(behaviour, "has_no_deadline"),
+            vital=hasattr(behaviour, "is_vital"),
         )
         match descriptor.client_streaming, descriptor.server_streaming:
             case False, False:
@@ -180,10 +188,11 @@ class Edge:
         status: Status | None = None
         task = _current_task()
         self._calls.add(task)
-        load.streams += 1
+        counted = 0 if method.vital else 1
+        load.streams += counted
         with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
             try:
-                self._admit(load.streams, load.max_streams)
+                self._admit(counted * load.streams, load.max_streams)
                 _check_metadata(context)
                 if (seconds := _remaining(context, None, math.inf)) is None:
                     self._endless.add(task)
@@ -192,7 +201,7 @@ class Edge:
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 status = _status(self._failure(err, method.path))
             finally:
-                load.streams -= 1
+                load.streams -= counted
                 load.served += 1
                 self._calls.discard(task)
                 self._endless.discard(task)

@@ -9,6 +9,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from openmanager.errors import NotFoundError
+from openmanager.runtime.edge import vital
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _Status = health_pb2.HealthCheckResponse
@@ -21,6 +22,8 @@ class HealthService:
         self._names = frozenset(("", *names))
         self._state = _Status.NOT_SERVING
         self._changed = asyncio.Event()
+        # How many are told when it changes; our own clients are, and make no calls to whom is not well.
+        self.watchers = 0
 
     def set_serving(self, *, serving: bool) -> None:
         """Set the health of every service."""
@@ -40,10 +43,15 @@ class HealthService:
             statuses={name: _Status(status=self._state) for name in sorted(self._names)}
         )
 
+    @vital
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         """Stream the health of one service, SERVICE_UNKNOWN when there is none of that name."""
-        while True:
-            changed = self._changed
-            known = request.service in self._names
-            yield _Status(status=self._state if known else _Status.SERVICE_UNKNOWN)
-            await changed.wait()
+        self.watchers += 1
+        try:
+            while True:
+                changed = self._changed
+                known = request.service in self._names
+                yield _Status(status=self._state if known else _Status.SERVICE_UNKNOWN)
+                await changed.wait()
+        finally:
+            self.watchers -= 1

@@ -160,7 +160,7 @@ class Server:
         self._service.on_drain()
         loop = asyncio.get_running_loop()
         end = loop.time() + DRAIN_SECONDS
-        if self._load.streams:  # some may watch health, and take their calls elsewhere
+        if self._health.watchers:  # they take their calls elsewhere
             await asyncio.sleep(NOTICE_SECONDS)
         # Nobody is waited for when nothing is under way.
         while self._load.unary and loop.time() < end:  # noqa: ASYNC110  (a plain counter costs the hot path least)

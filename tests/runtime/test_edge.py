@@ -213,6 +213,14 @@ async def test_more_calls_than_allowed_are_shed():
         assert [getattr(each, "reason", None) for each in found].count("OVERLOADED") == 3
 
 
+async def test_calls_are_taken_however_many_streams_there_are():
+    async with serving(max_streams=1) as (_, address, _server), grpc.aio.insecure_channel(address) as channel:
+        stream = channel.unary_stream(f"/{NAME}/Watch")(wrappers_pb2.StringValue(value="once").SerializeToString())
+        await stream.read()
+        # A client of ours watches health before it calls.
+        assert await call(address, "fine") == b"ok"
+
+
 async def test_a_server_that_stops_ends_its_streams_and_says_so():
     async with serving() as (service, address, _server), grpc.aio.insecure_channel(address) as channel:
         stream = channel.unary_stream(f"/{NAME}/Watch")(wrappers_pb2.StringValue(value="once").SerializeToString())
