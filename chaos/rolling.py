@@ -22,9 +22,11 @@ from bench.rpc import free_ports
 from chaos import checker, journal, reading, steady
 from chaos.__main__ import _back
 from chaos.journal import Journal, Kind
-from chaos.load import WRITERS
+from chaos.load import GATEWAY, INVENTORY, WRITERS
 from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, signalled
 from chaos.stores import stores
+from openmanager.api.gateway.v1 import gateway_pb2
+from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.client.rpc import DEADLINE_SECONDS
 from openmanager.errors import OpenManagerError
@@ -143,6 +145,7 @@ async def run(
                     async with steady.load(both, told, *pace, seconds=seconds) as outcome.reads:
                         await _back(Probe(peer), "the first start")
                         await _serving(second.address)
+                        await _known(peer)
                         await _roll(mesh, second, names, outcome)
                 outcome.rows = journal.load(path)
                 found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
@@ -205,6 +208,18 @@ async def _end(mesh: Mesh, name: str) -> None:
     signalled([pid or 0], signal.SIGTERM)
     while mesh.pid(name) == pid:
         await asyncio.sleep(POLL_SECONDS)
+
+
+async def _known(peer: Peer) -> None:
+    """Return when the server that is asked for is known everywhere."""
+    hot, kept = gateway_pb2.GetServerRequest(id=steady.SERVER), metadata_pb2.GetServerRequest(id=steady.SERVER)
+    for _ in range(2 * len(NAMES)):  # by one gateway and the other
+        await reading.patiently(
+            lambda: peer.unary(f"{GATEWAY}/GetServer", hot, gateway_pb2.GetServerResponse, seconds=1)
+        )
+        await reading.patiently(
+            lambda: peer.unary(f"{INVENTORY}/GetServer", kept, metadata_pb2.GetServerResponse, seconds=1)
+        )
 
 
 async def _serving(address: str) -> None:

@@ -30,7 +30,10 @@ class HotService:
         self._known = known
 
     def _check_known(self, server_id: str = "") -> None:
-        if not self._known() and server_id not in self._fleet:
+        if server_id in self._fleet:
+            return
+        # What is known in part only does not tell what there is not.
+        if not self._known() or (server_id and self._describe().partial):
             raise UnavailableError("the state of the fleet is not known yet", reason=Reason.STORE_UNAVAILABLE)
 
     @raw

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
+from grpc_health.v1 import health, health_pb2_grpc
 
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 
@@ -35,6 +36,7 @@ def serving() -> Iterator[str]:
     )
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"ExportSeries": handler}),))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -6,11 +6,17 @@ import asyncio
 import random
 from datetime import timedelta
 
+import pytest
 from conftest import Mesh, wait_until
 from openmanager_gateway.replica import Replica
 
 from chaos.checker import STALE_SECONDS
 from chaos.proxy import ChaosProxy, Trouble, Way, tcp
+from openmanager.api.cache.v1 import cache_pb2
+from openmanager.api.provenance.v1 import provenance_pb2
+from openmanager.errors import NotFoundError, UnavailableError
+from openmanager.hot import HotFleet
+from openmanager.hot_service import HotService
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.peer import Peer
 
@@ -45,3 +51,10 @@ async def test_answers_are_marked_when_the_cache_hangs_and_not_any_more_when_it_
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("partial", "error"), [(True, UnavailableError), (False, NotFoundError)])
+async def test_only_a_copy_that_is_whole_says_that_there_is_no_such_server(partial: bool, error: type[Exception]):
+    service = HotService(HotFleet(), lambda: provenance_pb2.Provenance(partial=partial), lambda: True)
+    with pytest.raises(error):
+        await service.GetServer(cache_pb2.GetServerRequest(id="a").SerializeToString(), None)

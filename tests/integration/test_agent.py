@@ -68,9 +68,10 @@ async def test_the_agent_reports_this_machine(mesh: Mesh):
     assert 0 < found.memory_usage < 100
     assert 0 < found.disk_usage <= 100
     assert any(key.startswith("system.cpu.time{") for key in found.metrics)
-    # The shares of a core's time are those of a real interval: they make up the whole.
+    # The shares of a core's time are those of a real interval: they make up the whole,
     shares = [v for k, v in zip(found.metrics, found.values, strict=True) if k.startswith("system.cpu.utilization{")]
-    assert sum(shares) == pytest.approx(psutil.cpu_count(), rel=0.1)
+    # but for what the machine's host took of it.
+    assert sum(shares) == pytest.approx(psutil.cpu_count(), rel=0.25)
 
 
 class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
