@@ -54,7 +54,7 @@ async def test_answers_are_marked_when_the_cache_hangs_and_not_any_more_when_it_
 
 
 @pytest.mark.parametrize(("partial", "error"), [(True, UnavailableError), (False, NotFoundError)])
-async def test_only_a_copy_that_is_whole_says_that_there_is_no_such_server(partial: bool, error: type[Exception]):
+async def test_only_a_copy_that_is_whole_says_that_there_is_no_such_server(*, partial: bool, error: type[Exception]):
     service = HotService(HotFleet(), lambda: provenance_pb2.Provenance(partial=partial), lambda: True)
     with pytest.raises(error):
         await service.GetServer(cache_pb2.GetServerRequest(id="a").SerializeToString(), None)
