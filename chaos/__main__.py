@@ -22,11 +22,10 @@ import numpy as np
 
 from bench.rpc import free_ports
 from chaos import checker, inside, journal, reading
+from chaos.at_random import RECOVERY_SECONDS, Fault, make
 from chaos.journal import Kind
-from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, family, signalled
-from chaos.part import full
+from chaos.mesh import START_SECONDS, Mesh, Probe
 from chaos.planted import BUGS
-from chaos.proxy import Trouble, Way
 from chaos.stores import ENGINES, Stores, can_mount, small_disk, stores
 from openmanager.failpoint import NAMES
 from openmanager.runtime.peer import Peer
@@ -42,45 +41,10 @@ HURRY = {
 }
 # How often a place is passed before the process dies there: what is passed seldom, soon.
 PASSES = {"log": (20, 400), "ledger": (1, 10), "sealed": (1, 5), "durable": (1, 5), "log.amid-trim": (1, 3)}
-RECOVERY_SECONDS = 30.0
 # With so many of the faults timeseries dies at a failpoint as well; more would be answered by longer and longer pauses.
 CRASHES = 0.2
-# A fault that does not end by itself is held for so long, at most.
-HELD_SECONDS = 1.5
-# Of a hundred faults. Those of the wire are made by the proxies before the stores; a full disk takes a file system of
-# its own, and so root.
-KINDS = {
-    "kill": 40,
-    "stop": 25,
-    "slow": 10,
-    "silent": 3,
-    "sliced": 2,
-    "reset": 5,
-    "down": 3,
-    "half open": 2,
-    "empty": 5,
-    "disk full": 5,
-}
-_PROCESS = frozenset({"kill", "stop"})
-HISTORY = "timeseries"
 # Of the file systems that are filled.
 DISK_BYTES = 512 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """A fault that was made: when it began on the monotonic clock, and how long it took until all was well after it."""
-
-    kind: str
-    victim: str
-    began: float
-    held: float
-    recovered: float | None
-
-    @property
-    def end(self) -> float:
-        """When it was no longer felt."""
-        return self.began + self.held + (self.recovered if self.recovered is not None else RECOVERY_SECONDS)
 
 
 def main() -> None:
@@ -199,12 +163,12 @@ async def run(folder: Path, count: int, seed: int, planted: str | None = None, e
         load = subprocess.Popen([sys.executable, "-m", "chaos.load", gateway, str(path)], stdin=subprocess.PIPE)
         try:
             try:
-                await _back(probe, "the first start")
+                await probe.wait("the first start")
                 while len(faults) < count and verdict.sound:
                     for _ in range(min(several, count - len(faults) - 1)):
                         if dice.random() < CRASHES:
                             died.unlink(missing_ok=True)  # it dies at its failpoint another time
-                        faults.append(await _break(mesh, behind, probe, dice))
+                        faults.append(await make(mesh, behind, probe, dice))
                         _tell(faults[-1], len(faults), count)
                         await asyncio.sleep(dice.uniform(0.2, 1.0))
                     began = time.monotonic()
@@ -216,7 +180,7 @@ async def run(folder: Path, count: int, seed: int, planted: str | None = None, e
                     _tell(faults[-1], len(faults), count)
                     if planted and recovered is not None:
                         verdict = await reading.look(peer, path)
-                await _back(probe, "the last start")
+                await probe.wait("the last start")
             finally:
                 assert load.stdin is not None
                 load.stdin.close()
@@ -261,69 +225,6 @@ def _place(dice: random.Random) -> str:
     name = dice.choice(sorted(NAMES))
     low, high = PASSES.get(name) or PASSES[name.partition(".")[0]]
     return f"{name}:{dice.randint(low, high)}"
-
-
-async def _back(probe: Probe, what: str) -> None:
-    if await probe.works(START_SECONDS) is None:
-        raise SystemExit(f"the mesh does not work after {what}")
-
-
-async def _break(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random) -> Fault:
-    """Make one fault, and wait until all is well again."""
-    kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
-    victim, seconds = dice.choice(_victims(kind, behind)), dice.uniform(0.2, HELD_SECONDS)
-    began = time.monotonic()
-    if kind in _PROCESS:
-        await _break_process(kind, behind.pid(victim) if victim in behind.parts else mesh.pid(victim), seconds)
-    else:
-        async with _made(kind, victim, mesh, behind, dice):
-            await asyncio.sleep(seconds if kind != "empty" else 0.0)
-    held = time.monotonic() - began if kind != "kill" else 0.0
-    return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
-
-
-def _victims(kind: str, behind: Stores) -> list[str]:
-    """Return whom a kind of fault may happen to."""
-    if kind in _PROCESS:
-        return [*SERVICES, *behind.parts]
-    return [*behind.parts, HISTORY] if kind == "disk full" else list(behind.parts)
-
-
-def _made(
-    kind: str, victim: str, mesh: Mesh, behind: Stores, dice: random.Random
-) -> contextlib.AbstractAsyncContextManager[None]:
-    """Return a fault that is there as long as the context is open."""
-    if victim == HISTORY:
-        return full(mesh.data)
-    store = behind.parts[victim]
-    if kind == "empty":
-        return store.emptied()
-    if kind == "disk full":
-        return store.disk_full()
-    return store.trouble(
-        {
-            "slow": Trouble(latency=dice.uniform(0.1, 2.0), jitter=0.1),
-            "reset": Trouble(reset_after=dice.randint(0, 5000)),
-            "down": Trouble(down=True),
-            "silent": Trouble(silent=frozenset(Way)),
-            "half open": Trouble(silent=frozenset({Way.BACK})),
-            "sliced": Trouble(slice_bytes=1),
-        }[kind]
-    )
-
-
-async def _break_process(kind: str, pid: int | None, seconds: float) -> None:
-    if pid is None:
-        return  # it is being started again already
-    if kind == "kill":
-        signalled([pid], signal.SIGKILL)
-        return
-    pids = family(pid)
-    signalled(pids, signal.SIGSTOP)
-    try:
-        await asyncio.sleep(seconds)
-    finally:
-        signalled(pids, signal.SIGCONT)
 
 
 def _tell(fault: Fault, done: int, count: int) -> None:

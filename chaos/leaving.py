@@ -26,7 +26,6 @@ from google.protobuf.message import Message
 from bench.rpc import free_ports
 from bench.store import influx_binary, victoria_binary
 from chaos import checker, journal, reading, steady
-from chaos.__main__ import _back
 from chaos.journal import Journal
 from chaos.load import WRITERS
 from chaos.mesh import SERVICES, Mesh, Probe, family, signalled
@@ -210,7 +209,7 @@ class Trial:
 
     async def _works(self, what: str) -> None:
         async with Peer("the gateway", self.gateway) as peer:
-            await _back(Probe(peer), what)
+            await Probe(peer).wait(what)
 
 
 class Calls:

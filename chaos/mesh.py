@@ -132,6 +132,11 @@ class Probe:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
 
+    async def wait(self, what: str) -> None:
+        """Return when it works; SystemExit when it does not after `what`."""
+        if await self.works(START_SECONDS) is None:
+            raise SystemExit(f"the mesh does not work after {what}")
+
     async def works(self, seconds: float) -> float | None:
         """Return after how many seconds it does, None when it does not within `seconds`."""
         start = time.monotonic()

@@ -20,7 +20,6 @@ import numpy as np
 
 from bench.rpc import free_ports
 from chaos import checker, journal, reading, steady
-from chaos.__main__ import _back
 from chaos.journal import Journal, Kind
 from chaos.load import GATEWAY, INVENTORY, WRITERS
 from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, signalled
@@ -143,7 +142,7 @@ async def run(
                 with Journal(path) as told:
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(both, told, *pace, seconds=seconds) as outcome.reads:
-                        await _back(Probe(peer), "the first start")
+                        await Probe(peer).wait("the first start")
                         await _serving(second.address)
                         await _known(peer)
                         await _roll(mesh, second, names, outcome)

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from bench.rpc import free_ports
 from chaos import checker, journal, reading, steady, usage
-from chaos.__main__ import HELD_SECONDS, RECOVERY_SECONDS, Fault, _back, _break_process, _made
-from chaos.__main__ import KINDS as ALL_KINDS
+from chaos.at_random import HELD_SECONDS, RECOVERY_SECONDS, Fault, break_process, made
+from chaos.at_random import KINDS as ALL_KINDS
 from chaos.growth import JUDGED_SECONDS, Growth, Lives
 from chaos.journal import Journal
 from chaos.load import WRITERS
@@ -192,7 +192,7 @@ async def run(folder: Path, seconds: float, seed: int) -> Outcome:
         try:
             with Journal(path) as told:
                 async with steady.load(gateway, told, FRAMES_PER_SECOND, READS_PER_SECOND) as outcome.reads:
-                    await _back(Probe(peer), "the first start")
+                    await Probe(peer).wait("the first start")
                     outcome.began = time.monotonic()
                     sampling = asyncio.create_task(_sample(mesh, behind, folder / "data", outcome))
                     await _break(mesh, behind, Probe(peer), outcome, seconds)
@@ -271,9 +271,9 @@ async def _make(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random, m
     victim, seconds = dice.choice(victims), dice.uniform(0.2, HELD_SECONDS)
     began = time.monotonic()
     if kind in {"kill", "stop"}:
-        await _break_process(kind, behind.pid(victim) if victim in STORES else mesh.pid(victim), seconds)
+        await break_process(kind, behind.pid(victim) if victim in STORES else mesh.pid(victim), seconds)
     else:
-        async with _made(kind, victim, mesh, behind, dice):
+        async with made(kind, victim, mesh, behind, dice):
             await asyncio.sleep(seconds)
     held = time.monotonic() - began if kind != "kill" else 0.0
     return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
