@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import urllib.request
@@ -21,7 +22,6 @@ import asyncpg
 from redis.asyncio import Redis as RedisClient
 from redis.exceptions import RedisError
 
-from bench.rpc import free_ports
 from bench.store import influx_binary, victoria_binary
 from chaos.part import Part
 from chaos.proxy import ChaosProxy, tcp, unix
@@ -255,6 +255,14 @@ _END_OTHERS = (
 )
 
 
+def free_port() -> int:
+    """Return a port that the system says is free, far from those of a mesh."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port: int = opened.getsockname()[1]
+        return port
+
+
 class _Http(Part):
     """An engine that speaks HTTP on a port of the loopback."""
 
@@ -295,7 +303,7 @@ class Victoria(_Http):
     """A VictoriaMetrics."""
 
     def __init__(self, folder: Path, logs: Path, seed: int) -> None:
-        binary, port = victoria_binary(), free_ports(1)
+        binary, port = victoria_binary(), free_port()
         if binary is None:
             raise FileNotFoundError("victoria-metrics is not here")
         own = [f"-storageDataPath={folder}", f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=10y"]
@@ -318,7 +326,7 @@ class Influx(_Http):
     """An InfluxDB 2.x; `token` is ours, `admin` that of who makes the faults."""
 
     def __init__(self, folder: Path, logs: Path, seed: int) -> None:
-        binary, port = influx_binary(), free_ports(1)
+        binary, port = influx_binary(), free_port()
         if binary is None:
             raise FileNotFoundError("influxd is not here")
         own = [f"--{name}-path={folder}/{name}" for name in ("bolt", "engine", "sqlite")]
