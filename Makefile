@@ -50,7 +50,7 @@ bench-history: $(STAMP) ## measure history beside VictoriaMetrics, InfluxDB and 
 	@$(BIN)/python -m bench --history
 
 chaos: $(STAMP) ## break a mesh under load, part by part and at random, and prove that nothing acknowledged is lost (FAULTS=24 SEED=1)
-	@$(BIN)/python -m chaos.matrix --smoke --seconds 4
+	@$(BIN)/python -m chaos.matrix --smoke --seconds 4 --patience $(or $(PATIENCE),2)
 	@$(BIN)/python -m chaos --faults $(or $(FAULTS),24) --seed $(or $(SEED),1)
 
 chaos-full: $(STAMP) ## every fault of the table, 1,000 random ones, every planted bug; goes on where it was (three hours)

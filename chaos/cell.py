@@ -35,7 +35,7 @@ MIX = (HOT, HOT, HOT, HOT, HOT, HOT, HOT, HOT, KEPT, PAST)
 READ_SECONDS, WRITE_SECONDS = 1.0, 2.0
 POLL_SECONDS = 0.05
 WHOLE_SECONDS = 60.0
-# A cell's promises on time may take so much longer: the machine may have other work.
+# A cell's promises on time may take so many times as long: the machine may have other work.
 PATIENCE = 2.0
 MILLI = 1_000_000
 
@@ -96,15 +96,15 @@ class Result:
     broken: list[str] = field(default_factory=list)
 
 
-async def run(world: World, cell: Cell, *, seconds: float, rate: float) -> Result:
-    """Make the fault for so long, with so many reads a second."""
+async def run(world: World, cell: Cell, *, seconds: float, rate: float, patience: float = PATIENCE) -> Result:
+    """Make the fault for so long, with so many reads a second; what is promised may take `patience` times as long."""
     await _whole(world, cell, WHOLE_SECONDS, "before the fault")
     watch = Watch(world.peer, rate)
     result = Result(name=cell.name)
     async with watch.running():
         began = time.monotonic()
         # From the first moment on: some faults are over before they are made, but for what they leave behind.
-        seeing = asyncio.create_task(_seen(world, cell, began))
+        seeing = asyncio.create_task(_seen(world, cell, began, cell.detected * patience))
         try:
             async with faults.made(world, cell.parts, cell.fault, cell.options):
                 result.detected = await seeing
@@ -113,17 +113,17 @@ async def run(world: World, cell: Cell, *, seconds: float, rate: float) -> Resul
             seeing.cancel()
         healed = time.monotonic()
         with contextlib.suppress(TimeoutError):
-            await _whole(world, cell, max(30.0, cell.recovered * PATIENCE), "after it")
+            await _whole(world, cell, max(30.0, cell.recovered * patience), "after it")
             result.recovered = time.monotonic() - healed
     watch.sum_up(result, cell, began)
     await _count_losses(world.peer, watch, result)
-    _judge(result, cell)
+    _judge(result, cell, patience)
     return result
 
 
-async def _seen(world: World, cell: Cell, began: float) -> float | None:
+async def _seen(world: World, cell: Cell, began: float, most: float) -> float | None:
     """Return after how many seconds the status told of the fault, None when it did not in time."""
-    while cell.states and time.monotonic() - began < cell.detected * PATIENCE:
+    while cell.states and time.monotonic() - began < most:
         with contextlib.suppress(OpenManagerError):
             told = await states(world.peer)
             if all(told.get(part) in cell.states for part in cell.parts):
@@ -315,14 +315,14 @@ async def _count_losses(peer: Peer, watch: Watch, result: Result) -> None:
     result.foreign = sum(watch.attempted.get(moment) != value for moment, value in there.items())
 
 
-def _judge(result: Result, cell: Cell) -> None:
+def _judge(result: Result, cell: Cell, patience: float) -> None:
     """Say which promises were broken."""
     if cell.states and result.detected is None:
-        result.broken.append(f"not seen as {' or '.join(cell.states)} within {cell.detected * PATIENCE:g} s")
-    if result.recovered is None or result.recovered > cell.recovered * PATIENCE:
+        result.broken.append(f"not seen as {' or '.join(cell.states)} within {cell.detected * patience:g} s")
+    if result.recovered is None or result.recovered > cell.recovered * patience:
         when = "not" if result.recovered is None else f"only after {result.recovered:.1f} s"
         result.broken.append(f"{when} back, promised within {cell.recovered:g} s")
-    if result.p99 > cell.p99 * PATIENCE:
+    if result.p99 > cell.p99 * patience:
         result.broken.append(f"reads take {1e3 * result.p99:.0f} ms at p99")
     if result.lost or result.foreign:
         result.broken.append(f"{result.lost} acknowledged samples lost, {result.foreign} foreign")

@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 
 from bench.store import influx_binary
-from chaos.cell import Cell, Result, applicable, cells, run
+from chaos.cell import PATIENCE, Cell, Result, applicable, cells, run
 from chaos.stores import can_mount
 from chaos.world import World, world
 
@@ -38,7 +38,9 @@ def place(cell: Cell) -> tuple[str, bool]:
     return cell.engine, cell.small_disks
 
 
-async def run_all(chosen: Sequence[Cell], file: Path | None, *, seconds: float, rate: float, seed: int) -> list[Result]:
+async def run_all(
+    chosen: Sequence[Cell], file: Path | None, *, seconds: float, rate: float, patience: float, seed: int
+) -> list[Result]:
     """Make cells, those on the same kind of mesh together; a mesh that does not recover is replaced."""
     done = {each.name: each for each in stored(file)}
     results = [done[cell.name] for cell in chosen if cell.name in done]
@@ -50,7 +52,7 @@ async def run_all(chosen: Sequence[Cell], file: Path | None, *, seconds: float, 
             async with world(engine, seed=seed, small_disks=small_disks) as found:
                 while waiting:
                     cell = waiting.pop(0)
-                    result = await _attempt(found, cell, seconds=seconds, rate=rate)
+                    result = await _attempt(found, cell, seconds=seconds, rate=rate, patience=patience)
                     results.append(result)
                     told += 1
                     _tell(result, told, len(chosen))
@@ -62,9 +64,9 @@ async def run_all(chosen: Sequence[Cell], file: Path | None, *, seconds: float, 
     return results
 
 
-async def _attempt(found: World, cell: Cell, *, seconds: float, rate: float) -> Result:
+async def _attempt(found: World, cell: Cell, *, seconds: float, rate: float, patience: float) -> Result:
     try:
-        return await run(found, cell, seconds=seconds, rate=rate)
+        return await run(found, cell, seconds=seconds, rate=rate, patience=patience)
     except Exception as err:  # noqa: BLE001  (a cell that cannot be made is a finding, and the others are made)
         return Result(name=cell.name, broken=[f"{type(err).__name__}: {err}"])
 
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a chosen few")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each fault lasts")
     parser.add_argument("--rate", type=float, default=100.0, help="reads a second")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="by what promises on time are multiplied")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path, help="file to append to, and to go on from")
     options = parser.parse_args()
@@ -120,7 +123,14 @@ def main() -> None:
     able = [cell for cell in chosen if applicable(cell, here)]
     with contextlib.suppress(KeyboardInterrupt):
         results = asyncio.run(
-            run_all(able, options.results, seconds=options.seconds, rate=options.rate, seed=options.seed)
+            run_all(
+                able,
+                options.results,
+                seconds=options.seconds,
+                rate=options.rate,
+                patience=options.patience,
+                seed=options.seed,
+            )
         )
         broken = [each for each in results if each.broken]
         print(f"{len(results)} cells, {len(results) - len(broken)} as promised, {len(broken)} not")
