@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -52,6 +52,8 @@ class Finding:
     hit_count: int = 0
     miss_count: int = 0
     warnings: tuple[str, ...] = ()
+    # Whoever found it has looked for long enough: it need not be found twice.
+    certain: bool = False
 
 
 Probe = Callable[[], Awaitable[Finding]]
@@ -88,7 +90,7 @@ class Storage:
         for breaker in self.breakers:
             breaker.probed(found.state, found.reason)
         shown = as_calls_find(found, self.breakers)
-        self._settle(shown, certain=_certain(shown.state) or shown.state != found.state)
+        self._settle(shown, certain=found.certain or _certain(shown.state) or shown.state != found.state)
 
     def _settle(self, found: Finding, *, certain: bool) -> None:
         """Take over what was found, at once or when it is found again."""
@@ -153,17 +155,7 @@ def _certain(state: StorageState.ValueType) -> bool:
 
 
 def _with_state(found: Finding, state: StorageState.ValueType, reason: str) -> Finding:
-    return Finding(
-        state=state,
-        engine=found.engine,
-        version=found.version,
-        reason=reason,
-        size_bytes=found.size_bytes,
-        item_count=found.item_count,
-        hit_count=found.hit_count,
-        miss_count=found.miss_count,
-        warnings=found.warnings,
-    )
+    return replace(found, state=state, reason=reason)
 
 
 class StatusReporter:

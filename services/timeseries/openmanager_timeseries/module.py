@@ -137,6 +137,7 @@ def _engine_storage(link: EngineLink, runtime: Runtime) -> Storage:
             reason += f": {link.progress.done} of {link.progress.total} blocks"
         shown = Finding(
             state=STATES[link.condition],
+            certain=True,
             version=found.version if found else "",
             reason=reason,
             size_bytes=found.size_bytes if found else 0,
