@@ -371,11 +371,7 @@ class Influx(_Http):
         """Let it refuse our token."""
         found = json.loads(await self.ask("/api/v2/authorizations", token=self._token))["authorizations"][0]
         path = f"/api/v2/authorizations/{found['id']}"
-        wanted = {
-            "orgID": found["orgID"],
-            "description": "chaos",
-            "permissions": [{"action": "write", "resource": {"type": "authorizations"}}],
-        }
+        wanted = {"orgID": found["orgID"], "description": "chaos", "permissions": found["permissions"]}
         made = json.loads(await self.ask("/api/v2/authorizations", json.dumps(wanted).encode(), "POST", self._token))
         await self.ask(path, b'{"status": "inactive"}', "PATCH", made["token"])
         try:
