@@ -74,17 +74,20 @@ def faults_of(rounds: Sequence[Row]) -> list[Row]:
 
 
 def headline(results: Sequence[Result], rounds: Sequence[Row], bugs: Sequence[Row]) -> Iterator[str]:
-    """Yield the sentence of the README."""
+    """Yield the sentences of the README, of what was run."""
     faults, samples, lost = _sums(rounds)
     kept = sum(not each.broken for each in results)
-    found = sum(each["found"] for each in bugs if each["bug"] != "none")
-    yield (
-        f"**{faults:,} random faults, {samples:,} samples acknowledged under them, {lost} lost, doubled, torn or foreign** "
-        f"(fewer than {bound(faults)} of such faults lose any, with 95 % confidence). "
-        f"{kept} of {len(results)} kinds of single and double faults kept every promise on reads, writes and recovery. "
-        f"The checker found {found} of {sum(each['bug'] != 'none' for each in bugs)} bugs that were planted to try it. "
-        "[How, and every figure](docs/reliability.md)."
-    )
+    hunted = [each for each in bugs if each["bug"] != "none"]
+    if faults:
+        yield (
+            f"**{faults:,} random faults, {samples:,} samples acknowledged under them, {lost} lost, doubled, torn or "
+            f"foreign** (fewer than {bound(faults)} of such faults lose any, with 95 % confidence)."
+        )
+    if results:
+        yield f"{kept} of {len(results)} kinds of single and double faults kept every promise on reads, writes and recovery."
+    if hunted:
+        yield f"The checker found {sum(each['found'] for each in hunted)} of {len(hunted)} bugs that were planted to try it."
+    yield "[How, and every figure](docs/reliability.md)."
 
 
 def _sums(rounds: Sequence[Row]) -> tuple[int, int, int]:
@@ -144,7 +147,7 @@ def _with_cells(results: Sequence[Result]) -> Iterator[tuple[Cell, Result]]:
 
 def matrix(results: Sequence[Result]) -> Iterator[str]:
     """Yield the table of the cells."""
-    yield "| fault | reads | answered | p99 | writes | refused | seen | back | lost | |"
+    yield "| fault | reads | answered | p99 | writes | refused | seen | back | lost | promises |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
     order = {cell.name: at for at, cell in enumerate(cells())}
     for each in sorted(results, key=lambda found: order.get(found.name, 0)):
