@@ -14,13 +14,16 @@ from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, wrapp
 from fuzz import http2
 from fuzz.http2 import connected
 from openmanager import errors
+from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.errors import OpenManagerError
+from openmanager.frame import length_delimited
 from openmanager.runtime import validate
 from openmanager.runtime.clock import SystemClock
+from openmanager.runtime.edge import MAX_EMPTY_MESSAGES
 from openmanager.runtime.module import ServerConfig, Service
-from openmanager.runtime.peer import Peer
-from openmanager.runtime.rpc_error import from_rpc_error
-from openmanager.runtime.server import Server
+from openmanager.runtime.peer import CHANNEL_OPTIONS, Peer
+from openmanager.runtime.rpc_error import from_rpc_error, to_trailers
+from openmanager.runtime.server import SERVER_OPTIONS, Server
 
 NAME = "openmanager.test.v1.TestService"
 
@@ -267,3 +270,139 @@ def test_bytes_that_are_no_message_are_an_invalid_argument():
     validate.check(duration_pb2.Duration(seconds=1), 2)
     with pytest.raises(errors.InvalidArgumentError):
         validate.decode(wrappers_pb2.StringValue, b"\xff")
+
+
+CALL, WATCH, TALK = (f"/{NAME}/{method}" for method in ("Call", "Watch", "Talk"))
+SAYS = wrappers_pb2.StringValue(value="once").SerializeToString()
+
+
+async def test_a_message_that_never_comes_whole_ends_its_call():
+    async with serving(read_timeout=timedelta(milliseconds=300)) as (_, address, _server):
+        async with connected(address) as connection:
+            await connection.send(http2.call(1, CALL.encode(), http2.message(bytes(100))[:20], end=False))
+            await connection.send(http2.call(3, WATCH.encode(), b"", end=False))
+            assert await connection.status(1, 5) == str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
+            assert await connection.status(3, 5) == str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
+        assert await call(address, "fine") == b"ok"
+
+
+async def test_a_call_whose_message_has_come_may_take_longer_than_a_message_may():
+    async with serving(read_timeout=timedelta(milliseconds=100)) as (service, address, _server):
+        with pytest.raises(errors.DeadlineExceededError):
+            await call(address, "slow", seconds=0.5)
+        await ended(service, "slow")
+
+
+async def test_a_stream_whose_sender_says_nothing_is_ended_with_its_reason():
+    async with serving(idle_timeout=timedelta(milliseconds=300)) as (service, address, _server):
+        async with grpc.aio.insecure_channel(address) as channel:
+            stream = channel.stream_stream(TALK)()
+            await stream.write(SAYS)
+            assert await stream.read() == b"\n\x04once"
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await stream.read()
+            error = from_rpc_error(failure.value, "test")
+            assert (error.code, error.reason) == (errors.DeadlineExceededError.code, "STREAM_IDLE")
+        await ended(service, "talk")
+
+
+async def test_a_sender_who_waits_for_an_answer_is_not_idle():
+    async with serving(idle_timeout=timedelta(milliseconds=300)) as (_, address, _server):
+        async with grpc.aio.insecure_channel(address) as channel:
+            stream = channel.stream_stream(TALK)()
+            await stream.write(wrappers_pb2.StringValue(value="think").SerializeToString())
+            assert await stream.read() == b"\n\x05think"
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+
+
+async def test_a_sender_of_nothing_but_empty_messages_is_refused():
+    async with serving() as (service, address, _server):
+        async with grpc.aio.insecure_channel(address) as channel:
+
+            async def nothing() -> AsyncIterator[bytes]:
+                for _ in range(MAX_EMPTY_MESSAGES + 1):
+                    yield b""
+
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                async for _ in channel.stream_stream(TALK)(nothing()):
+                    pass
+            assert failure.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        await ended(service, "talk")
+
+
+async def test_metadata_is_limited_before_a_client_has_heard_of_the_limit():
+    async with serving() as (_, address, _server):
+        for path, size, code in ((CALL, 1_000, "0"), (CALL, 4_000, "8"), (WATCH, 4_000, "8"), (TALK, 4_000, "8")):
+            async with connected(address) as connection:
+                extra = [(b"x-large", b"x" * 14_000), (b"y-large", b"y" * size)]
+                await connection.send(http2.call(1, path.encode(), http2.message(b""), extra=extra))
+                assert await connection.status(1, 5) == code
+
+
+async def test_a_connection_of_a_client_has_few_streams_and_one_of_a_service_has_many():
+    for public, streams in ((True, 100), (False, 10_000)):
+        async with serving(public=public) as (_, address, _server), connected(address) as connection:
+            await connection.greeted(5)
+            assert connection.settings[http2.MAX_CONCURRENT_STREAMS] == streams
+
+
+async def test_a_call_that_is_given_up_ends_its_handler_whatever_its_kind():
+    async with serving() as (service, address, server), grpc.aio.insecure_channel(address) as channel:
+        calls = [
+            channel.unary_unary(CALL)(wrappers_pb2.StringValue(value="slow").SerializeToString()),
+            channel.unary_stream(WATCH)(SAYS),
+            channel.stream_stream(TALK)(),
+        ]
+        await calls[1].read()
+        await calls[2].write(SAYS)
+        await calls[2].read()
+        for each in calls:
+            each.cancel()
+        await ended(service, "slow", "watch", "talk")
+        assert (server._load.unary, server._load.streams, server._edge._calls) == (0, 0, set())
+
+
+async def test_our_clients_ping_no_more_often_than_our_servers_allow():
+    client, server = dict(CHANNEL_OPTIONS), dict(SERVER_OPTIONS)
+    assert client["grpc.keepalive_time_ms"] >= server["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    assert server["grpc.keepalive_permit_without_calls"] == 1
+
+
+async def test_a_second_server_on_a_port_is_refused():
+    async with serving() as (_, address, _server):
+        with pytest.raises(errors.ConfigurationError, match="taken"):
+            async with serving(address=address):
+                pass
+
+
+async def ended(service: TestService, *names: str) -> None:
+    """Wait until handlers have ended."""
+    async with asyncio.timeout(5):
+        while not set(names) <= set(service.ended):
+            await asyncio.sleep(0.01)
+
+
+def test_what_a_request_held_is_told_no_longer_than_headers_carry():
+    long = "x" * 100_000
+    error = errors.NotFoundError(f"there is no {long}", resource=f"thing/{long}")
+    assert (len(error.message), len(str(error))) == (errors.MAX_MESSAGE,) * 2
+    assert sum(len(value) for _, value in to_trailers(error)) < 4096
+
+
+@pytest.mark.parametrize("number", [5000, 1], ids=["in the message", "in a message in it"])
+@pytest.mark.parametrize("over", [-16, 16])
+def test_unknown_fields_are_counted_at_any_depth_and_of_any_type(number: int, over: int):
+    one = varint_field(777, 1)  # 3 bytes
+    inside = one * ((validate.MAX_UNKNOWN_BYTES + over) // len(one))
+    data = inside if number != 1 else length_delimited(1, length_delimited(7, inside))
+    if over > 0:
+        with pytest.raises(errors.InvalidArgumentError):
+            validate.decode(metadata_pb2.UpdateServerRequest, data)
+    else:
+        validate.decode(metadata_pb2.UpdateServerRequest, data + length_delimited(2, b""))
+
+
+def varint_field(number: int, value: int) -> bytes:
+    tag = number << 3
+    return bytes([tag & 0x7F | 0x80, tag >> 7, value])
