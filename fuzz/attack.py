@@ -246,7 +246,8 @@ ATTACKS: dict[str, Attack] = {
     "header bomb": _attack(header_bomb, 100, "8", *HUNG_UP),
     "large metadata": _attack(large_metadata, 100, "8", *HUNG_UP),
     "gzip bomb": _attack(gzip_bomb, 4096, "8", *HUNG_UP, most_bytes=16 * MIB),
-    "large messages": _attack(large_messages, 90, "8", *HUNG_UP),
+    # What core refuses, our side may see as cancelled first.
+    "large messages": _attack(large_messages, 90, "1", "8", *HUNG_UP),
     "slow senders": _attack(slow_senders, 90, "4", *HUNG_UP),
     "slow readers": _attack(slow_readers, 90, "1", "8", *HUNG_UP),
     "empty messages": _attack(empty_messages, 1_000_000, "8", *HUNG_UP),

@@ -157,6 +157,7 @@ async def test_an_inventory_without_postgresql_is_read_from_its_copy_and_not_wri
         except OpenManagerError:
             return False
 
+    await wait_until(lambda: is_whole(peer), 20)
     await wait_until(lambda: source_is("postgresql"), 20)
     with stopped(*family(child(fragile, "bin/postgres"))):
         await wait_until(lambda: source_is("snapshot"), 20)
