@@ -189,7 +189,9 @@ class StatusReporter:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _probe(self, storage: Storage) -> None:
-        while True:
+        task = asyncio.current_task()
+        # A driver that is cancelled may make an error of its own of that: then the loop has to see to its end itself.
+        while task is None or not task.cancelling():
             await storage.probe()
             await asyncio.sleep(PROBE_INTERVAL_SECONDS)
 
