@@ -22,7 +22,7 @@ from chaos.wall_clock import CLOCK, set_clock
 from openmanager import suite
 from openmanager.failpoint import VARIABLE
 from openmanager.runtime.peer import Peer
-from openmanager.runtime.supervisor import ChildSpec, Supervisor
+from openmanager.runtime.supervisor import BACKOFF_RESET_SECONDS, ChildSpec, Supervisor
 
 # Of the file systems that parts have for themselves, where the machine lets us mount some.
 DISK_BYTES = 256 << 20
@@ -74,6 +74,8 @@ class Service(Part):
         died.unlink(missing_ok=True)
         self.variables[VARIABLE] = f"{place}:{died}"
         try:
+            # After a life that is too short it would be started again ever later.
+            await asyncio.sleep(BACKOFF_RESET_SECONDS)
             await self.restart()
             end = time.monotonic() + DEATH_SECONDS
             while not died.exists():
