@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chaos.load import GATEWAY, server_of
+from chaos.load import GATEWAY, INVENTORY, server_of
 from openmanager.api.gateway.v1 import gateway_pb2
+from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.errors import OpenManagerError
 from openmanager.failpoint import VARIABLE
 from openmanager.frame import Frame, encode_write_request
@@ -127,7 +128,7 @@ def _children(pid: int) -> list[int]:
 
 
 class Probe:
-    """Says whether a mesh works: a write is acknowledged, and a read is answered from the first choice."""
+    """Says whether a mesh works: a write is acknowledged, and reads are answered from the first choice."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -143,7 +144,7 @@ class Probe:
         while time.monotonic() - start < seconds:
             try:
                 async with asyncio.timeout(1.0):
-                    if await self._write() and await self._read():
+                    if await self._write() and await self._read() and await self._remembers():
                         return time.monotonic() - start
             except (OpenManagerError, TimeoutError):
                 pass
@@ -166,3 +167,9 @@ class Probe:
         reply = await self._peer.unary(f"{GATEWAY}/GetServer", request, gateway_pb2.GetServerResponse, seconds=1)
         fresh = time.time_ns() - reply.server.sample_time.ToNanoseconds() < 3 * 10**9
         return fresh and not reply.provenance.degraded
+
+    async def _remembers(self) -> bool:
+        """Say whether the inventory is asked: what was given back to an emptied one is remembered by one process only."""
+        request = metadata_pb2.GetServerRequest(id=server_of(0))
+        reply = await self._peer.unary(f"{INVENTORY}/GetServer", request, metadata_pb2.GetServerResponse, seconds=1)
+        return reply.provenance.source == "postgresql"
