@@ -53,11 +53,11 @@ chaos: $(STAMP) ## break a mesh under load, part by part and at random, and prov
 	@$(BIN)/python -m chaos.matrix --smoke --seconds 4 --patience $(or $(PATIENCE),2)
 	@$(BIN)/python -m chaos --faults $(or $(FAULTS),24) --seed $(or $(SEED),1)
 
-chaos-full: $(STAMP) ## every fault of the table, 1,000 random ones, every planted bug; goes on where it was (three hours)
+chaos-full: $(STAMP) ## every fault of the table, 1,000 random ones, every planted bug; goes on where it was (hours)
 	@$(BIN)/python -m chaos.full --faults $(or $(FAULTS),1000) --seed $(or $(SEED),1); found=$$?; \
 		$(BIN)/python -m chaos.report chaos-results; exit $$found
 
-chaos-planted: $(STAMP) ## plant one bug after the other, and see whether chaos finds each (FAULTS=50 SEED=1; half an hour)
+chaos-planted: $(STAMP) ## plant one bug after the other, and see whether chaos finds each (FAULTS=50 SEED=1)
 	@$(BIN)/python -m chaos.proving --faults $(or $(FAULTS),50) --seed $(or $(SEED),1)
 
 fuzz-wire: $(STAMP) ## attack a mesh on the wire beside a good client, send it damaged messages, cancel calls (SEED=1)

@@ -55,12 +55,19 @@ async def make(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random) ->
     """Make one fault, and wait until all is well again."""
     kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
     victim, seconds = dice.choice(_victims(kind, behind)), dice.uniform(0.2, HELD_SECONDS)
+    return await one(kind, victim, seconds if kind != "empty" else 0.0, mesh, behind, probe, dice)
+
+
+async def one(
+    kind: str, victim: str, seconds: float, mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random
+) -> Fault:
+    """Make a fault of a kind for so long, and wait until all is well again."""
     began = time.monotonic()
     if kind in _PROCESS:
-        await break_process(kind, behind.pid(victim) if victim in behind.parts else mesh.pid(victim), seconds)
+        await _break_process(kind, behind.pid(victim) if victim in behind.parts else mesh.pid(victim), seconds)
     else:
-        async with made(kind, victim, mesh, behind, dice):
-            await asyncio.sleep(seconds if kind != "empty" else 0.0)
+        async with _made(kind, victim, mesh, behind, dice):
+            await asyncio.sleep(seconds)
     held = time.monotonic() - began if kind != "kill" else 0.0
     return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
 
@@ -72,7 +79,7 @@ def _victims(kind: str, behind: Stores) -> list[str]:
     return [*behind.parts, HISTORY] if kind == "disk full" else list(behind.parts)
 
 
-def made(
+def _made(
     kind: str, victim: str, mesh: Mesh, behind: Stores, dice: random.Random
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Return a fault that is there as long as the context is open."""
@@ -95,7 +102,7 @@ def made(
     )
 
 
-async def break_process(kind: str, pid: int | None, seconds: float) -> None:
+async def _break_process(kind: str, pid: int | None, seconds: float) -> None:
     if pid is None:
         return  # it is being started again already
     if kind == "kill":

@@ -151,7 +151,7 @@ async def _what_is_wrong(world: World, cell: Cell) -> str:
             about = await read(world.peer, kind)
             if about.degraded or (kind == KEPT and about.source != "postgresql"):
                 return f"{kind} is answered by {about.source}: {about.reason}"
-        await write(world.peer, "whole", 1.0)
+        await write(world.peer, "whole", time.time_ns() // MILLI * MILLI, 1.0)
     except OpenManagerError as err:
         return err.message
     return ""
@@ -188,13 +188,12 @@ async def read(peer: Peer, kind: str) -> provenance_pb2.Provenance:
     return about
 
 
-async def write(peer: Peer, server: str, value: float) -> int:
-    """Write a sample; return its time in nanoseconds."""
-    moment = time.time_ns() // MILLI * MILLI
+async def write(peer: Peer, server: str, moment: int, value: float) -> str:
+    """Write a sample at a time in nanoseconds; return why it was not taken, empty when it was."""
     frame = Frame(times=np.array([moment]), servers=(server,), metrics=(METRIC,), values=np.full((1, 1, 1), value))
     request = encode_write_request(frame)
-    await peer.unary(f"{GATEWAY}/WriteFrame", request, gateway_pb2.WriteFrameResponse, seconds=WRITE_SECONDS)
-    return moment
+    reply = await peer.unary(f"{GATEWAY}/WriteFrame", request, gateway_pb2.WriteFrameResponse, seconds=WRITE_SECONDS)
+    return "" if reply.ack.accepted_sample_count == 1 else str(reply.ack.rejections[0].reason)
 
 
 class Watch:
@@ -256,22 +255,13 @@ class Watch:
         while moment in self.attempted:
             moment += MILLI
         self.attempted[moment] = float(count)
-        frame = Frame(
-            times=np.array([moment]), servers=(self.server,), metrics=(METRIC,), values=np.full((1, 1, 1), float(count))
-        )
-        taken = False
         try:
-            reply = await self._peer.unary(
-                f"{GATEWAY}/WriteFrame",
-                encode_write_request(frame),
-                gateway_pb2.WriteFrameResponse,
-                seconds=WRITE_SECONDS,
-            )
-            taken = reply.ack.accepted_sample_count == 1
-            if not taken:
-                self._failed(f"write: {reply.ack.rejections[0].reason}")
+            refused = await write(self._peer, self.server, moment, float(count))
         except OpenManagerError as err:
-            self._failed(f"write: {err.message}")
+            refused = err.message
+        taken = not refused
+        if refused:
+            self._failed(f"write: {refused}")
         if taken:
             self.acknowledged[moment] = float(count)
         self._writes.append((began, time.monotonic() - began, taken))

@@ -1,4 +1,4 @@
-"""`make chaos-full`: every cell of the table, a thousand random faults, and every planted bug; about three hours.
+"""`make chaos-full`: every cell of the table, a thousand random faults, and every planted bug.
 
 What is found is appended to files in a folder; a run that was interrupted goes on where it was.
 """

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from bench.rpc import free_ports
 from chaos import checker, journal, reading, steady, usage
-from chaos.at_random import HELD_SECONDS, RECOVERY_SECONDS, Fault, break_process, made
+from chaos.at_random import HELD_SECONDS, RECOVERY_SECONDS, Fault, one
 from chaos.at_random import KINDS as ALL_KINDS
 from chaos.growth import JUDGED_SECONDS, Growth, Lives
 from chaos.journal import Journal
@@ -269,14 +269,7 @@ async def _make(mesh: Mesh, behind: Stores, probe: Probe, dice: random.Random, m
     kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
     victims = {"kill": [*mortals, *STORES], "stop": [*SERVICES, *STORES], "empty": [REDIS]}.get(kind, list(STORES))
     victim, seconds = dice.choice(victims), dice.uniform(0.2, HELD_SECONDS)
-    began = time.monotonic()
-    if kind in {"kill", "stop"}:
-        await break_process(kind, behind.pid(victim) if victim in STORES else mesh.pid(victim), seconds)
-    else:
-        async with made(kind, victim, mesh, behind, dice):
-            await asyncio.sleep(seconds)
-    held = time.monotonic() - began if kind != "kill" else 0.0
-    return Fault(kind=kind, victim=victim, began=began, held=held, recovered=await probe.works(RECOVERY_SECONDS))
+    return await one(kind, victim, seconds, mesh, behind, probe, dice)
 
 
 def _tell(outcome: Outcome, share: float) -> None:
