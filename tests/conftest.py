@@ -123,16 +123,23 @@ def environment(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
-@pytest.fixture(scope="session")
-def mesh() -> Iterator[Mesh]:
-    """A mesh of three servers that tick every second, for every test that does not break it."""
+@contextlib.contextmanager
+def running_mesh(*options: str, environment: dict[str, str] | None = None) -> Iterator[Mesh]:
+    """Run a mesh of three servers that tick every second, in a folder of its own."""
     data = Path(tempfile.mkdtemp(prefix="openmanager-test-"))
-    running = start_mesh(data, free_ports(), "--servers", "3", "--interval", "1s", "--seed", "7")
+    running = start_mesh(data, free_ports(), "--servers", "3", "--interval", "1s", *options, environment=environment)
     try:
         yield running
     finally:
         running.stop()
         shutil.rmtree(data, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[Mesh]:
+    """A mesh for every test that does not break it."""
+    with running_mesh("--seed", "7") as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mesh, child, environment, free_ports, start_mesh, wait_until
+from conftest import Mesh, child, environment, running_mesh, wait_until
 
 from fuzz import cancellation, mutation
 from fuzz.attack import ATTACKS
@@ -46,13 +43,8 @@ COUNTS = {
 @pytest.fixture(scope="module")
 def attacked() -> Iterator[Mesh]:
     """A mesh whose servers soon lose patience."""
-    data = Path(tempfile.mkdtemp(prefix="openmanager-test-"))
-    running = start_mesh(data, free_ports(), "--servers", "3", "--interval", "1s", environment=TIMEOUTS)
-    try:
+    with running_mesh(environment=TIMEOUTS) as running:
         yield running
-    finally:
-        running.stop()
-        shutil.rmtree(data, ignore_errors=True)
 
 
 @pytest.fixture
