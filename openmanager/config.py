@@ -20,8 +20,10 @@ from typing import Any, NewType, Self, TypeVar
 from openmanager.errors import ConfigurationError
 
 PREFIX = "OPENMANAGER_"
-# Read before any section is: the configuration file, and the failpoints of fault tests.
-RESERVED_VARIABLES = frozenset({"OPENMANAGER_CONFIG", "OPENMANAGER_FAILPOINT"})
+# Not of any section: the configuration file, the failpoints of fault tests, and what a client comes with.
+RESERVED_VARIABLES = frozenset(
+    {"OPENMANAGER_CONFIG", "OPENMANAGER_FAILPOINT", "OPENMANAGER_TOKEN", "OPENMANAGER_TOKEN_FILE"}
+)
 
 Size = NewType("Size", int)
 T = TypeVar("T")

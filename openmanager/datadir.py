@@ -86,10 +86,14 @@ class DataDir:
 
     def credential(self, name: str) -> Secret:
         """Return the secret of a name: letters, digits, `-` and `_`; made when first asked for."""
+        return Secret(self.credential_file(name).read_text(encoding="ascii").strip())
+
+    def credential_file(self, name: str) -> Path:
+        """Return the file of the secret of a name; made when first asked for."""
         file = self.credentials / name
         if not file.exists():
             write_durably(file, secrets.token_urlsafe(32))
-        return Secret(file.read_text(encoding="ascii").strip())
+        return file
 
 
 def write_durably(file: Path, text: str) -> None:

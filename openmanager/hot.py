@@ -209,7 +209,7 @@ class HotFleet:
         if self._ids is None:
             self._ids = sorted(self._servers)
         servers = (self._servers[server_id] for server_id in self._ids)
-        return (server for server in servers if node is None or server_filter.matches(node, _lookup(server.message)))
+        return (server for server in servers if node is None or server_filter.matches(node, lookup(server.message)))
 
     def _ordered(self, order_by: str, servers: Iterable[HotServer]) -> list[tuple[str, HotServer]]:
         """Return servers with a text that ranks them, in the wanted order; ties by id."""
@@ -225,9 +225,9 @@ class HotFleet:
             ranked = [(f"{ranks[rank]:08d}", server) for rank, server in ranked]
         return sorted(ranked, key=lambda item: _position(*item))
 
-    def summary(self) -> server_pb2.FleetSummary:
-        """Return counts and means over the fleet."""
-        messages = [server.message for server in self]
+    def summary(self, text: str = "") -> server_pb2.FleetSummary:
+        """Return counts and means over the fleet, or over the servers that a filter chooses."""
+        messages = [server.message for server in (self._matching(text) if text else self)]
         out = server_pb2.FleetSummary(
             total_count=len(messages),
             series_count=sum(message.metric_count for message in messages),
@@ -353,7 +353,7 @@ class _Watcher:
         size = 0
         for server in servers:
             server_id = server.message.id
-            if self._node is not None and not server_filter.matches(self._node, _lookup(server.message)):
+            if self._node is not None and not server_filter.matches(self._node, lookup(server.message)):
                 if self._resumed or server_id in self._shown:
                     self._shown.discard(server_id)
                     gone = [*gone, server_id]
@@ -384,7 +384,9 @@ def _compacted() -> OutOfRangeError:
     )
 
 
-def _lookup(message: server_pb2.Server) -> Callable[[str], str]:
+def lookup(message: server_pb2.Server) -> Callable[[str], str]:
+    """Return the lookup of a server's fields for filters."""
+
     def value(field: str) -> str:
         if field.startswith("labels."):
             return message.labels.get(field.removeprefix("labels."), "")

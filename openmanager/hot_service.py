@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from openmanager import access
 from openmanager.api.cache.v1 import cache_pb2 as pb
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.errors import Reason, UnavailableError, missing
 from openmanager.frame import check_server_id, length_delimited
-from openmanager.hot import HotFleet, ListQuery
+from openmanager.hot import HotFleet, ListQuery, lookup
 from openmanager.progress import progress_seconds
 from openmanager.runtime import validate
 from openmanager.runtime.edge import raw
@@ -44,6 +45,8 @@ class HotService:
             raise missing("id")
         server_id = check_server_id(request.id, "id")
         self._check_known(server_id)
+        if access.scope():
+            access.check_reaches(lookup(self._fleet.get(server_id).message), server_id)
         reply = self._fleet.reply(server_id, full=request.view != server_pb2.VIEW_BASIC)
         return reply + length_delimited(2, self._describe().SerializeToString())
 
@@ -55,7 +58,7 @@ class HotService:
         query = ListQuery(
             page_size=request.page_size,
             page_token=request.page_token,
-            filter=request.filter,
+            filter=access.narrowed(request.filter),
             order_by=request.order_by,
             full=request.view == server_pb2.VIEW_FULL,
         )
@@ -69,7 +72,7 @@ class HotService:
         full = request.view == server_pb2.VIEW_FULL
         async for message in self._fleet.watch(
             request.resume_token,
-            request.filter,
+            access.narrowed(request.filter),
             full=full,
             describe=self._describe,
             progress=progress_seconds(request),
@@ -81,5 +84,5 @@ class HotService:
         """Return counts and means."""
         validate.decode(pb.GetFleetSummaryRequest, data)
         self._check_known()
-        response = pb.GetFleetSummaryResponse(summary=self._fleet.summary(), provenance=self._describe())
+        response = pb.GetFleetSummaryResponse(summary=self._fleet.summary(access.scope()), provenance=self._describe())
         return response.SerializeToString()

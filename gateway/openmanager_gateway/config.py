@@ -22,3 +22,7 @@ class GatewayConfig:
         timedelta(seconds=5),
         "How long a service may be away, as for a restart, before calls to it fail instead of waiting.",
     )
+    identity_grace: timedelta = setting(
+        timedelta(minutes=10),
+        "How long whom the gateway knows stays known while the metadata service cannot be asked about them.",
+    )

@@ -12,6 +12,7 @@ from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.module import Runtime, Service, service_descriptor
 from openmanager.runtime.peer import Peer
 from openmanager.runtime.status import Storage
+from openmanager_gateway.authenticator import Authenticator
 from openmanager_gateway.config import GatewayConfig
 from openmanager_gateway.replica import Replica
 from openmanager_gateway.router import Route, Upstream
@@ -38,7 +39,9 @@ class GatewayModule:
         async with contextlib.AsyncExitStack() as stack:
             peers: dict[str, Peer] = {}
             for name, services in self._routes.items():
-                peers[name] = await stack.enter_async_context(runtime.peer(name, *services, patience=config.patience))
+                peers[name] = await stack.enter_async_context(
+                    runtime.peer(name, *services, patience=config.patience, passes_on=True)
+                )
             replica = Replica(
                 cache=peers["cache"],
                 timeseries=peers["timeseries"],
@@ -54,10 +57,16 @@ class GatewayModule:
                 clock=runtime.clock,
                 wait=config.status_timeout,
             )
+            authenticator = Authenticator(peers["metadata"], runtime.clock, config.identity_grace)
             upstreams = {name: _upstream(peer, runtime) for name, peer in peers.items()}
             tasks = [
                 asyncio.create_task(work)
-                for work in (replica.run(), replica.run_fallback(), *(probe(each) for each in upstreams.values()))
+                for work in (
+                    replica.run(),
+                    replica.run_fallback(),
+                    authenticator.run(),
+                    *(probe(each) for each in upstreams.values()),
+                )
             ]
             routes = {
                 service: Route(service_descriptor(service), upstreams[name])
@@ -73,6 +82,7 @@ class GatewayModule:
                     },
                     storages=[copy],
                     breakers=[each.breaker for each in upstreams.values()],
+                    authenticator=authenticator,
                     public=True,
                 )
             finally:

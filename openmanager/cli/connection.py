@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from openmanager.errors import CancelledCallError, DeadlineExceededError, UnavailableError
+from openmanager.errors import (
+    CancelledCallError,
+    DeadlineExceededError,
+    Reason,
+    UnauthenticatedError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from openmanager.client import Client
+    from openmanager.client.credential import Credential
 
 T = TypeVar("T")
 KNOCK_SECONDS = 1.0
@@ -43,9 +51,16 @@ def run_until_interrupted(work: Callable[[Client], Coroutine[Any, Any, None]]) -
 async def _with_client(target: str, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
     from openmanager.client import Client
 
-    async with Client(target) as client:
+    async with Client(target, credential=await _credential(target)) as client:
         try:
             return await work(client)
+        except UnauthenticatedError as err:
+            if err.reason != Reason.CREDENTIALS_REQUIRED:
+                raise
+            raise UnauthenticatedError(
+                "the gateway asks who you are: sign in with `openmanager login NAME`, or set OPENMANAGER_TOKEN_FILE",
+                reason=err.reason,
+            ) from err
         except (UnavailableError, DeadlineExceededError, CancelledCallError) as err:
             if await _answers(target):
                 raise
@@ -53,6 +68,15 @@ async def _with_client(target: str, work: Callable[[Client], Coroutine[Any, Any,
                 f"nothing answers at {target}: start the mesh with `openmanager up`, "
                 "or name another gateway with --gateway"
             ) from err
+
+
+async def _credential(target: str) -> Credential:
+    from openmanager.cli import session
+
+    found = session.credential(target, os.environ)
+    if isinstance(found, session.Session) and found.is_ending:
+        await found.renew()
+    return found
 
 
 async def _answers(target: str) -> bool:

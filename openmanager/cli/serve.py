@@ -9,7 +9,6 @@ import click
 
 from openmanager import failpoint, suite
 from openmanager.cli import configuration
-from openmanager.errors import ConfigurationError
 from openmanager.runtime import telemetry
 from openmanager.runtime.module import ServerConfig
 
@@ -24,11 +23,6 @@ def serve(service: str, listen: str | None) -> None:
     """
     loaded = configuration.load({("server", "listen"): listen})
     server = loaded.section(ServerConfig)
-    if not server.allow_insecure:
-        raise ConfigurationError(
-            "serve needs credentials, which this version does not have: "
-            "set OPENMANAGER_ALLOW_INSECURE=1 to serve without, on a network that you trust"
-        )
     failpoint.arm(os.environ.get(failpoint.VARIABLE, ""))
     telemetry.set_up_logging(server.log_level)
     from openmanager.runtime.server import serve as run

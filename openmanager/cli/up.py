@@ -18,7 +18,9 @@ from openmanager.config import Configuration, Secret
 from openmanager.datadir import DataDir
 from openmanager.embedded import EmbeddedConfig, Store
 from openmanager.errors import ConfigurationError, UnavailableError
+from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.module import MeshConfig, ServerConfig
+from openmanager.runtime.peer import Identify
 from openmanager.runtime.supervisor import ChildSpec, ChildStatus, State, Supervisor
 
 START_SECONDS = 60.0
@@ -117,7 +119,10 @@ def _services(
         **{variables[place]: config.show(value) for place, value in flags.items()},
         **{variable: store.url.reveal() for variable, store in stores.items()},
         "OPENMANAGER_ALLOW_INSECURE": "1",  # the addresses were checked above
+        "OPENMANAGER_AUTH": loaded.section(ServerConfig).auth or "local",
+        **_secrets(data, loaded),
     }
+    identify = _identify(data, loaded)
     if loaded.values["timeseries", "data_dir"].origin == "default":
         environment["OPENMANAGER_TIMESERIES_DATA_DIR"] = str(data.timeseries)
     return [
@@ -128,13 +133,40 @@ def _services(
             stop_group=0 if name in FRONT else 1,
             log_path=data.logs / f"{name}.log",
             lock_path=data.locks / name,
-            ready=_serving(getattr(loaded.section(MeshConfig), name)),
+            ready=_serving(getattr(loaded.section(MeshConfig), name), identify),
         )
         for name in suite.NAMES
     ]
 
 
-def _serving(address: str) -> Callable[[], Awaitable[bool]]:
+def _secrets(data: DataDir, loaded: Configuration) -> dict[str, str]:
+    """Return where the secrets of the mesh are, by variable: made here unless they were given, and never in an environment."""
+    made = {("server", "mesh_key"): "mesh", ("metadata", "identity_key"): "identity"}
+    files = {
+        f"{loaded.values[place].key.variable}_FILE": str(data.credential_file(name))
+        for place, name in made.items()
+        if loaded.values[place].origin == "default"
+    }
+    if loaded.values["metadata", "admin_file"].origin == "default":
+        files["OPENMANAGER_METADATA_ADMIN_FILE"] = str(admin_file(data))
+    return files
+
+
+def admin_file(data: DataDir) -> Path:
+    """Return where the invitation of the first administrator is."""
+    return data.credentials / "admin-invitation"
+
+
+def _identify(data: DataDir, loaded: Configuration) -> Identify:
+    """Return what says that it is we who ask the services how they are."""
+    from openmanager.access import server
+    from openmanager.runtime.mesh_key import HEADER, MeshKey
+
+    key = MeshKey(loaded.section(ServerConfig).mesh_key or data.credential("mesh"), "up", SystemClock())
+    return lambda: ((HEADER, key.token(server("up"))),)
+
+
+def _serving(address: str, identify: Identify) -> Callable[[], Awaitable[bool]]:
     """Return what asks the server at an address whether it serves and its stores are fine."""
 
     async def ready() -> bool:
@@ -144,7 +176,7 @@ def _serving(address: str) -> Callable[[], Awaitable[bool]]:
 
         fine = (status_pb2.STORAGE_STATE_OK, status_pb2.STORAGE_STATE_SLOW)
         try:
-            async with Peer("service", address) as peer:
+            async with Peer("service", address, identify=identify) as peer:
                 path = "/openmanager.api.status.v1.StatusService/GetStatus"
                 reply = await peer.unary(path, status_pb2.GetStatusRequest(), status_pb2.GetStatusResponse, seconds=1.0)
         except OpenManagerError:

@@ -15,9 +15,11 @@ from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import codec, enumeration, history, model, rpc
+from openmanager.client.credential import Credential, Token
 from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.entries import Entries
 from openmanager.client.inventory import Inventory
+from openmanager.client.people import Keys, Sessions, Users
 from openmanager.client.retention import Retention
 from openmanager.client.rpc import DEADLINE_SECONDS, Away, Rpc, closable
 from openmanager.client.simulation import Faults, Simulator
@@ -41,11 +43,22 @@ class Client:
     with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
     Async iterators that are left early are closed at once inside `contextlib.aclosing`.
 
-    `inventory`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
+    `inventory`, `retention`, `simulation`, `faults`, `entries`, `users`, `keys` and `sessions` hold what concerns these;
+    `rpc` calls with messages. `credential` is a key or an access token, or what can renew itself.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, jitter: random.Random | None = None) -> None:
-        self.rpc = Rpc(target, jitter=jitter or random.Random())  # noqa: S311  (it only spreads reconnections)
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        credential: Credential | str = "",
+        jitter: random.Random | None = None,
+    ) -> None:
+        shown = Token(credential) if isinstance(credential, str) else credential
+        self.rpc = Rpc(target, jitter=jitter or random.Random(), credential=shown)  # noqa: S311  (it only spreads reconnections)
+        self.users = Users(self.rpc)
+        self.keys = Keys(self.rpc)
+        self.sessions = Sessions(self.rpc)
         self.inventory = Inventory(self.rpc)
         self.retention = Retention(self.rpc)
         self.dead_letters = DeadLetters(self.rpc)

@@ -17,16 +17,18 @@ from grpc_health.v1 import health_pb2
 
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
-from openmanager.api.metadata.v1 import metadata_pb2
+from openmanager.api.metadata.v1 import identity_pb2, metadata_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.client.credential import Credential, Token
 from openmanager.errors import (
     CancelledCallError,
     FailedPreconditionError,
     OpenManagerError,
     Reason,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from openmanager.runtime.peer import Peer, backoff, retried
@@ -62,6 +64,10 @@ _LOG = f"{_API}.timeseries.v1.LogService"
 _IMPORT = f"{_API}.timeseries.v1.ImportService"
 _ENTRY = f"{_API}.cache.v1.EntryService"
 _SERVER = f"{_API}.metadata.v1.ServerService"
+_USER = f"{_API}.metadata.v1.UserService"
+_ROLE = f"{_API}.metadata.v1.RoleService"
+_KEY = f"{_API}.metadata.v1.KeyService"
+_SESSION = f"{_API}.metadata.v1.SessionService"
 _SIMULATOR = f"{_API}.simulator.v1.SimulatorService"
 _FAULT = f"{_API}.simulator.v1.FaultService"
 _HEALTH: Any = health_pb2
@@ -103,6 +109,26 @@ UPDATE_INVENTORY_SERVER = Method(_SERVER, "UpdateServer", metadata_pb2.UpdateSer
 DELETE_INVENTORY_SERVER = Method(_SERVER, "DeleteServer", metadata_pb2.DeleteServerResponse)
 BATCH_GET_INVENTORY_SERVERS = Method(_SERVER, "BatchGetServers", metadata_pb2.BatchGetServersResponse)
 
+CREATE_USER = Method(_USER, "CreateUser", identity_pb2.CreateUserResponse)
+GET_USER = Method(_USER, "GetUser", identity_pb2.GetUserResponse)
+LIST_USERS = Method(_USER, "ListUsers", identity_pb2.ListUsersResponse)
+UPDATE_USER = Method(_USER, "UpdateUser", identity_pb2.UpdateUserResponse)
+DELETE_USER = Method(_USER, "DeleteUser", identity_pb2.DeleteUserResponse)
+INVITE_USER = Method(_USER, "InviteUser", identity_pb2.InviteUserResponse)
+ACCEPT_INVITATION = Method(_USER, "AcceptInvitation", identity_pb2.AcceptInvitationResponse)
+CHANGE_PASSWORD = Method(_USER, "ChangePassword", identity_pb2.ChangePasswordResponse)
+LIST_ROLES = Method(_ROLE, "ListRoles", identity_pb2.ListRolesResponse)
+CREATE_KEY = Method(_KEY, "CreateKey", identity_pb2.CreateKeyResponse)
+GET_KEY = Method(_KEY, "GetKey", identity_pb2.GetKeyResponse)
+LIST_KEYS = Method(_KEY, "ListKeys", identity_pb2.ListKeysResponse)
+ROTATE_KEY = Method(_KEY, "RotateKey", identity_pb2.RotateKeyResponse)
+DELETE_KEY = Method(_KEY, "DeleteKey", identity_pb2.DeleteKeyResponse)
+CREATE_SESSION = Method(_SESSION, "CreateSession", identity_pb2.CreateSessionResponse)
+REFRESH_SESSION = Method(_SESSION, "RefreshSession", identity_pb2.RefreshSessionResponse)
+LIST_SESSIONS = Method(_SESSION, "ListSessions", identity_pb2.ListSessionsResponse)
+DELETE_SESSION = Method(_SESSION, "DeleteSession", identity_pb2.DeleteSessionResponse)
+GET_IDENTITY = Method(_SESSION, "GetIdentity", identity_pb2.GetIdentityResponse)
+
 GET_SIMULATION = Method(_SIMULATOR, "GetSimulation", simulator_pb2.GetSimulationResponse)
 START_SIMULATION = Method(_SIMULATOR, "StartSimulation", simulator_pb2.StartSimulationResponse)
 STOP_SIMULATION = Method(_SIMULATOR, "StopSimulation", simulator_pb2.StopSimulationResponse)
@@ -121,17 +147,22 @@ METHODS: tuple[Method[Any], ...] = tuple(value for value in tuple(globals().valu
 
 
 class Rpc:
-    """Calls to the gateway at `host:port`; an async context manager that owns the channel."""
+    """Calls to the gateway at `host:port`; an async context manager that owns the channel.
 
-    def __init__(self, target: str, *, jitter: random.Random) -> None:
+    A call whose `credential` is refused is made once more, when that can be renewed.
+    """
+
+    def __init__(self, target: str, *, jitter: random.Random, credential: Credential | None = None) -> None:
         self.target = target
+        self._credential = credential or Token()
         self._jitter = jitter
         self._peer: Peer | None = None
 
     async def __aenter__(self) -> Self:
         """Connect in the background."""
         names = [name for method in METHODS for name in retried(method.service, [method.name])]
-        self._peer = await Peer("the gateway", self.target, retried=names).__aenter__()
+        peer = Peer("the gateway", self.target, retried=names, identify=self._credential.metadata)
+        self._peer = await peer.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -149,12 +180,31 @@ class Rpc:
 
     async def call(self, method: Method[M], request: Message | bytes, *, seconds: float = DEADLINE_SECONDS) -> M:
         """Call a unary method."""
+        try:
+            return await self.peer.unary(method.path, request, method.reply, seconds=seconds)
+        except UnauthenticatedError:
+            if not await self._credential.renew():
+                raise
         return await self.peer.unary(method.path, request, method.reply, seconds=seconds)
 
     async def stream(
         self, method: Method[M], request: Message | bytes, *, seconds: float | None = DEADLINE_SECONDS
     ) -> AsyncIterator[M]:
         """Call a streaming method; None for a stream without an end, which may only not be silent for too long."""
+        begun = False
+        try:
+            async for reply in self._stream(method, request, seconds=seconds):
+                begun = True
+                yield reply
+        except UnauthenticatedError:
+            if begun or not await self._credential.renew():
+                raise
+        else:
+            return
+        async for reply in self._stream(method, request, seconds=seconds):
+            yield reply
+
+    async def _stream(self, method: Method[M], request: Message | bytes, *, seconds: float | None) -> AsyncIterator[M]:
         replies = closable(self.peer.server_stream(method.path, request, seconds=seconds))
         async with aclosing(replies):
             while True:
@@ -203,7 +253,8 @@ class Rpc:
                         attempt, known = 0, True
                         yield message
             except OpenManagerError as err:
-                if not (known and _may_come_back(err)):
+                renewed = isinstance(err, UnauthenticatedError) and await self._credential.renew()
+                if not (known and (renewed or _may_come_back(err))):
                     raise
                 failure = err
             if on_away is not None:

@@ -20,8 +20,9 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from openmanager import errors
+from openmanager import access, errors, policy
 from openmanager.runtime import telemetry, validate
+from openmanager.runtime.gate import Gate, Pass
 from openmanager.runtime.grpc_server import GuardedServer, abort, mark_received
 from openmanager.runtime.rpc_error import status_code, to_trailers
 
@@ -30,6 +31,8 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 # What HTTP/2 counts for a header beside its name and value.
 HEADER_BYTES = 32
+# How often a stream is asked whether its caller may still be there.
+RECHECK_SECONDS = 15.0
 # A sender that says nothing so often in a row only keeps the server busy.
 MAX_EMPTY_MESSAGES = 1000
 
@@ -85,19 +88,21 @@ class _Method:
     takes_bytes: bool
     unbounded: bool
     vital: bool
+    rule: policy.Rule
 
 
 class Edge:
     """Registers servicers on a guarded server, each method wrapped."""
 
-    def __init__(self, server: GuardedServer, load: Load) -> None:
+    def __init__(self, server: GuardedServer, load: Load, gate: Gate | None = None) -> None:
         self._server = server
         self._load = load
+        self._gate = gate or Gate()
         self._calls: set[asyncio.Task[Any]] = set()
         self._endless: set[asyncio.Task[Any]] = set()
 
     def add(self, descriptor: ServiceDescriptor, servicer: object) -> None:
-        """Register every method of a service; AttributeError when the servicer lacks one."""
+        """Register every method of a service; AttributeError when the servicer lacks one, KeyError when the policy does."""
         handlers = {method.name: self._handler(method, getattr(servicer, method.name)) for method in descriptor.methods}
         self._server.add_registered_method_handlers(descriptor.full_name, handlers)
 
@@ -117,6 +122,7 @@ class Edge:
             takes_bytes=getattr(behaviour, "takes_bytes", False),
             unbounded=hasattr(behaviour, "has_no_deadline"),
             vital=hasattr(behaviour, "is_vital"),
+            rule=policy.rule(descriptor.containing_service.full_name, descriptor.name),
         )
         match descriptor.client_streaming, descriptor.server_streaming:
             case False, False:
@@ -143,7 +149,7 @@ class Edge:
             with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
                 try:
                     self._admit(load.unary, load.max_unary)
-                    _check_metadata(context)
+                    await self._enter(method, context)
                     async with asyncio.timeout(_remaining(context, default, most)):
                         reply = await behaviour(_decode(method, data), context)
                 except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
@@ -193,10 +199,10 @@ class Edge:
         with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
             try:
                 self._admit(counted * load.streams, load.max_streams)
-                _check_metadata(context)
+                held = await self._enter(method, context)
                 if (seconds := _remaining(context, None, math.inf)) is None:
                     self._endless.add(task)
-                async with asyncio.timeout(seconds), _Patience(load) as patience:
+                async with asyncio.timeout(seconds), _Patience(load, held) as patience:
                     await _write_all(begin(patience), context, patience)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 status = _status(self._failure(err, method.path))
@@ -208,6 +214,14 @@ class Edge:
             telemetry.record_call(span, method.path, _number(status), time.perf_counter() - start)
         if status is not None:
             await abort(context, *status)
+
+    async def _enter(self, method: _Method, context: grpc.aio.ServicerContext[Any, Any]) -> Pass:
+        """Return what the caller came with, once it is known to be enough for the method."""
+        metadata = context.invocation_metadata() or ()
+        _check_metadata(metadata)
+        held, caller = await self._gate.enter(metadata, context, method.rule)
+        access.serve(caller)
+        return held
 
     def _admit(self, active: int, limit: int) -> None:
         if self._load.draining:
@@ -250,12 +264,12 @@ def _going_down() -> errors.OpenManagerError:
     return errors.UnavailableError("the server is going down", reason=errors.Reason.SHUTTING_DOWN)
 
 
-def _check_metadata(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+def _check_metadata(metadata: Iterable[Any]) -> None:
     """Raise ResourceExhaustedError for more metadata than is taken.
 
     The transport's own limit holds only for a client that has acknowledged it.
     """
-    size = sum(len(key) + len(value) + HEADER_BYTES for key, value in context.invocation_metadata() or ())
+    size = sum(len(key) + len(value) + HEADER_BYTES for key, value in metadata)
     if size > MAX_METADATA_BYTES:
         raise errors.ResourceExhaustedError(
             f"the metadata is larger than {MAX_METADATA_BYTES // 1024} KiB", reason=errors.Reason.MESSAGE_TOO_LARGE
@@ -280,11 +294,13 @@ class _Patience:
     """Gives up a stream whose other side leaves it waiting; looks now and then, so that waiting costs nothing.
 
     A reader may leave a message for `write_seconds`: what waits for it must not fill memory. A sender may be silent for
-    `idle_seconds` once each of its messages is answered; while one is not, it is we who are waited for.
+    `idle_seconds` once each of its messages is answered; while one is not, it is we who are waited for. And who may not
+    come in any more does not stay.
     """
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, held: Pass) -> None:
         self._load = load
+        self._held = held
         self._offered = self._silent = math.inf  # since when on the loop's clock
         self._listens = False
         self._unanswered = 0
@@ -317,6 +333,7 @@ class _Patience:
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
+        self._held.streams += 1
         self._timer = asyncio.get_running_loop().call_at(self._due(), self._look)
         return self
 
@@ -324,6 +341,7 @@ class _Patience:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
+        self._held.streams -= 1
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as err:
@@ -331,17 +349,23 @@ class _Patience:
 
     def _due(self) -> float:
         now = self._now()
-        return min(min(self._offered, now) + self._load.write_seconds, min(self._silent, now) + self._load.idle_seconds)
+        unread, idle = (
+            min(self._offered, now) + self._load.write_seconds,
+            min(self._silent, now) + self._load.idle_seconds,
+        )
+        return min(unread, idle, now + RECHECK_SECONDS)
 
     def _look(self) -> None:
         now = self._now()
         self._unread = now >= self._offered + self._load.write_seconds
-        if self._unread or now >= self._silent + self._load.idle_seconds:
+        if self._held.error or self._unread or now >= self._silent + self._load.idle_seconds:
             self._timeout.reschedule(now)
             return
         self._timer = asyncio.get_running_loop().call_at(self._due(), self._look)
 
     def _error(self) -> errors.OpenManagerError:
+        if self._held.error is not None:
+            return self._held.error
         if self._unread:
             return errors.ResourceExhaustedError(
                 f"the stream was not read for {self._load.write_seconds:g} s", reason=errors.Reason.WATCH_TOO_SLOW

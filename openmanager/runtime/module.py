@@ -6,17 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 
+from openmanager import access
 from openmanager.api.status.v1 import status_pb2
-from openmanager.config import Configuration, setting
+from openmanager.config import Configuration, Secret, setting
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock, SystemClock
+from openmanager.runtime.gate import Authenticator
 from openmanager.runtime.peer import Peer, retried
 from openmanager.runtime.status import Storage
+
+IdentifyAs = Callable[[access.Caller | None], Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,18 @@ class ServerConfig:
     allow_insecure: bool = setting(
         False, "Serve without credentials, also on addresses other than loopback.", env="OPENMANAGER_ALLOW_INSECURE"
     )
-    auth: str = setting("", "`required` refuses anonymous callers; not available yet.", env="OPENMANAGER_AUTH")
+    auth: Literal["", "required", "local"] = setting(
+        "",
+        "Who needs credentials: `required`, everybody; `local`, nobody: without them one is the local administrator."
+        " Empty: `local` under `up` and where serving without credentials is allowed, otherwise `required`.",
+        env="OPENMANAGER_AUTH",
+    )
+    mesh_key: Secret = setting(
+        Secret(""),
+        "What the servers of a mesh know each other by: the same for all of them, at least 32 characters; of several"
+        " lines the first signs and all are believed.",
+        env="OPENMANAGER_MESH_KEY",
+    )
     log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
     max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")
     write_timeout: timedelta = setting(
@@ -76,6 +91,8 @@ class Service:
     routed: Sequence[str] = ()
     # Whether clients come to it directly: what one connection may do is then limited, and connections grow old.
     public: bool = False
+    # Knows people and programs by their credentials; without one only servers of the mesh are known.
+    authenticator: Authenticator | None = None
     # Called when the server is about to stop, before streams are ended.
     on_drain: Callable[[], None] = field(default=lambda: None)
 
@@ -89,16 +106,25 @@ class Runtime:
     address: str
     version: str
     clock: Clock = field(default_factory=SystemClock)
+    # What calls to other servers carry to say who makes them: a caller whose call is passed on, None for ourselves.
+    identify: IdentifyAs = lambda _: ()
 
     def section(self, cls: type[Any]) -> Any:
         """Return a section of the configuration."""
         return self.configuration.section(cls)
 
-    def peer(self, name: str, *services: str, patience: timedelta = timedelta()) -> Peer:
-        """Return the peer `name` at its address in `mesh`; `services` are those whose reads may be retried."""
+    def peer(self, name: str, *services: str, patience: timedelta = timedelta(), passes_on: bool = False) -> Peer:
+        """Return the peer `name` at its address in `mesh`; `services` are those whose reads may be retried.
+
+        One that `passes_on` is called in the name of who is calling us, where somebody is.
+        """
         target = getattr(self.configuration.section(MeshConfig), name)
         methods = [entry for service in services for entry in retried(service, service_methods(service))]
-        return Peer(name, target, retried=methods, patience=patience)
+
+        def identify() -> Sequence[tuple[str, str]]:
+            return self.identify(access.caller() if passes_on else None)
+
+        return Peer(name, target, retried=methods, patience=patience, identify=identify)
 
 
 class Module(Protocol):

@@ -26,6 +26,7 @@ AGAIN_SECONDS = 0.05
 LEAST_SECONDS = 0.5
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 M = TypeVar("M", bound=Message)
+Identify = Callable[[], Sequence[tuple[str, str]]]
 
 # Reads may be tried again by gRPC itself; a write is tried again only where it is idempotent by content.
 _RETRIED_PREFIXES = ("Get", "List", "BatchGet", "Query", "WriteFrame")
@@ -69,20 +70,33 @@ def service_config(methods: Sequence[str]) -> str:
     return json.dumps(config)
 
 
+def nobody() -> Sequence[tuple[str, str]]:
+    """Say nothing of who is calling."""
+    return ()
+
+
 class Peer:
     """Another server of the suite, by name and `host:port`; an async context manager that owns the channel.
 
     `retried` are the methods that may be tried again when the peer is not there: by gRPC, three times at once, or with
-    `patience` by us, when it is back, unless it has been away for longer than that.
+    `patience` by us, when it is back, unless it has been away for longer than that. `identify` returns the metadata that
+    says who is calling.
     """
 
     def __init__(
-        self, name: str, target: str, *, retried: Sequence[str] = (), patience: timedelta = timedelta()
+        self,
+        name: str,
+        target: str,
+        *,
+        retried: Sequence[str] = (),
+        patience: timedelta = timedelta(),
+        identify: Identify = nobody,
     ) -> None:
         self.name = name
         self.target = target
         options = (*CHANNEL_OPTIONS, ("grpc.service_config", service_config(() if patience else retried)))
         self._channel = grpc.aio.insecure_channel(target, options)
+        self._identify = identify
         self._calls: dict[tuple[str, str], Any] = {}
         self._absence = Absence(self._channel, patience.total_seconds())
         self._patient = frozenset(f"/{method}" for method in retried) if patience else frozenset()
@@ -111,7 +125,7 @@ class Peer:
         end = math.inf if seconds is None else time.monotonic() + seconds
         while True:
             call = self._callable("unary_unary", path)(
-                data, timeout=seconds, metadata=(*metadata, *telemetry.outgoing())
+                data, timeout=seconds, metadata=(*metadata, *self._identify(), *telemetry.outgoing())
             )
             try:
                 reply = bytes(await call)
@@ -140,7 +154,7 @@ class Peer:
         begun = False
         while True:
             call = self._callable("unary_stream", path)(
-                data, timeout=seconds, metadata=(*metadata, *telemetry.outgoing())
+                data, timeout=seconds, metadata=(*metadata, *self._identify(), *telemetry.outgoing())
             )
             try:
                 while (reply := await call.read()) is not grpc.aio.EOF:
@@ -165,7 +179,9 @@ class Peer:
         metadata: Sequence[tuple[str, Any]] = (),
     ) -> AsyncIterator[bytes]:
         """Call a bidirectional method, sending `requests` as they come and yielding replies as wire bytes."""
-        call = self._callable("stream_stream", path)(timeout=seconds, metadata=(*metadata, *telemetry.outgoing()))
+        call = self._callable("stream_stream", path)(
+            timeout=seconds, metadata=(*metadata, *self._identify(), *telemetry.outgoing())
+        )
         sender = asyncio.create_task(_send_all(call, requests))
         try:
             while (reply := await call.read()) is not grpc.aio.EOF:

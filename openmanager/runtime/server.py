@@ -16,13 +16,24 @@ from typing import Any
 from google.protobuf.internal import api_implementation
 from grpc_health.v1 import health_pb2
 
+from openmanager import access
 from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError
 from openmanager.runtime import grpc_server, measure, reflection, telemetry
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Edge, Load
+from openmanager.runtime.gate import Gate
 from openmanager.runtime.health import HEALTH_SERVICE, HealthService
-from openmanager.runtime.module import MeshConfig, Module, Runtime, ServerConfig, Service, service_descriptor
+from openmanager.runtime.mesh_key import HEADER, MeshKey
+from openmanager.runtime.module import (
+    IdentifyAs,
+    MeshConfig,
+    Module,
+    Runtime,
+    ServerConfig,
+    Service,
+    service_descriptor,
+)
 from openmanager.runtime.status import StatusReporter
 from openmanager.version import VERSION
 
@@ -104,7 +115,16 @@ def port_is_taken(address: str) -> bool:
 class Server:
     """One module served on one port."""
 
-    def __init__(self, *, service: Service, name: str, address: str, config: ServerConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        service: Service,
+        name: str,
+        address: str,
+        config: ServerConfig,
+        clock: Clock,
+        gate: Gate | None = None,
+    ) -> None:
         missing = grpc_server.self_test()
         if missing or api_implementation.Type() != "upb":
             raise ConfigurationError(missing or "protobuf runs without its C implementation: reinstall protobuf")
@@ -119,7 +139,7 @@ class Server:
             write_seconds=config.write_timeout.total_seconds(),
             idle_seconds=config.idle_timeout.total_seconds(),
         )
-        self._edge = Edge(self._grpc, self._load)
+        self._edge = Edge(self._grpc, self._load, gate)
         self._grace = config.grace.total_seconds()
         self._service = service
         self.names = [*service.servicers, STATUS_SERVICE]
@@ -172,6 +192,33 @@ class Server:
         await stopping
 
 
+def is_local(config: ServerConfig) -> bool:
+    """Say whether callers without credentials are let in; ConfigurationError when nobody could be known."""
+    if (config.auth or ("local" if config.allow_insecure else "required")) == "local":
+        return True
+    if not config.mesh_key.reveal():
+        raise ConfigurationError(
+            "credentials are required, and the servers of the mesh have none: OPENMANAGER_MESH_KEY_FILE must name the"
+            " file of their key, or set OPENMANAGER_ALLOW_INSECURE=1 to serve without, on a network that you trust"
+        )
+    return False
+
+
+def _identify(name: str, mesh_key: MeshKey | None, *, anonymous: bool) -> IdentifyAs:
+    """Return what says to the next server who is calling: somebody whose call is passed on, or we ourselves."""
+    if mesh_key is None:
+        return lambda _: ()
+    own = access.Caller(access.server(name))
+
+    def identify(caller: access.Caller | None) -> tuple[tuple[str, str], ...]:
+        if anonymous and (caller is None or caller.identity is access.LOCAL):
+            return ()
+        found = caller or own
+        return ((HEADER, mesh_key.token(found.identity, found.source)),)
+
+    return identify
+
+
 def _measure(service: Service) -> None:
     if telemetry.recording():
         measure.observe_breakers([*service.breakers, *(each for of in service.storages for each in of.breakers)])
@@ -196,9 +243,22 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runtime = Runtime(configuration=configuration, name=module.name, address=address, version=VERSION, clock=clock)
+    mesh_key = MeshKey(config.mesh_key, module.name, clock) if config.mesh_key.reveal() else None
+    runtime = Runtime(
+        configuration=configuration,
+        name=module.name,
+        address=address,
+        version=VERSION,
+        clock=clock,
+        identify=_identify(module.name, mesh_key, anonymous=is_local(config)),
+    )
     async with module.open(runtime) as service:
-        server = Server(service=service, name=module.name, address=address, config=config, clock=clock)
+        gate = Gate(
+            anonymous=access.LOCAL if is_local(config) else None,
+            mesh_key=mesh_key,
+            authenticator=service.authenticator,
+        )
+        server = Server(service=service, name=module.name, address=address, config=config, clock=clock, gate=gate)
         _measure(service)
         async with server.running():
             log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from openmanager.config import Secret, setting
 
@@ -22,3 +23,8 @@ class MetadataConfig:
     statement_cache: int = setting(100, "Prepared statements a connection; 0 behind PgBouncer.")
     snapshot_interval: timedelta = setting(timedelta(seconds=5), "How often the inventory is copied to memory.")
     snapshot_servers: int = setting(20_000, "Servers that the copy in memory holds, at most.")
+    identity_key: Secret = setting(
+        Secret(""),
+        "What keys are hashed and tokens are signed with: at least 32 characters; without it nobody can be invited.",
+    )
+    admin_file: Path = setting(Path(), "Where the invitation of the first administrator is written; empty: nowhere.")

@@ -2,7 +2,8 @@
 
 A database is known by its *epoch*, which is made with its tables, and by its *beat*, which every copy counts up. Another
 epoch is another database, or one that was emptied; a smaller beat is the same one as it was some time ago. Before anybody
-asks such a database it is given what was remembered: the servers and policies that it lacks or has in an older version.
+asks such a database it is given what was remembered: the servers, the policies, and who may come in, as far as it lacks
+them or has them in an older version.
 What nobody here has seen since the last copy cannot be given back.
 """
 
@@ -17,6 +18,8 @@ from typing import Any
 
 from openmanager.runtime.clock import Clock
 from openmanager_metadata.backends import Database, StrangerError
+from openmanager_metadata.directory import Directory
+from openmanager_metadata.give_back import give_back
 from openmanager_metadata.inventory import Inventory, Server, Snapshot
 from openmanager_metadata.policy import Policies, Policy
 
@@ -70,8 +73,9 @@ class Mark:
 class Memory:
     """The copy of one database. `snapshot` is what reads fall back on."""
 
-    def __init__(self, clock: Clock, limit: int) -> None:
+    def __init__(self, clock: Clock, limit: int, directory: Directory | None = None) -> None:
         self.snapshot = Snapshot()
+        self._directory = directory
         # What an operator should know of: that something had to be given back.
         self.warnings: tuple[str, ...] = ()
         self._clock = clock
@@ -88,6 +92,8 @@ class Memory:
         if mark["writable"]:
             beat = (await database.fetch(_BEAT, beat))[0]["beat"]
         policies = await Policies(database).all()
+        if self._directory is not None:
+            await self._directory.copy(database)
         servers, self._whole = await Inventory(database).all(self._limit)
         self.snapshot.take(servers, self._clock.now_nanos())
         self._policies = policies
@@ -116,6 +122,8 @@ class Memory:
             changed = await connection.fetchval(_SERVERS, documents, self._whole, known.taken)
             policies = json.dumps([_policy_row(each) for each in self._policies])
             changed += await connection.fetchval(_POLICIES, policies, known.taken)
+            if self._directory is not None:
+                changed += await give_back(connection, self._directory, known.taken)
             beat = await connection.fetchval(_BEAT, known.beat if found["epoch"] == known.epoch else 0)
         what = "old" if found["epoch"] == known.epoch else "empty or as another"
         self.warnings = (f"came back {what}: {changed} rows were written back from memory",)

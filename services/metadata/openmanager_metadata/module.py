@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
+from openmanager.attempts import Attempts
 from openmanager.errors import OpenManagerError
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.module import Runtime, Service
@@ -14,10 +16,18 @@ from openmanager.runtime.status import Storage
 from openmanager_metadata.backends import Database
 from openmanager_metadata.backends.postgresql import open_database
 from openmanager_metadata.config import MetadataConfig
+from openmanager_metadata.directory import Directory
+from openmanager_metadata.first_admin import FirstAdmin
+from openmanager_metadata.identity_service import KeyService, RoleService, SessionService, UserService
 from openmanager_metadata.inventory import Inventory
+from openmanager_metadata.keyring import Keyring
+from openmanager_metadata.keys import Keys
 from openmanager_metadata.memory import Memory
+from openmanager_metadata.password import Passwords
 from openmanager_metadata.policy import Policies
 from openmanager_metadata.service import PolicyService, ServerService
+from openmanager_metadata.sessions import Sessions
+from openmanager_metadata.users import Users
 
 PACKAGE = "openmanager.api.metadata.v1"
 TIDY_SECONDS = 3600.0
@@ -35,16 +45,25 @@ class MetadataModule:
     async def open(self, runtime: Runtime) -> AsyncIterator[Service]:
         """Connect in the background, and keep a copy of the inventory for when PostgreSQL is away."""
         config: MetadataConfig = runtime.section(MetadataConfig)
-        memory = Memory(runtime.clock, config.snapshot_servers)
+        keyring = Keyring(config.identity_key)
+        directory = Directory(keyring, runtime.clock)
+        memory = Memory(runtime.clock, config.snapshot_servers, directory)
         database = open_database(config, memory, runtime.clock)
         inventory = Inventory(database)
+        users = Users(database, directory, keyring, Passwords(), Attempts(runtime.clock))
+        sessions = Sessions(database, directory, keyring)
         async with database.connecting():
-            task = asyncio.create_task(_keep_copy(database, memory, config, runtime.clock))
+            upkeep = _Upkeep(database, memory, sessions, FirstAdmin(users, config.admin_file), config, runtime.clock)
+            task = asyncio.create_task(upkeep.run())
             try:
                 yield Service(
                     servicers={
                         f"{PACKAGE}.ServerService": ServerService(inventory, memory.snapshot, runtime.clock),
                         f"{PACKAGE}.PolicyService": PolicyService(Policies(database)),
+                        f"{PACKAGE}.UserService": UserService(users, sessions),
+                        f"{PACKAGE}.RoleService": RoleService(),
+                        f"{PACKAGE}.KeyService": KeyService(Keys(database, directory, keyring)),
+                        f"{PACKAGE}.SessionService": SessionService(sessions, users, directory),
                     },
                     storages=[
                         Storage(
@@ -62,20 +81,34 @@ class MetadataModule:
                 await asyncio.gather(task, return_exceptions=True)
 
 
-async def _keep_copy(database: Database, memory: Memory, config: MetadataConfig, clock: Clock) -> None:
-    tidied = -TIDY_SECONDS
-    while True:
-        try:
-            await memory.copy(database)
-            if clock.monotonic() - tidied >= TIDY_SECONDS:
-                await Inventory(database).forget_requests()
-                tidied = clock.monotonic()
-        except OpenManagerError:
-            pass  # the status of the store says it
-        except Exception:
-            log.exception("the copy of the inventory could not be renewed")
-        known = memory.snapshot.servers is not None
-        await asyncio.sleep(config.snapshot_interval.total_seconds() if known else 0.2)
+@dataclass(frozen=True, slots=True)
+class _Upkeep:
+    """What is done all the time: the copy in memory, and now and then what is past is removed."""
+
+    database: Database
+    memory: Memory
+    sessions: Sessions
+    first_admin: FirstAdmin
+    config: MetadataConfig
+    clock: Clock
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        tidied = -TIDY_SECONDS
+        while True:
+            try:
+                await self.memory.copy(self.database)
+                await self.first_admin.look()
+                if self.clock.monotonic() - tidied >= TIDY_SECONDS:
+                    await Inventory(self.database).forget_requests()
+                    await self.sessions.forget_ended()
+                    tidied = self.clock.monotonic()
+            except OpenManagerError:
+                pass  # the status of the store says it
+            except Exception:
+                log.exception("the copy of the inventory could not be renewed")
+            known = self.memory.snapshot.servers is not None
+            await asyncio.sleep(self.config.snapshot_interval.total_seconds() if known else 0.2)
 
 
 module = MetadataModule()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf import json_format
 
+from openmanager import access
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.api.provenance.v1 import provenance_pb2
@@ -32,7 +34,9 @@ class ServerService:
         """Create a server."""
         if not request.server.id:
             raise missing("server.id")
-        made = await self._inventory.create(_server(request.server), request.request_id)
+        server = _server(request.server)
+        access.check_may_change(access.fields_of(server), "server")
+        made = await self._inventory.create(server, request.request_id)
         self._snapshot.put(made)
         return pb.CreateServerResponse(server=_message(made))
 
@@ -46,6 +50,7 @@ class ServerService:
             self._snapshot.put(found)
         except UnavailableError:
             found, stale = self._snapshot.get(server_id), True
+        access.check_reaches(access.fields_of(found), server_id)
         return pb.GetServerResponse(server=_message(found), provenance=self._provenance(stale=stale))
 
     async def ListServers(self, request: pb.ListServersRequest, context: Any) -> pb.ListServersResponse:  # noqa: ARG002, N802
@@ -53,7 +58,7 @@ class ServerService:
         query = ListQuery(
             page_size=request.page_size,
             page_token=request.page_token,
-            filter=request.filter,
+            filter=access.narrowed(request.filter),
             order_by=request.order_by,
             show_deleted=request.show_deleted,
         )
@@ -71,6 +76,7 @@ class ServerService:
         if not request.server.id:
             raise missing("server.id")
         fields = _mask(request.update_mask.paths)
+        await self._check_reached(request.server.id, _server(request.server), fields)
         changed = await self._inventory.update(_server(request.server), fields)
         self._snapshot.put(changed)
         return pb.UpdateServerResponse(server=_message(changed))
@@ -80,6 +86,7 @@ class ServerService:
         if not request.id:
             raise missing("id")
         server_id = check_server_id(request.id, "id")
+        await self._check_reached(server_id)
         gone = await self._inventory.delete(server_id, request.etag, purge=request.purge)
         self._snapshot.drop(server_id)
         return pb.DeleteServerResponse(server=_message(gone))
@@ -91,8 +98,11 @@ class ServerService:
             (found, absent), stale = await self._inventory.batch_get(ids), False
         except UnavailableError:
             (found, absent), stale = arrange(self._snapshot.known(), ids), True
+        beyond = {each.id for each in found if not access.reaches(access.fields_of(each))}
         return pb.BatchGetServersResponse(
-            servers=map(_message, found), missing_ids=absent, provenance=self._provenance(stale=stale)
+            servers=[_message(each) for each in found if each.id not in beyond],
+            missing_ids=[each for each in ids if each in beyond or each in absent],
+            provenance=self._provenance(stale=stale),
         )
 
     async def RegisterServers(self, request: pb.RegisterServersRequest, context: Any) -> pb.RegisterServersResponse:  # noqa: ARG002, N802
@@ -102,6 +112,16 @@ class ServerService:
             raise missing("seen_time")
         created, restored = await self._inventory.register(infos, request.seen_time.ToDatetime(tzinfo=UTC))
         return pb.RegisterServersResponse(created_count=created, restored_count=restored)
+
+    async def _check_reached(self, server_id: str, becomes: Server | None = None, fields: Sequence[str] = ()) -> None:
+        """Raise NotFoundError for a server beyond the caller's reach, PermissionDeniedError for putting it there."""
+        if not access.scope():
+            return
+        known = await self._inventory.get(check_server_id(server_id, "id"))
+        access.check_reaches(access.fields_of(known), server_id)
+        if becomes is not None:
+            changed = replace(known, **{name: getattr(becomes, name) for name in fields})
+            access.check_may_change(access.fields_of(changed), "server")
 
     def _provenance(self, *, stale: bool) -> provenance_pb2.Provenance:
         now = self._clock.now_nanos()

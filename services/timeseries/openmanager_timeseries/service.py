@@ -17,6 +17,7 @@ from openmanager.progress import progress_seconds
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import raw, unbounded
 from openmanager.runtime.peer import RATIONED
+from openmanager_timeseries import reach
 from openmanager_timeseries.deletion import delete_series
 from openmanager_timeseries.export import Asked, Export
 from openmanager_timeseries.history import History
@@ -24,7 +25,7 @@ from openmanager_timeseries.ledger import check_consumer
 from openmanager_timeseries.log import Cursor
 from openmanager_timeseries.query import BUDGET_SECONDS, EARLIEST_NANOS, LATEST_NANOS, Answer, RangeQuery
 from openmanager_timeseries.quota import QuerySlots
-from openmanager_timeseries.record import Record
+from openmanager_timeseries.record import Payload, Record
 from openmanager_timeseries.series_page import series_page
 from openmanager_timeseries.tier import RAW
 from openmanager_timeseries.wire import accepted_frames, ack, frame_of, selector_of, time_of
@@ -46,7 +47,9 @@ class TimeseriesService:
     async def WriteFrame(self, data: bytes, context: Any) -> pb.WriteFrameResponse:  # noqa: N802
         """Append one frame."""
         rationed = RATIONED in (context.invocation_metadata() or ())
-        accepted = await self._history.write(frame_of(pb.WriteFrameRequest, data), rationed=rationed)
+        payload = frame_of(pb.WriteFrameRequest, data)
+        reach.check_writable(self._history.catalog, payload)
+        accepted = await self._history.write(payload, rationed=rationed)
         return pb.WriteFrameResponse(ack=ack(accepted))
 
     @raw
@@ -67,7 +70,7 @@ class TimeseriesService:
         while True:
             records = await self._history.log.read(cursor)
             for record in records:
-                yield _watched(record)
+                yield _watched(record, reach.readable(self._history.catalog, record.payload))
             if not records and not await _grew(self._history, cursor.position - 1, progress):
                 yield pb.WatchFramesResponse(position=cursor.position - 1)
             self._history.log.check_kept(min(cursor.position, self._history.log.state.head_position + 1))
@@ -149,10 +152,10 @@ def _cursor(history: History, request: pb.WatchFramesRequest) -> Cursor:
     return Cursor(books.position + 1 if books else history.log.state.head_position + 1)
 
 
-def _watched(record: Record) -> bytes:
+def _watched(record: Record, frame: Payload) -> bytes:
     about = pb.WatchFramesResponse(position=record.position, trace_parent=record.trace_parent)
     about.receive_time.FromNanoseconds(record.receive_nanos)
-    return about.SerializeToString() + length_delimited(2, record.payload)
+    return about.SerializeToString() + (length_delimited(2, frame) if frame else b"")
 
 
 async def _grew(history: History, position: int, seconds: float) -> bool:
@@ -169,10 +172,9 @@ async def _grew(history: History, position: int, seconds: float) -> bool:
 
 def _chosen(selector: frame_pb2.Selector) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
     """Return a selector that chooses something: nobody deletes everything by leaving a field out."""
-    servers, text, metrics = selector_of(selector)
-    if not (servers or text or metrics):
+    if not (selector.servers or selector.server_filter or selector.metrics):
         raise missing("selector")
-    return servers, text, metrics
+    return selector_of(selector)
 
 
 def _export(request: pb.ExportSeriesRequest, now: int) -> Asked:

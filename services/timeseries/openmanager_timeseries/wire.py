@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from openmanager.access import narrowed
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import OutOfRangeError, invalid, missing
 from openmanager.runtime import validate
+from openmanager_timeseries import reach
 from openmanager_timeseries.history import Accepted, History, Writing
 from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
 from openmanager_timeseries.record import Payload
@@ -50,7 +52,9 @@ async def accepted_frames(
     async def receive() -> None:
         try:
             async for data in requests:
-                writing = history.begin_write(frame_of(cls, data), any_future=any_future)
+                payload = frame_of(cls, data)
+                reach.check_writable(history.catalog, payload)
+                writing = history.begin_write(payload, any_future=any_future)
                 try:
                     await under_way.put(writing)
                 except asyncio.CancelledError:
@@ -90,11 +94,14 @@ def ack(accepted: Accepted) -> frame_pb2.WriteAck:
 
 
 def selector_of(selector: frame_pb2.Selector, field: str = "selector") -> tuple[tuple[str, ...], str, tuple[str, ...]]:
-    """Return the servers, the filter and the metrics of a selector; InvalidArgumentError when there are too many."""
+    """Return the servers, the filter and the metrics of a selector, kept to what the caller may reach.
+
+    InvalidArgumentError when there are too many.
+    """
     for name in ("servers", "metrics"):
         if len(getattr(selector, name)) > MAX_SELECTOR_ENTRIES:
             raise invalid(f"{field}.{name}", f"has more than {MAX_SELECTOR_ENTRIES} entries")
-    return tuple(selector.servers), selector.server_filter, tuple(selector.metrics)
+    return tuple(selector.servers), narrowed(selector.server_filter, f"{field}.server_filter"), tuple(selector.metrics)
 
 
 def time_of(request: Any, name: str, default: int | None, prefix: str = "") -> int:

@@ -1,0 +1,106 @@
+"""Who is calling, and whether they may: asked once for every call of every kind, before anything else is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from openmanager import errors
+from openmanager.access import LOCAL, NOBODY, Caller, Identity, Permission
+from openmanager.policy import Reach, Rule
+from openmanager.runtime.mesh_key import HEADER, MeshKey
+
+AUTHORIZATION = "authorization"
+BEARER = "bearer "
+MAX_CREDENTIAL = 4096
+
+
+@dataclass(slots=True)
+class Pass:
+    """What somebody came with, as long as it holds: `error` says why it does not any more. `streams` are open with it."""
+
+    identity: Identity
+    source: str = ""
+    error: errors.OpenManagerError | None = None
+    streams: int = 0
+
+
+class Authenticator(Protocol):
+    """Knows people and programs by their credentials."""
+
+    def known(self, credential: str) -> Pass | None:
+        """Return whose a credential is, where that is known already."""
+        ...
+
+    async def find(self, credential: str, source: str) -> Pass:
+        """Return whose a credential is; UnauthenticatedError when it is nobody's."""
+        ...
+
+
+class Gate:
+    """Lets calls in: `anonymous` is who needs no credentials, None when everybody does.
+
+    Without an `authenticator` only servers of the mesh, and whom they speak for, are known.
+    """
+
+    def __init__(
+        self,
+        *,
+        anonymous: Identity | None = LOCAL,
+        mesh_key: MeshKey | None = None,
+        authenticator: Authenticator | None = None,
+    ) -> None:
+        self._anonymous = Pass(anonymous) if anonymous is not None else None
+        self._mesh_key = mesh_key
+        self._authenticator = authenticator
+        self._nobody = Pass(NOBODY)
+
+    async def enter(self, metadata: Iterable[Any], context: Any, rule: Rule) -> tuple[Pass, Caller]:
+        """Return who is calling and what they may reach; UnauthenticatedError or PermissionDeniedError otherwise."""
+        found = await self._who(metadata, context, rule)
+        return found, admit(found, rule)
+
+    async def _who(self, metadata: Iterable[Any], context: Any, rule: Rule) -> Pass:
+        authorization = token = ""
+        for key, value in metadata:
+            if key == AUTHORIZATION:
+                authorization = value
+            elif key == HEADER:
+                token = value
+        if token and self._mesh_key is not None:
+            identity, source = self._mesh_key.read(token)
+            return Pass(identity, source)
+        if authorization and self._authenticator is not None and rule.permission is not Permission.NOTHING:
+            credential = _credential(authorization)
+            return self._authenticator.known(credential) or await self._authenticator.find(credential, address(context))
+        if rule.permission is Permission.NOTHING:
+            return Pass(NOBODY, address(context)) if self._anonymous is None else self._anonymous
+        if self._anonymous is None:
+            raise errors.UnauthenticatedError("credentials are required: authorization: Bearer …")
+        return self._anonymous
+
+
+def admit(found: Pass, rule: Rule) -> Caller:
+    """Return what somebody may reach by a method; PermissionDeniedError when it is nothing."""
+    scope = found.identity.scope(rule.permission)
+    if scope is None:
+        raise errors.PermissionDeniedError(f"this needs the permission {rule.permission}")
+    if scope and rule.reach is Reach.ALL:
+        raise errors.PermissionDeniedError(f"this needs the permission {rule.permission} over all servers")
+    return Caller(found.identity, scope if rule.reach is Reach.SOME else "", found.source)
+
+
+def _credential(authorization: str) -> str:
+    if authorization[: len(BEARER)].lower() != BEARER or len(authorization) > MAX_CREDENTIAL:
+        raise errors.UnauthenticatedError(
+            "authorization must be “Bearer” and a token or key", reason=errors.Reason.CREDENTIALS_INVALID
+        )
+    return authorization[len(BEARER) :].strip()
+
+
+def address(context: Any) -> str:
+    """Return the address that a call came from, without its port."""
+    peer = str(context.peer())
+    kind, _, rest = peer.partition(":")
+    return rest.rpartition(":")[0] if kind in {"ipv4", "ipv6"} else kind

@@ -1,0 +1,142 @@
+"""The secret that the servers of a mesh share: who is calling goes from one to the next as a short token signed with it.
+
+The gateway finds out who somebody is and tells the others so; what clients send of this kind is not believed without a
+signature. A token lives for a minute, which is also how long a grant that was taken away could still be used at a
+service by who had listened in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import jwt
+
+from openmanager.access import Grant, Identity, Role, server
+from openmanager.config import Secret
+from openmanager.errors import ConfigurationError, Reason, UnauthenticatedError
+from openmanager.runtime.clock import Clock
+
+HEADER = "x-openmanager-identity"
+# The one server that speaks for others; the rest speak for themselves alone.
+SPEAKER = "gateway"
+ALGORITHM = "HS256"
+AUDIENCE = "openmanager-mesh"
+LIFETIME_SECONDS = 60
+# One is used for so long before the next is made.
+USE_SECONDS = 20.0
+SKEW_SECONDS = 60
+MIN_LENGTH = 32
+_REMEMBERED = 10_000
+_READ_SECONDS = 5.0
+_REQUIRED = ("exp", "iat", "sub", "aud", "iss")
+
+
+class MeshKey:
+    """Signs for the server `name`, and verifies what others signed.
+
+    The secret may have several lines: the first signs, all are believed. Where it came from a file, it is read again
+    now and then, so that it can be exchanged in three steps without anybody being stopped.
+    """
+
+    def __init__(self, secret: Secret, name: str, clock: Clock) -> None:
+        self._secret = secret
+        self._name = name
+        self._clock = clock
+        self._keys = _keys(secret)
+        self._read = clock.monotonic()
+        self._made: OrderedDict[tuple[Identity, str], tuple[float, str]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, Identity, str]] = OrderedDict()
+
+    def token(self, identity: Identity, source: str = "") -> str:
+        """Return a token that tells the next server who is calling, and from which address."""
+        now = self._clock.monotonic()
+        found = self._made.get((identity, source))
+        if found is not None and now < found[0]:
+            return found[1]
+        self._renew(now)
+        begin = self._wall()
+        kid, key = next(iter(self._keys.items()))
+        claims = {
+            "iss": self._name,
+            "aud": AUDIENCE,
+            "sub": identity.subject,
+            "grants": [[str(each.role), each.server_filter] for each in identity.grants],
+            "ses": identity.session,
+            "src": source,
+            "iat": begin,
+            "exp": begin + LIFETIME_SECONDS,
+        }
+        made = jwt.encode(claims, key, ALGORITHM, {"kid": kid})
+        _keep(self._made, (identity, source), (now + USE_SECONDS, made))
+        return made
+
+    def read(self, token: str) -> tuple[Identity, str]:
+        """Return who is calling and from where; UnauthenticatedError unless a server of the mesh says so, now."""
+        now = self._clock.monotonic()
+        found = self._known.get(token)
+        if found is not None and now < found[0]:
+            return found[1], found[2]
+        claims = self._verified(token, now)
+        try:
+            grants = tuple(Grant(Role(role), str(text)) for role, text in claims["grants"])
+            identity = Identity(str(claims["sub"]), grants, session=str(claims["ses"]))
+            source, left = str(claims["src"]), float(claims["exp"]) - self._wall()
+        except (KeyError, TypeError, ValueError) as err:
+            raise _refused() from err
+        if claims["iss"] != SPEAKER and identity.subject != server(str(claims["iss"])).subject:
+            raise _refused()
+        _keep(self._known, token, (now + min(max(left, 0.0), LIFETIME_SECONDS), identity, source))
+        return identity, source
+
+    def _verified(self, token: str, now: float) -> dict[str, Any]:
+        try:
+            kid = jwt.get_unverified_header(token).get("kid")
+            if kid not in self._keys:
+                self._renew(now, at_once=True)
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                self._keys[str(kid)],
+                algorithms=[ALGORITHM],
+                audience=AUDIENCE,
+                # Times are compared below, by the server's own clock.
+                options={"require": list(_REQUIRED), "verify_exp": False, "verify_iat": False},
+            )
+        except (jwt.InvalidTokenError, KeyError, ValueError) as err:
+            raise _refused() from err
+        if not claims["iat"] - SKEW_SECONDS <= self._wall() < claims["exp"] + SKEW_SECONDS:
+            raise _refused()
+        return claims
+
+    def _wall(self) -> int:
+        return self._clock.now_nanos() // 1_000_000_000
+
+    def _renew(self, now: float, *, at_once: bool = False) -> None:
+        if now - self._read < (1.0 if at_once else _READ_SECONDS):
+            return
+        self._read = now
+        try:
+            self._keys = _keys(self._secret.renewed())
+        except ConfigurationError:
+            return  # it is being replaced
+
+
+def _keys(secret: Secret) -> dict[str, bytes]:
+    """Return the keys of a secret by their ids, the one that signs first."""
+    lines = [line.strip() for line in secret.reveal().splitlines() if line.strip()]
+    if not lines or min(map(len, lines)) < MIN_LENGTH:
+        raise ConfigurationError(f"OPENMANAGER_MESH_KEY must have lines of at least {MIN_LENGTH} characters")
+    keys = [hashlib.sha256(b"openmanager mesh\0" + line.encode()).digest() for line in lines]
+    return {hashlib.sha256(key).hexdigest()[:16]: key for key in keys}
+
+
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    kept.pop(key, None)
+    kept[key] = value
+    if len(kept) > _REMEMBERED:
+        kept.popitem(last=False)
+
+
+def _refused() -> UnauthenticatedError:
+    return UnauthenticatedError("the credentials are not valid", reason=Reason.CREDENTIALS_INVALID)

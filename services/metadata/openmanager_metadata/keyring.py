@@ -1,0 +1,112 @@
+"""What is derived from the one secret of this service: hashes of what nobody can guess, and signatures of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from openmanager.config import Secret
+from openmanager.errors import ConfigurationError, FailedPreconditionError, Reason, UnauthenticatedError
+
+ALGORITHM = "HS256"
+ISSUER = "openmanager"
+AUDIENCE = "openmanager"
+SKEW_SECONDS = 60
+MIN_SECRET = 32
+_SECRET_BYTES = 32
+_REQUIRED = ("exp", "iat", "sub", "sid", "aud", "iss")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What an access token says: whose it is, of which session, and until when, in seconds since the epoch."""
+
+    user: str
+    session: str
+    end: int
+
+
+class Keyring:
+    """Keys derived by HKDF-SHA256 (RFC 5869), one for each use, so that none can stand in for another."""
+
+    def __init__(self, secret: Secret) -> None:
+        text = secret.reveal()
+        if text and len(text) < MIN_SECRET:
+            raise ConfigurationError(f"metadata.identity_key is shorter than {MIN_SECRET} characters")
+        self._set = bool(text)
+        # Without one nothing that is made now could be recognised after the next start, and so nothing is made.
+        root = text.encode() or secrets.token_bytes(_SECRET_BYTES)
+        self._hashing = _derive(root, b"openmanager hash")
+        self._signing = _derive(root, b"openmanager access token")
+        self._kid = hashlib.sha256(self._signing).hexdigest()[:16]
+
+    def check_set(self) -> None:
+        """Raise FailedPreconditionError when there is no secret."""
+        if not self._set:
+            raise FailedPreconditionError(
+                "the metadata service has no identity key: set OPENMANAGER_METADATA_IDENTITY_KEY_FILE",
+                reason=Reason.CONFIGURATION,
+            )
+
+    def hash(self, text: str) -> bytes:
+        """Return the HMAC-SHA256 of a secret that nobody can guess."""
+        return hmac.digest(self._hashing, text.encode(), "sha256")
+
+    def matches(self, text: str, known: bytes | None) -> bool:
+        """Say whether a secret has a hash, taking the same time whatever the answer."""
+        return hmac.compare_digest(self.hash(text), known or b"\0" * 32)
+
+    def access_token(self, access: Access, now: int) -> str:
+        """Return the signed token of a session."""
+        self.check_set()
+        claims = {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": access.user,
+            "sid": access.session,
+            "iat": now,
+            "exp": access.end,
+        }
+        return jwt.encode(claims, self._signing, ALGORITHM, {"kid": self._kid})
+
+    def read_access_token(self, token: str, now: float) -> Access:
+        """Return what a token says; UnauthenticatedError unless we signed it, for this use, and it has not ended."""
+        try:
+            if jwt.get_unverified_header(token).get("kid") != self._kid:
+                raise refused()
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                self._signing,
+                algorithms=[ALGORITHM],
+                audience=AUDIENCE,
+                issuer=ISSUER,
+                # Times are compared below, by the service's own clock.
+                options={"require": list(_REQUIRED), "verify_exp": False, "verify_iat": False},
+            )
+        except (jwt.InvalidTokenError, ValueError) as err:
+            raise refused() from err
+        end, begin = claims["exp"], claims["iat"]
+        if not isinstance(end, int) or not isinstance(begin, int) or not begin - SKEW_SECONDS <= now < end:
+            raise refused()
+        return Access(user=str(claims["sub"]), session=str(claims["sid"]), end=end)
+
+
+def _derive(root: bytes, use: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=use).derive(root)
+
+
+def new_secret() -> str:
+    """Return a secret of 256 bits as text of 43 characters."""
+    return secrets.token_urlsafe(_SECRET_BYTES)
+
+
+def refused() -> UnauthenticatedError:
+    """Return the one error for every credential that is nobody's: it does not tell why."""
+    return UnauthenticatedError("the credentials are not valid", reason=Reason.CREDENTIALS_INVALID)
