@@ -159,11 +159,6 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
 }
 
 
-def rule(service: str, method: str) -> Rule:
-    """Return the line of a method; KeyError when it has none."""
-    return POLICY[service][method]
-
-
 def methods_of(role: Role) -> list[str]:
     """Return the methods that a role opens, by full name."""
     from openmanager.access import PERMISSIONS

@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -94,10 +94,17 @@ class _Method:
 class Edge:
     """Registers servicers on a guarded server, each method wrapped."""
 
-    def __init__(self, server: GuardedServer, load: Load, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        server: GuardedServer,
+        load: Load,
+        gate: Gate | None = None,
+        rules: Mapping[str, Mapping[str, policy.Rule]] = policy.POLICY,
+    ) -> None:
         self._server = server
         self._load = load
         self._gate = gate or Gate()
+        self._rules = rules
         self._calls: set[asyncio.Task[Any]] = set()
         self._endless: set[asyncio.Task[Any]] = set()
 
@@ -122,7 +129,7 @@ class Edge:
             takes_bytes=getattr(behaviour, "takes_bytes", False),
             unbounded=hasattr(behaviour, "has_no_deadline"),
             vital=hasattr(behaviour, "is_vital"),
-            rule=policy.rule(descriptor.containing_service.full_name, descriptor.name),
+            rule=self._rules[descriptor.containing_service.full_name][descriptor.name],
         )
         match descriptor.client_streaming, descriptor.server_streaming:
             case False, False:

@@ -91,6 +91,7 @@ class MeshKey:
         return identity, source
 
     def _verified(self, token: str, now: float) -> dict[str, Any]:
+        self._renew(now)
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             if kid not in self._keys:

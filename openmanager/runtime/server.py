@@ -139,7 +139,7 @@ class Server:
             write_seconds=config.write_timeout.total_seconds(),
             idle_seconds=config.idle_timeout.total_seconds(),
         )
-        self._edge = Edge(self._grpc, self._load, gate)
+        self._edge = Edge(self._grpc, self._load, gate, service.rules)
         self._grace = config.grace.total_seconds()
         self._service = service
         self.names = [*service.servicers, STATUS_SERVICE]

@@ -14,9 +14,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, wrapp
 from fuzz import http2
 from fuzz.http2 import connected
 from openmanager import errors
+from openmanager.access import Permission
 from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.errors import OpenManagerError
 from openmanager.frame import length_delimited
+from openmanager.policy import POLICY, Reach, Rule
 from openmanager.runtime import validate
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.edge import MAX_EMPTY_MESSAGES
@@ -48,6 +50,9 @@ def describe() -> None:
                 server_streaming=answers,
             )
         pool.AddSerializedFile(file.SerializeToString())
+
+
+RULES = {**POLICY, NAME: dict.fromkeys(("Call", "Watch", "Talk"), Rule(Permission.READ, Reach.NONE))}
 
 
 class TestService:
@@ -115,7 +120,7 @@ async def serving(
     describe()
     service = TestService()
     server = Server(
-        service=Service(servicers={NAME: service}, public=public),
+        service=Service(rules=RULES, servicers={NAME: service}, public=public),
         name="test",
         address=address,
         config=ServerConfig(**config),

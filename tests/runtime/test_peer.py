@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 from conftest import free_ports
 from google.protobuf import wrappers_pb2
-from test_edge import NAME, TestService, describe
+from test_edge import NAME, RULES, TestService, describe
 
 from openmanager.errors import OpenManagerError, Reason, UnavailableError
 from openmanager.runtime.clock import SystemClock
@@ -41,7 +41,7 @@ def address() -> str:
 async def serving(address: str, service: TestService | None = None) -> AsyncIterator[None]:
     describe()
     made = Server(
-        service=Service(servicers={NAME: service or TestService()}),
+        service=Service(rules=RULES, servicers={NAME: service or TestService()}),
         name="test",
         address=address,
         config=ServerConfig(grace=timedelta(seconds=0.2)),
