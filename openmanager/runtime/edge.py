@@ -24,6 +24,7 @@ from openmanager import errors
 from openmanager.runtime import telemetry, validate
 from openmanager.runtime.grpc_server import GuardedServer, abort, mark_received
 from openmanager.runtime.rpc_error import status_code, to_trailers
+from openmanager.runtime.tls import anyone
 
 DEFAULT_DEADLINE_SECONDS, MAX_DEADLINE_SECONDS = 5.0, 30.0
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -88,10 +89,11 @@ class _Method:
 
 
 class Edge:
-    """Registers servicers on a guarded server, each method wrapped."""
+    """Registers servicers on a guarded server, each method wrapped; `check_peer` raises for a connection not to be served."""
 
-    def __init__(self, server: GuardedServer, load: Load) -> None:
+    def __init__(self, server: GuardedServer, load: Load, check_peer: Callable[[Any], None] = anyone) -> None:
         self._server = server
+        self._check_peer = check_peer
         self._load = load
         self._calls: set[asyncio.Task[Any]] = set()
         self._endless: set[asyncio.Task[Any]] = set()
@@ -144,6 +146,7 @@ class Edge:
                 try:
                     self._admit(load.unary, load.max_unary)
                     _check_metadata(context)
+                    self._check_peer(context)
                     async with asyncio.timeout(_remaining(context, default, most)):
                         reply = await behaviour(_decode(method, data), context)
                 except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
@@ -194,6 +197,7 @@ class Edge:
             try:
                 self._admit(counted * load.streams, load.max_streams)
                 _check_metadata(context)
+                self._check_peer(context)
                 if (seconds := _remaining(context, None, math.inf)) is None:
                     self._endless.add(task)
                 async with asyncio.timeout(seconds), _Patience(load) as patience:

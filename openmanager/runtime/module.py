@@ -17,6 +17,8 @@ from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.peer import Peer, retried
 from openmanager.runtime.status import Storage
+from openmanager.runtime.tls import Files, transport_warnings
+from openmanager.spiffe import server_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,20 @@ class ServerConfig:
         False, "Serve without credentials, also on addresses other than loopback.", env="OPENMANAGER_ALLOW_INSECURE"
     )
     auth: str = setting("", "`required` refuses anonymous callers; not available yet.", env="OPENMANAGER_AUTH")
+    tls_certificate: str = setting(
+        "", "PEM file of the certificate, with its chain; empty: connections are not encrypted."
+    )
+    tls_key: str = setting("", "PEM file of its key.")
+    tls_ca: str = setting("", "PEM file of the authorities that peers' certificates are checked by.")
+    tls_clients: bool = setting(
+        False, "The gateway takes only clients that show a certificate; the other services always do."
+    )
+    tls_listen: str = setting(
+        "", "Where the gateway also listens for services, which show a certificate there; empty: nowhere."
+    )
+    tls_session: timedelta = setting(
+        timedelta(hours=12), "An encrypted connection between services is ended after so long and made anew."
+    )
     log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
     max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")
     write_timeout: timedelta = setting(
@@ -89,6 +105,8 @@ class Runtime:
     address: str
     version: str
     clock: Clock = field(default_factory=SystemClock)
+    # What connections to and from other services are encrypted with; None: they are not.
+    tls: Files | None = None
 
     def section(self, cls: type[Any]) -> Any:
         """Return a section of the configuration."""
@@ -98,7 +116,11 @@ class Runtime:
         """Return the peer `name` at its address in `mesh`; `services` are those whose reads may be retried."""
         target = getattr(self.configuration.section(MeshConfig), name)
         methods = [entry for service in services for entry in retried(service, service_methods(service))]
-        return Peer(name, target, retried=methods, patience=patience)
+        return Peer(name, target, retried=methods, patience=patience, tls=self.tls, server_name=server_name(name))
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what an operator should know of how this server is reached."""
+        return transport_warnings(self.address, self.tls, self.clock)
 
 
 class Module(Protocol):
