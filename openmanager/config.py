@@ -20,8 +20,16 @@ from typing import Any, NewType, Self, TypeVar
 from openmanager.errors import ConfigurationError
 
 PREFIX = "OPENMANAGER_"
-# Read before any section is: the configuration file, and the failpoints of fault tests.
-RESERVED_VARIABLES = frozenset({"OPENMANAGER_CONFIG", "OPENMANAGER_FAILPOINT"})
+# Of no section: the configuration file, the failpoints of fault tests, and what commands connect to the gateway with.
+RESERVED_VARIABLES = frozenset(
+    {
+        "OPENMANAGER_CONFIG",
+        "OPENMANAGER_FAILPOINT",
+        "OPENMANAGER_TLS_CA",
+        "OPENMANAGER_TLS_CERTIFICATE",
+        "OPENMANAGER_TLS_KEY",
+    }
+)
 
 Size = NewType("Size", int)
 T = TypeVar("T")

@@ -26,6 +26,7 @@ from openmanager.client.write import WritePipeline
 from openmanager.errors import invalid
 from openmanager.frame import Frame, ServerInfo, decode_trusted, encode_write_request
 from openmanager.rollup import Grid
+from openmanager.runtime.tls import Tls
 
 DEFAULT_TARGET = "127.0.0.1:50050"
 # A deletion rewrites every file that holds a part of what goes.
@@ -41,11 +42,16 @@ class Client:
     with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
     Async iterators that are left early are closed at once inside `contextlib.aclosing`.
 
+    With `tls` the connection is encrypted, and the gateway's certificate must name the host of `target`; ConfigurationError
+    when a file of it cannot be used.
+
     `inventory`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, jitter: random.Random | None = None) -> None:
-        self.rpc = Rpc(target, jitter=jitter or random.Random())  # noqa: S311  (it only spreads reconnections)
+    def __init__(
+        self, target: str = DEFAULT_TARGET, *, tls: Tls | None = None, jitter: random.Random | None = None
+    ) -> None:
+        self.rpc = Rpc(target, jitter=jitter or random.Random(), tls=tls)  # noqa: S311  (it only spreads reconnections)
         self.inventory = Inventory(self.rpc)
         self.retention = Retention(self.rpc)
         self.dead_letters = DeadLetters(self.rpc)

@@ -30,6 +30,7 @@ from openmanager.errors import (
     UnavailableError,
 )
 from openmanager.runtime.peer import Peer, backoff, retried
+from openmanager.runtime.tls import Tls, client_files
 
 DEADLINE_SECONDS = 5.0
 # Every watch tells progress at least every 20 s; one that is silent for longer is dead.
@@ -121,17 +122,18 @@ METHODS: tuple[Method[Any], ...] = tuple(value for value in tuple(globals().valu
 
 
 class Rpc:
-    """Calls to the gateway at `host:port`; an async context manager that owns the channel."""
+    """Calls to the gateway at `host:port`, encrypted with `tls`; an async context manager that owns the channel."""
 
-    def __init__(self, target: str, *, jitter: random.Random) -> None:
+    def __init__(self, target: str, *, jitter: random.Random, tls: Tls | None = None) -> None:
         self.target = target
+        self._files = client_files(tls)
         self._jitter = jitter
         self._peer: Peer | None = None
 
     async def __aenter__(self) -> Self:
         """Connect in the background."""
         names = [name for method in METHODS for name in retried(method.service, [method.name])]
-        self._peer = await Peer("the gateway", self.target, retried=names).__aenter__()
+        self._peer = await Peer("the gateway", self.target, retried=names, tls=self._files).__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:

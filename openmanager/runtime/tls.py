@@ -174,7 +174,7 @@ def server_credentials(files: Files, *, require_client: bool) -> grpc.ServerCred
     """
     given = files.material
 
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
+    def fetch() -> Any:
         nonlocal given
         found = files.current()
         if found is given:
@@ -229,6 +229,8 @@ def _shows_certificate(found: Any) -> bool:
 
 
 def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
+    assert material.key is not None  # noqa: S101  (a server has all three)
+    assert material.certificate is not None  # noqa: S101
     return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.ca)
 
 
