@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from google.protobuf.internal import api_implementation
@@ -127,7 +128,9 @@ class Server:
             write_seconds=config.write_timeout.total_seconds(),
             idle_seconds=config.idle_timeout.total_seconds(),
         )
-        self._edge = Edge(self._grpc, self._load, tls.anyone if files is None else tls.check_peer)
+        require_client = not service.public or config.tls_clients
+        check_peer = partial(tls.check_peer, required=require_client)
+        self._edge = Edge(self._grpc, self._load, tls.anyone if files is None else check_peer)
         self._grace = config.grace.total_seconds()
         self._service = service
         self.names = [*service.servicers, STATUS_SERVICE]
@@ -145,7 +148,7 @@ class Server:
             self._edge.add(service_descriptor(full_name), servicer)
         self._edge.add(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health)
         reflection.add(self._edge, [*self.names, *service.routed, HEALTH_SERVICE])
-        self.port = self._listen(address, files, require_client=not service.public or config.tls_clients)
+        self.port = self._listen(address, files, require_client=require_client)
         self.service_port = 0
         if files is not None and service.public and config.tls_listen:
             self.service_port = self._listen(config.tls_listen, files, require_client=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +200,20 @@ def peer_identity(context: Any) -> str | None:
     return _identity(context.auth_context())
 
 
-def check_peer(context: Any) -> None:
-    """Raise UnauthenticatedError for a connection whose certificate names nobody of the trust domain."""
+def check_peer(context: Any, *, required: bool = False) -> None:
+    """Raise UnauthenticatedError for a connection whose certificate names nobody of the trust domain, or has ended.
+
+    The handshake alone would not do for the latter: a session outlives its certificate, and who resumes one is not asked
+    for the certificate again. With `required` a connection that shows none is refused as well.
+    """
     found = context.auth_context()
-    if _shows_certificate(found) and _identity(found) is None:
+    shown: Sequence[bytes] = found.get("x509_pem_cert", ())
+    if not shown and not required:
+        return
+    if _identity(found) is None:
         raise UnauthenticatedError("the certificate names nobody of this mesh")
+    if time.time() > _end(shown[0]):
+        raise UnauthenticatedError("the certificate has ended")
 
 
 def anyone(context: Any) -> None:
@@ -224,8 +234,12 @@ def _identity(found: Any) -> str | None:
     return identity_of(uris[0].decode("utf-8", "replace")) if len(uris) == 1 else None
 
 
-def _shows_certificate(found: Any) -> bool:
-    return "x509_pem_cert" in found
+@lru_cache(maxsize=1024)
+def _end(pem: bytes) -> float:
+    """Return when a certificate ends, in seconds since the epoch."""
+    from openmanager.certificate import read_certificates
+
+    return read_certificates(pem, "the peer's certificate")[0].not_valid_after_utc.timestamp()
 
 
 def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -20,6 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from google.protobuf import wrappers_pb2
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 from test_edge import NAME, TestService, describe
 
 from openmanager import authority, certificate
@@ -317,17 +319,22 @@ async def test_tls_to_a_plain_port_is_cut_off_and_the_server_lives(mesh):
         assert await asked(address, None) == "nobody"
 
 
+def client_settings(mesh: Mesh, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    settings = ssl.create_default_context(cafile=str(mesh.folder / "ca/ca.pem"))
+    files = mesh.tls("gateway")
+    settings.load_cert_chain(files.certificate, files.key)
+    settings.set_alpn_protocols(["h2"])
+    if version is not None:
+        settings.set_ciphers("DEFAULT:@SECLEVEL=0")
+        settings.minimum_version = settings.maximum_version = version
+    return settings
+
+
 async def handshake(address: str, mesh: Mesh, *, version: ssl.TLSVersion | None = None):
     """Shake hands as Python's own TLS does, and return the connection."""
 
     def work():
-        settings = ssl.create_default_context(cafile=str(mesh.folder / "ca/ca.pem"))
-        files = mesh.tls("gateway")
-        settings.load_cert_chain(files.certificate, files.key)
-        settings.set_alpn_protocols(["h2"])
-        if version is not None:
-            settings.set_ciphers("DEFAULT:@SECLEVEL=0")
-            settings.minimum_version = settings.maximum_version = version
+        settings = client_settings(mesh, version)
         host, port = address.split(":")
         with contextlib.ExitStack() as stack:
             raw = stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
@@ -406,24 +413,71 @@ async def test_a_call_under_way_ends_on_the_channel_it_began_on(mesh, quick):
 async def test_an_old_certificate_is_refused_when_it_has_ended(mesh, quick):
     mesh.issue("gateway", timedelta(seconds=1.5))
     old = written(mesh.folder / "old", _read(mesh.tls("gateway")), mesh.folder / "ca" / "ca.pem")
-    async with serving(mesh.tls("cache"), tls_session=timedelta(seconds=0.5)) as (service, address, _server):
-        async with peer(address, old) as stale, peer(address, mesh.tls("gateway")) as fresh:
-            assert (await ask(stale), await ask(fresh)) == ("gateway", "gateway")
-            mesh.issue("gateway")
-            ended = _read(old).certificate.not_valid_after_utc
-            async with asyncio.timeout(10):
-                while True:  # its session is over half a second after its certificate at the latest
-                    calls = service.calls
-                    try:
-                        await ask(stale)
-                    except UnavailableError:
-                        break
-                    assert service.calls == calls + 1
-                    await asyncio.sleep(0.05)
-            assert datetime.now(UTC) >= ended
-            with pytest.raises(UnavailableError):
-                await asked(address, old)
-            assert await ask(fresh) == "gateway"
+    ended = _read(old).certificate.not_valid_after_utc.timestamp()
+    async with (
+        serving(mesh.tls("cache")) as (service, address, _server),
+        peer(address, old) as stale,
+        peer(address, mesh.tls("gateway")) as fresh,
+    ):
+        assert (await ask(stale), await ask(fresh)) == ("gateway", "gateway")
+        mesh.issue("gateway")
+        while time.time() <= ended:
+            await asyncio.sleep(0.02)
+        calls = service.calls
+        # Its connection is still there.
+        with pytest.raises(UnauthenticatedError):
+            await ask(stale)
+        with pytest.raises(UnavailableError):
+            await asked(address, old)
+        assert service.calls == calls
+        assert await ask(fresh) == "gateway"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_that_is_resumed_does_not_outlive_its_certificate(mesh, version):
+    lifetime = timedelta(seconds=1.5)
+    mesh.issue("gateway", lifetime)
+    async with serving(mesh.tls("cache")) as (service, address, _server):
+        settings = client_settings(mesh, version)
+        first = await asyncio.to_thread(status_of_a_call, address, settings, None)
+        again = await asyncio.to_thread(status_of_a_call, address, settings, first.session)
+        assert (first.status, again.status, again.resumed) == (b"0", b"0", True)
+        ended = _read(mesh.tls("gateway")).certificate.not_valid_after_utc.timestamp()
+        while time.time() <= ended:
+            await asyncio.sleep(0.02)
+        late = await asyncio.to_thread(status_of_a_call, address, settings, again.session)
+        assert (late.status, late.resumed) == (b"16", True)
+        assert service.calls == 2
+
+
+@dataclass(frozen=True)
+class Called:
+    status: bytes
+    resumed: bool
+    session: ssl.SSLSession
+
+
+def status_of_a_call(address: str, settings: ssl.SSLContext, session: ssl.SSLSession | None) -> Called:
+    """Make one call on a connection of its own, which may resume a session, and return its gRPC status."""
+    host, port = address.split(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as raw,
+        settings.wrap_socket(raw, server_hostname=host, session=session) as made,
+    ):
+        http = H2Connection(H2Configuration(header_encoding=None))
+        http.initiate_connection()
+        headers = [(":method", "POST"), (":scheme", "https"), (":path", f"/{NAME}/Call"), (":authority", "cache")]
+        http.send_headers(1, [*headers, ("content-type", "application/grpc"), ("te", "trailers")])
+        http.send_data(1, bytes(5), end_stream=True)
+        made.sendall(http.data_to_send())
+        found = {}
+        while b"grpc-status" not in found:
+            data = made.recv(65536)
+            assert data, "the connection was closed"
+            for event in http.receive_data(data):
+                found |= dict(getattr(event, "headers", None) or ())
+        assert made.session is not None
+        return Called(found[b"grpc-status"], made.session_reused, made.session)
 
 
 def _read(files: Tls) -> Pair:
@@ -534,8 +588,12 @@ def test_a_key_that_others_can_read_is_warned_of(mesh):
 
 @pytest.mark.parametrize(
     ("lifetime", "left", "warned"),
-    [(timedelta(days=90), timedelta(days=15), False), (timedelta(days=90), timedelta(days=13), True)]
-    + [(timedelta(days=3), timedelta(days=2), False), (timedelta(days=3), timedelta(hours=23), True)],
+    [
+        (timedelta(days=90), timedelta(days=15), False),
+        (timedelta(days=90), timedelta(days=13), True),
+        (timedelta(days=3), timedelta(days=2), False),
+        (timedelta(days=3), timedelta(hours=23), True),
+    ],
 )
 def test_an_end_is_warned_of_two_weeks_or_a_third_of_a_life_before(mesh, lifetime, left, warned):
     now = certificate.utc_now()
