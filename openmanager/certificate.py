@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class Pair:
 def new_authority(*, now: datetime, lifetime: timedelta = AUTHORITY_LIFETIME) -> Pair:
     """Return a new authority, which may sign certificates but no other authorities."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = _common_name(f"OpenManager CA {now:%Y-%m-%d}")
+    # Two authorities of one name, while one takes over from the other, would be hard to tell apart.
+    name = _common_name(f"OpenManager CA {now:%Y-%m-%d} {secrets.token_hex(2)}")
     usage = _key_usage(signs_certificates=True)
     made = (
         _builder(name, name, key, now, lifetime)

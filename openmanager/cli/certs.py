@@ -129,12 +129,15 @@ def show(path: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
     else:
-        made = render.table("file", "subject", "names", "until", "days", "trouble", right=("days",))
+        made = render.table("subject", "until", "days", "names", right=("days",))
+        made.columns[-1].no_wrap, made.columns[-1].overflow = False, "fold"
         for row in rows:
-            for number, name in enumerate(row.names or ("",)):
-                cells = (row.file, row.subject, name, row.until[:10], str(row.days_left), "; ".join(row.trouble))
-                made.add_row(*(cells if not number else ("", "", name, "", "", "")))
-        render.console().print(made)
+            made.add_row(row.subject, row.until[:10], str(row.days_left), ", ".join(row.names))
+        out = render.console()
+        out.print(made)
+        for row in rows:
+            for each in row.trouble:
+                out.print(f"! {row.file}: {each}", style="yellow", markup=False)
     if any(row.trouble for row in rows):
         sys.exit(EXIT_NOT_WELL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -46,6 +47,8 @@ def _remember(ctx: click.Context, option: click.Parameter, value: str | None) ->
 
 def tls() -> Tls | None:
     """Return what the connection to the gateway is encrypted with; None when it is not."""
+    # Read when grpc is imported: a handshake that fails is told in our own words.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from openmanager.runtime.tls import Tls
 
     files = click.get_current_context().meta.get(_TLS)
@@ -112,10 +115,23 @@ async def _handshake_obstacle(host: str, port: int, target: str, tls: Tls | None
     elif tls.certificate and tls.key:
         settings.load_cert_chain(tls.certificate, tls.key)
     try:
-        _, writer = await asyncio.open_connection(host, port, ssl=settings)
+        reader, writer = await asyncio.open_connection(host, port, ssl=settings)
     except ssl.SSLCertVerificationError as err:
         return f"the certificate of {target} is not believed: {err.verify_message.rstrip('.')}"
     except (OSError, TimeoutError):
         return None if tls is None else f"{target} does not speak TLS: leave out --tls-ca, or name another gateway"
-    writer.close()
+    if not await _is_taken(reader, writer):
+        shown = tls is not None and tls.certificate is not None
+        return f"{target} {'does not take the certificate' if shown else 'wants a certificate: see --tls-certificate'}"
     return f"{target} speaks TLS only: name its authority with --tls-ca" if tls is None else None
+
+
+async def _is_taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Say whether the other side goes on after the handshake: with TLS 1.3 a client is through before it is judged."""
+    try:
+        async with asyncio.timeout(KNOCK_SECONDS):
+            return bool(await reader.read(1))
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()
