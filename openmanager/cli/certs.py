@@ -58,15 +58,18 @@ def init(folder: Path) -> None:
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("names", metavar="[NAME]…", nargs=-1)
 @click.option("--host", "hosts", multiple=True, metavar="NAME|IP", help="Where clients reach it; may be repeated.")
+@click.option("--init", "make", is_flag=True, help="Make the authority first where there is none.")
 @click.option("--days", type=click.IntRange(1, MAX_DAYS), default=30, show_default=True, help="How long it holds.")
-def issue(folder: Path, names: tuple[str, ...], hosts: tuple[str, ...], days: int) -> None:
+def issue(folder: Path, names: tuple[str, ...], hosts: tuple[str, ...], *, make: bool, days: int) -> None:
     """Issue a certificate and a key to each NAME: by default to every service.
 
     A service's certificate also holds its name within the mesh, its plain name, and this machine's loopback. Any other
     NAME is that of a client, who may call but not serve.
     """
-    from openmanager import certificate
+    from openmanager import authority, certificate
 
+    if make:
+        authority.make(folder, now=certificate.utc_now())
     signer = _open(folder)
     for name in names or suite.NAMES:
         if check_name(name) == _RESERVED:

@@ -28,8 +28,8 @@ def serve(service: str, listen: str | None) -> None:
     certain = bool(server.tls_certificate) and (service != suite.GATEWAY or server.tls_clients)
     if not server.allow_insecure and not certain:
         raise ConfigurationError(
-            "serve needs credentials, which this version does not have: "
-            "set OPENMANAGER_ALLOW_INSECURE=1 to serve without, on a network that you trust"
+            "serve needs credentials: give the service a certificate (`openmanager certs`; the gateway must require "
+            "one of clients, too), or set OPENMANAGER_ALLOW_INSECURE=1 to serve without, on a network that you trust"
         )
     failpoint.arm(os.environ.get(failpoint.VARIABLE, ""))
     telemetry.set_up_logging(server.log_level)
