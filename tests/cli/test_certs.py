@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -225,3 +227,14 @@ def test_a_file_that_is_no_certificate_is_refused_in_one_sentence(run, tmp_path,
 def test_a_key_is_not_shown(run, certs):
     code, said = run("show", "certs/cache/key.pem")
     assert (code, "PRIVATE" in said) == (78, False)
+
+
+def test_the_commands_of_the_page_on_tls_work(run):
+    page = (Path(__file__).resolve().parents[2] / "docs/tls.md").read_text()
+    console = "".join(re.findall(r"```console\n(.*?)```", page, re.DOTALL))
+    commands = [shlex.split(line)[2:] for line in console.splitlines()]
+    assert len(commands) == 8
+    for program, *arguments in commands:
+        assert program == "certs"
+        code, said = run(*arguments)
+        assert code == 0, said

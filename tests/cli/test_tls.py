@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from conftest import clean_environment
 
-from openmanager import authority, certificate
+from openmanager import authority, certificate, config, suite
 from openmanager.agent import AgentEvent, run_agent
+from openmanager.cli import render, status
 from openmanager.cli.main import main
-from openmanager.client import Client, Tls
+from openmanager.client import Client, Tls, codec
 from openmanager.errors import ConfigurationError, UnavailableError
 from openmanager.runtime.clock import SystemClock
-from openmanager.runtime.module import ServerConfig, Service
+from openmanager.runtime.module import Runtime, ServerConfig, Service
 from openmanager.runtime.server import Server
 from openmanager.runtime.tls import Files
 
@@ -178,3 +179,55 @@ async def test_the_agent_reports_over_tls_and_follows_its_certificate(certs):
                 await exported.get()
         stop.set()
         await agent
+
+
+@pytest.mark.parametrize(
+    ("days", "address", "said"),
+    [
+        (1, "127.0.0.1:0", "the certificate ends in"),
+        (30, "0.0.0.0:0", ""),
+        (0, "0.0.0.0:0", "connections from other machines are not encrypted"),
+        (0, "127.0.0.1:0", ""),
+    ],
+)
+async def test_the_status_of_the_mesh_shows_how_the_gateway_is_reached(tmp_path, capsys, days, address, said):
+    tls = None
+    if days:
+        authority.make(tmp_path, now=certificate.utc_now())
+        begun = certificate.utc_now() - timedelta(days=20 if days == 1 else 0)
+        authority.Authority(tmp_path).issue(
+            "gateway", (), now=begun, lifetime=timedelta(days=21 if days == 1 else days)
+        )
+        tls = Files(files(tmp_path / "gateway"))
+    suite.load_protos()
+    nobody = {("mesh", name): "127.0.0.1:1" for name in suite.NAMES}
+    configuration = config.load(suite.sections(), flags={**nobody, ("gateway", "patience"): "0s"})
+    module = suite.load_module("gateway")
+    runtime = Runtime(configuration=configuration, name="gateway", address=address, version="0.1.0", tls=tls)
+    async with module.open(runtime) as service:
+        board = service.servicers["openmanager.api.gateway.v1.GatewayService"]._board
+        found = codec.board(await board.collect())
+    out = render.console()
+    for part in status._parts(found, "gateway.example.net:50050"):
+        out.print(part)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! ")]
+    assert [line.startswith(f"! gateway: {said}") for line in shown] == [True] * bool(said)
+
+
+@pytest.mark.parametrize(
+    ("command", "variables"),
+    [
+        (["up", "--data-dir", "data"], {"OPENMANAGER_SERVER_TLS_CERTIFICATE": "x.pem"}),
+        (["serve", "cache"], {"OPENMANAGER_SERVER_TLS_CERTIFICATE": "x.pem"}),
+        (["serve", "gateway"], {"OPENMANAGER_SERVER_TLS_CERTIFICATE": "x.pem"}),
+        (["serve", "cache"], {}),
+    ],
+)
+def test_settings_that_would_not_do_what_they_say_are_refused(tmp_path, monkeypatch, capsys, command, variables):
+    monkeypatch.chdir(tmp_path)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("openmanager.runtime.telemetry.set_up_logging", lambda _: None)
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert (end.value.code, len(capsys.readouterr().err.splitlines())) == (78, 1)

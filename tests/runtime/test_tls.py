@@ -33,7 +33,7 @@ from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.line import Line
 from openmanager.runtime.module import ServerConfig, Service
 from openmanager.runtime.peer import Peer
-from openmanager.runtime.server import Server
+from openmanager.runtime.server import Server, check_address
 from openmanager.runtime.tls import Files, Tls
 from openmanager.spiffe import identity_of, server_name
 
@@ -607,3 +607,15 @@ def test_an_end_is_warned_of_two_weeks_or_a_third_of_a_life_before(mesh, lifetim
 )
 def test_a_server_that_others_reach_unencrypted_says_so(address, warned):
     assert bool(tls.transport_warnings(address, None, SystemClock())) is warned
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:50052", "10.0.0.7:50052", "cache.example.net:50052", "[::]:50052"])
+@pytest.mark.parametrize("allow_insecure", [False, True])
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_only_loopback_is_served_unencrypted_without_leave(address, allow_insecure, encrypted):
+    check_address("127.0.0.1:50052", allow_insecure=False)
+    if encrypted or allow_insecure:
+        check_address(address, allow_insecure=allow_insecure, encrypted=encrypted)
+    else:
+        with pytest.raises(ConfigurationError, match="openmanager certs"):
+            check_address(address, allow_insecure=False)
