@@ -34,7 +34,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
-from openmanager.runtime.tls import Files, Tls, channel_credentials, client_files
+from openmanager.runtime.tls import Tls, channel_credentials, client_files
 
 EXPORT_SECONDS = 2.0
 STOP_SECONDS = 2.0
@@ -79,12 +79,17 @@ class AgentEvent:
 class HostExporter(OTLPMetricExporter):
     """The SDK's exporter; it remembers the error of its last call, which it tells nobody but its log, and not each."""
 
-    def __init__(self, endpoint: str, tls: Files | None = None) -> None:
+    def __init__(self, endpoint: str, tls: Tls | None = None) -> None:
         self.error: grpc.RpcError | None = None
-        self._files = tls
-        self._material = None if tls is None else tls.material
-        credentials = None if self._material is None else channel_credentials(self._material)
-        super().__init__(endpoint=endpoint, insecure=tls is None, credentials=credentials, timeout=EXPORT_SECONDS)
+        self._files = client_files(tls)
+        self._material = None if self._files is None else self._files.material
+        super().__init__(
+            endpoint=endpoint,
+            insecure=tls is None,
+            credentials=None if self._material is None else channel_credentials(self._material),
+            timeout=EXPORT_SECONDS,
+            channel_options=(("grpc.ssl_target_name_override", tls.server_name),) if tls and tls.server_name else None,
+        )
 
     def follow(self) -> None:
         """Connect anew when the files of the certificate have changed."""
@@ -223,7 +228,7 @@ async def run_agent(
     """
     # A mesh that is away is told by events, not by the exporter's own lines.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    exporter = BufferingExporter(HostExporter(endpoint, client_files(tls)), buffer_exports, on_event)
+    exporter = BufferingExporter(HostExporter(endpoint, tls), buffer_exports, on_event)
     # All readings are taken in one thread: psutil keeps the last processor times of each, to tell shares from.
     reader = PeriodicExportingMetricReader(exporter, math.inf, EXPORT_SECONDS * 1000)
     provider = MeterProvider([reader], host_resource(server_id, attributes), shutdown_on_exit=False)

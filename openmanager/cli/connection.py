@@ -24,15 +24,16 @@ _TLS = "openmanager.tls"
 
 def tls_options(command: Any) -> Any:
     """Give the program the options of an encrypted connection; `tls` returns what they say."""
-    for name, text in (
-        ("key", "PEM file of that certificate's key."),
-        ("certificate", "PEM file of a certificate to show, where the gateway asks for one."),
-        ("ca", "PEM file of the authority that signed the gateway's certificate; encrypts."),
+    for name, metavar, text in (
+        ("server-name", "NAME", "The name in the gateway's certificate, where it is not the host of --gateway."),
+        ("key", "FILE", "PEM file of that certificate's key."),
+        ("certificate", "FILE", "PEM file of a certificate to show, where the gateway asks for one."),
+        ("ca", "FILE", "PEM file of the authority that signed the gateway's certificate; encrypts."),
     ):
         command = click.option(
             f"--tls-{name}",
-            metavar="FILE",
-            envvar=f"OPENMANAGER_TLS_{name.upper()}",
+            metavar=metavar,
+            envvar=f"OPENMANAGER_TLS_{name.upper().replace('-', '_')}",
             expose_value=False,
             callback=_remember,
             help=text,
@@ -41,8 +42,9 @@ def tls_options(command: Any) -> Any:
 
 
 def _remember(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
+    name = str(option.name).removeprefix("tls_")
     if value:
-        ctx.meta.setdefault(_TLS, {})[str(option.name).removeprefix("tls_")] = Path(value)
+        ctx.meta.setdefault(_TLS, {})[name] = value if name == "server_name" else Path(value)
 
 
 def tls() -> Tls | None:
@@ -115,7 +117,9 @@ async def _handshake_obstacle(host: str, port: int, target: str, tls: Tls | None
     elif tls.certificate and tls.key:
         settings.load_cert_chain(tls.certificate, tls.key)
     try:
-        reader, writer = await asyncio.open_connection(host, port, ssl=settings)
+        reader, writer = await asyncio.open_connection(
+            host, port, ssl=settings, server_hostname=(tls.server_name if tls else "") or host
+        )
     except ssl.SSLCertVerificationError as err:
         return f"the certificate of {target} is not believed: {err.verify_message.rstrip('.')}"
     except (OSError, TimeoutError):

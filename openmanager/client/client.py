@@ -42,8 +42,8 @@ class Client:
     with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
     Async iterators that are left early are closed at once inside `contextlib.aclosing`.
 
-    With `tls` the connection is encrypted, and the gateway's certificate must name the host of `target`; ConfigurationError
-    when a file of it cannot be used.
+    With `tls` the connection is encrypted, and the gateway's certificate must name the host of `target`, or what
+    `tls.server_name` says; ConfigurationError when a file of it cannot be used.
 
     `inventory`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
     """

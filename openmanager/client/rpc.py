@@ -127,13 +127,16 @@ class Rpc:
     def __init__(self, target: str, *, jitter: random.Random, tls: Tls | None = None) -> None:
         self.target = target
         self._files = client_files(tls)
+        self._server_name = "" if tls is None else tls.server_name
         self._jitter = jitter
         self._peer: Peer | None = None
 
     async def __aenter__(self) -> Self:
         """Connect in the background."""
         names = [name for method in METHODS for name in retried(method.service, [method.name])]
-        self._peer = await Peer("the gateway", self.target, retried=names, tls=self._files).__aenter__()
+        self._peer = await Peer(
+            "the gateway", self.target, retried=names, tls=self._files, server_name=self._server_name
+        ).__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -53,7 +53,7 @@ class ServerConfig:
         "", "Where the gateway also listens for services, which show a certificate there; empty: nowhere."
     )
     tls_session: timedelta = setting(
-        timedelta(hours=12), "An encrypted connection between services is ended after so long and made anew."
+        timedelta(hours=12), "An encrypted connection between services is ended after so long, 1s–20d, and made anew."
     )
     log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
     max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")

@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -63,12 +64,16 @@ PUBLIC_OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 # Longer than any unary call between services may take; streams are taken up again.
 SESSION_GRACE_MILLIS = 600_000
+# gRPC counts in milliseconds of 31 bits.
+MIN_SESSION, MAX_SESSION = timedelta(seconds=1), timedelta(days=20)
 
 
 def _options(config: ServerConfig, *, public: bool, encrypted: bool) -> tuple[tuple[str, Any], ...]:
+    if encrypted and not MIN_SESSION <= config.tls_session <= MAX_SESSION:
+        raise ConfigurationError("server.tls_session must be 1s–20d")
     if not public:
         ages = (
-            ("grpc.max_connection_age_ms", int(config.tls_session.total_seconds() * 1000)),
+            ("grpc.max_connection_age_ms", config.tls_session // timedelta(milliseconds=1)),
             ("grpc.max_connection_age_grace_ms", SESSION_GRACE_MILLIS),
         )
         return (*SERVER_OPTIONS, *(ages if encrypted else ()), ("grpc.max_concurrent_streams", INTERNAL_STREAMS))

@@ -35,12 +35,14 @@ class Tls:
     """The PEM files of one side of TLS.
 
     `ca` holds the authorities whose certificates are believed; without it a client believes those of the system.
-    `certificate` (with its chain) and `key` are one's own: both or none, and a server needs all three.
+    `certificate` (with its chain) and `key` are one's own: both or none, and a server needs all three. `server_name` is
+    the DNS name that a client wants to find in the server's certificate; empty: the host that it calls.
     """
 
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    server_name: str = ""
 
     def paths(self) -> tuple[Path, ...]:
         """Return the files that there are."""

@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from conftest import clean_environment
 from openmanager import authority, certificate, config, suite
 from openmanager.agent import AgentEvent, run_agent
 from openmanager.cli import render, status
+from openmanager.cli.connection import _obstacle
 from openmanager.cli.main import main
 from openmanager.client import Client, Tls, codec
 from openmanager.errors import ConfigurationError, UnavailableError
@@ -81,15 +83,14 @@ async def test_a_command_speaks_tls_by_its_options_or_the_environment(certs):
     async with serving(files(certs / "gateway")) as port:
         ca = str(certs / "ca/ca.pem")
         assert await health(port, f"--tls-ca={ca}") == (0, "SERVING")
-        assert await health(port, OPENMANAGER_TLS_CA=ca) == (0, "SERVING")
+        variables = {"OPENMANAGER_TLS_CA": ca, "OPENMANAGER_TLS_SERVER_NAME": "gateway.openmanager.internal"}
+        assert await health(port, host="127.0.0.1", **variables) == (0, "SERVING")
 
 
 async def test_a_command_shows_its_certificate_where_one_is_required(certs):
     ca = f"--tls-ca={certs / 'ca/ca.pem'}"
     async with serving(files(certs / "gateway"), tls_clients=True) as port:
         assert await health(port, ca, *options(certs / "alice")) == (0, "SERVING")
-        code, said = await health(port, ca)
-        assert (code, "wants a certificate: see --tls-certificate" in said) == (69, True)
 
 
 async def test_who_is_plain_with_an_encrypted_gateway_is_told_so(certs):
@@ -100,19 +101,36 @@ async def test_who_is_plain_with_an_encrypted_gateway_is_told_so(certs):
         )
 
 
+async def told(port: int, tls: Tls | None, host: str = "localhost") -> str:
+    """Return what a command says of a connection that it cannot have."""
+    return await _obstacle(f"{host}:{port}", tls) or "nothing"
+
+
 async def test_who_encrypts_with_a_plain_gateway_is_told_so(certs):
     async with serving(None) as port:
-        code, said = await health(port, f"--tls-ca={certs / 'ca/ca.pem'}")
-        assert (code, "does not speak TLS" in said) == (69, True)
+        assert "does not speak TLS" in await told(port, Tls(ca=certs / "ca/ca.pem"))
+
+
+async def test_who_shows_no_certificate_or_a_wrong_one_is_told_so(certs, tmp_path):
+    authority.make(tmp_path, now=certificate.utc_now())
+    issue(tmp_path, "client/alice")
+    stranger = files(tmp_path / "alice")
+    async with serving(files(certs / "gateway"), tls_clients=True) as port:
+        ca = certs / "ca/ca.pem"
+        assert "wants a certificate: see --tls-certificate" in await told(port, Tls(ca=ca))
+        wrong = Tls(ca=ca, certificate=stranger.certificate, key=stranger.key)
+        assert "does not take the certificate" in await told(port, wrong)
+        assert await told(port, files(certs / "alice")) == "nothing"
 
 
 async def test_a_certificate_that_is_not_believed_is_told_with_the_reason(certs, tmp_path):
-    authority.make(tmp_path / "other", now=certificate.utc_now())
+    authority.make(tmp_path, now=certificate.utc_now())
     async with serving(files(certs / "gateway")) as port:
-        code, said = await health(port, f"--tls-ca={tmp_path / 'other/ca/ca.pem'}")
-        assert (code, "is not believed: unable to get local issuer certificate" in said) == (69, True)
-        code, said = await health(port, f"--tls-ca={certs / 'ca/ca.pem'}", host="127.0.0.1")
-        assert (code, "IP address mismatch" in said) == (69, True)
+        said = await told(port, Tls(ca=tmp_path / "ca/ca.pem"))
+        assert "is not believed: unable to get local issuer certificate" in said
+        named = Tls(ca=certs / "ca/ca.pem", server_name="gateway.openmanager.internal")
+        assert await told(port, named, host="127.0.0.1") == "nothing"
+        assert "IP address mismatch" in await told(port, Tls(ca=certs / "ca/ca.pem"), host="127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +150,8 @@ def test_files_that_cannot_be_used_are_named(wrong, said, capsys):
 
 async def test_the_client_takes_the_same_files(certs):
     async with serving(files(certs / "gateway"), tls_clients=True) as port:
-        async with Client(f"localhost:{port}", tls=files(certs / "alice")) as client:
+        several = replace(files(certs / "alice"), server_name="gateway.openmanager.internal")
+        async with Client(f"ipv4:127.0.0.1:{port},127.0.0.1:{port}", tls=several) as client:
             assert await client.rpc.peer.unary_bytes("/grpc.health.v1.Health/Check", b"", seconds=5)
         with pytest.raises(UnavailableError):
             async with Client(f"localhost:{port}", tls=Tls(ca=certs / "ca/ca.pem")) as client:
@@ -163,13 +182,13 @@ async def test_the_agent_reports_over_tls_and_follows_its_certificate(certs):
     async with serving(files(certs / "gateway"), {name: Taking()}, tls_clients=True) as port:
         agent = asyncio.create_task(
             run_agent(
-                f"localhost:{port}",
+                f"127.0.0.1:{port}",
                 interval=timedelta(milliseconds=100),
                 server_id="this-host",
                 attributes={},
                 on_event=hear,
                 stop=stop,
-                tls=files(certs / "alice"),
+                tls=replace(files(certs / "alice"), server_name="gateway.openmanager.internal"),
             )
         )
         async with asyncio.timeout(SECONDS):

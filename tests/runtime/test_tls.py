@@ -101,7 +101,7 @@ def forged(
     now = certificate.utc_now()
     key = certificate.new_authority(now=now).key
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway")])
-    names = [x509.UniformResourceIdentifier(uri), x509.DNSName("cache.openmanager.internal")]
+    names = [*map(x509.UniformResourceIdentifier, uri.split()), x509.DNSName("cache.openmanager.internal")]
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -241,7 +241,16 @@ async def test_a_handshake_is_refused_with(mesh, stranger):
         assert await asked(address, mesh.tls("gateway")) == "gateway"
 
 
-@pytest.mark.parametrize("uri", ["spiffe://elsewhere/gateway", "https://openmanager/gateway"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "spiffe://elsewhere/gateway",
+        "https://openmanager/gateway",
+        "spiffe://openmanager/gateway spiffe://openmanager/cache",
+        "spiffe://openmanager/gateway/cache",
+        "",
+    ],
+)
 async def test_a_certificate_of_another_trust_domain_is_refused_before_a_handler_runs(mesh, uri):
     files = written(mesh.folder / "stranger", forged(mesh.pair(), uri=uri), mesh.folder / "ca" / "ca.pem")
     async with serving(mesh.tls("cache")) as (service, address, _server):
@@ -619,3 +628,10 @@ def test_only_loopback_is_served_unencrypted_without_leave(address, allow_insecu
     else:
         with pytest.raises(ConfigurationError, match="openmanager certs"):
             check_address(address, allow_insecure=False)
+
+
+@pytest.mark.parametrize("session", [timedelta(), timedelta(milliseconds=999), timedelta(days=21)])
+async def test_a_session_that_cannot_be_is_refused_at_the_start(mesh, session):
+    with pytest.raises(ConfigurationError, match="tls_session"):
+        async with serving(mesh.tls("cache"), tls_session=session):
+            pytest.fail("it serves")
