@@ -76,11 +76,6 @@ class Files:
         self._refused = ""
 
     @property
-    def refused(self) -> str:
-        """Why what the files hold now is not taken; empty when it is."""
-        return self._refused
-
-    @property
     def material(self) -> Material:
         """What was read last."""
         return self._material
