@@ -34,6 +34,8 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
+from openmanager.runtime.tls import Tls, channel_credentials, client_files
+
 EXPORT_SECONDS = 2.0
 STOP_SECONDS = 2.0
 BUFFER_EXPORTS = 360
@@ -77,9 +79,26 @@ class AgentEvent:
 class HostExporter(OTLPMetricExporter):
     """The SDK's exporter; it remembers the error of its last call, which it tells nobody but its log, and not each."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, tls: Tls | None = None) -> None:
         self.error: grpc.RpcError | None = None
-        super().__init__(endpoint=endpoint, insecure=True, timeout=EXPORT_SECONDS)
+        self._files = client_files(tls)
+        self._material = None if self._files is None else self._files.material
+        super().__init__(
+            endpoint=endpoint,
+            insecure=tls is None,
+            credentials=None if self._material is None else channel_credentials(self._material),
+            timeout=EXPORT_SECONDS,
+            channel_options=(("grpc.ssl_target_name_override", tls.server_name),) if tls and tls.server_name else None,
+        )
+
+    def follow(self) -> None:
+        """Connect anew when the files of the certificate have changed."""
+        if self._files is None or (found := self._files.current()) is self._material:
+            return
+        old: Any = self._channel
+        self._material, self._credentials = found, channel_credentials(found)
+        self._initialize_channel_and_stub()
+        old.close()
 
     def _initialize_channel_and_stub(self) -> None:
         super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]
@@ -120,6 +139,7 @@ class BufferingExporter(MetricExporter):
         if dropped:
             self._tell("dropped", dropped)
         sent = 0
+        self._inner.follow()
         while self._waiting and not self._stopping.is_set():
             result = self._inner.export(self._waiting[0], timeout_millis=timeout_millis, **kwargs)
             error = self._inner.error if result is not MetricExportResult.SUCCESS else None
@@ -200,14 +220,15 @@ async def run_agent(
     on_event: Callable[[AgentEvent], None],
     stop: asyncio.Event,
     buffer_exports: int = BUFFER_EXPORTS,
+    tls: Tls | None = None,
 ) -> None:
-    """Report this machine to the gateway at `endpoint` (host:port) every `interval` until `stop`.
+    """Report this machine to the gateway at `endpoint` (host:port), encrypted with `tls`, every `interval` until `stop`.
 
     `on_event` is called from another thread. Ends within about STOP_SECONDS, whether the mesh answers or not.
     """
     # A mesh that is away is told by events, not by the exporter's own lines.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    exporter = BufferingExporter(HostExporter(endpoint), buffer_exports, on_event)
+    exporter = BufferingExporter(HostExporter(endpoint, tls), buffer_exports, on_event)
     # All readings are taken in one thread: psutil keeps the last processor times of each, to tell shares from.
     reader = PeriodicExportingMetricReader(exporter, math.inf, EXPORT_SECONDS * 1000)
     provider = MeterProvider([reader], host_resource(server_id, attributes), shutdown_on_exit=False)

@@ -20,9 +20,18 @@ from typing import Any, NewType, Self, TypeVar
 from openmanager.errors import ConfigurationError
 
 PREFIX = "OPENMANAGER_"
-# Not of any section: the configuration file, the failpoints of fault tests, and what a client comes with.
+# Of no section: the configuration file, the failpoints of fault tests, and what commands come to the gateway with.
 RESERVED_VARIABLES = frozenset(
-    {"OPENMANAGER_CONFIG", "OPENMANAGER_FAILPOINT", "OPENMANAGER_TOKEN", "OPENMANAGER_TOKEN_FILE"}
+    {
+        "OPENMANAGER_CONFIG",
+        "OPENMANAGER_FAILPOINT",
+        "OPENMANAGER_TLS_CA",
+        "OPENMANAGER_TLS_CERTIFICATE",
+        "OPENMANAGER_TLS_KEY",
+        "OPENMANAGER_TLS_SERVER_NAME",
+        "OPENMANAGER_TOKEN",
+        "OPENMANAGER_TOKEN_FILE",
+    }
 )
 
 Size = NewType("Size", int)

@@ -41,7 +41,8 @@ cat <<'END'
 .env is written, with fresh secrets that only you can read. Next:
 
   docker compose up --build --detach --wait          start everything
-  openmanager --gateway 127.0.0.1:50050 status       see how it is
-  docker compose exec gateway openmanager status     the same, where openmanager is not installed
+  docker compose exec gateway openmanager status     see how it is
+  docker compose cp gateway:/etc/openmanager/tls/ca.pem ca.pem
+  openmanager --tls-ca ca.pem status                 the same from outside, over TLS
   http://127.0.0.1:3030                              Grafana: user admin, password GRAFANA_PASSWORD of .env
 END

@@ -106,6 +106,7 @@ def _own_row(runtime: Runtime, copy: Storage, started_nanos: int) -> status_pb2.
         version=runtime.version,
         storages=[storage],
         reason=f"replica {storage.reason}" if storage.reason else "",
+        warnings=runtime.warnings(),
     )
     row.start_time.FromNanoseconds(started_nanos)
     return row

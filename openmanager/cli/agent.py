@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import click
 
+from openmanager.cli import connection
 from openmanager.config import parse_duration
 from openmanager.errors import ConfigurationError, InvalidArgumentError
 from openmanager.frame import check_server_id
@@ -41,7 +42,7 @@ def agent(gateway: str, /, interval: str, server_id: str | None, **about: str | 
         raise ConfigurationError("the agent is not installed: pip install 'openmanager[agent]'") from err
     names = {"environment": "deployment.environment.name", "role": "openmanager.role", "location": "cloud.region"}
     attributes = {names[name]: value for name, value in about.items() if value}
-    reporter = _Reporter()
+    reporter, tls = _Reporter(), connection.tls()
     name = host_resource(server_id, attributes).attributes["host.id"]
     try:
         check_server_id(str(name), "the id")
@@ -60,6 +61,7 @@ def agent(gateway: str, /, interval: str, server_id: str | None, **about: str | 
             attributes=attributes,
             on_event=reporter.take,
             stop=stop,
+            tls=tls,
         )
 
     asyncio.run(run())

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from openmanager.cli.connection import tls_options
 from openmanager.errors import ConfigurationError, DeadlineExceededError, OpenManagerError, UnavailableError
 from openmanager.version import VERSION
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "keys": "keys",
     "simulate": "simulate",
     "fault": "fault",
+    "certs": "certs",
     "config": "config",
     "version": "version",
 }
@@ -69,6 +71,7 @@ class _Commands(click.Group):
     show_default=True,
     help="Where the gateway is.",
 )
+@tls_options
 @click.version_option(VERSION, "-V", "--version", message="openmanager %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, gateway: str) -> None:

@@ -19,13 +19,14 @@ from openmanager.errors import ConfigurationError, OpenManagerError
 if TYPE_CHECKING:
     from openmanager.client.credential import Credential
     from openmanager.client.people import Tokens
+    from openmanager.runtime.tls import Tls
 
 VARIABLE = "OPENMANAGER_TOKEN"
 # A token is renewed that long before it ends.
 EARLY = timedelta(seconds=60)
 
 
-def credential(gateway: str, environ: Mapping[str, str]) -> Credential:
+def credential(gateway: str, environ: Mapping[str, str], tls: Tls | None) -> Credential:
     """Return what there is for a gateway; nothing when nobody has signed in there."""
     if text := environ.get(VARIABLE):
         return Token(text.strip())
@@ -35,14 +36,15 @@ def credential(gateway: str, environ: Mapping[str, str]) -> Credential:
         except (OSError, ValueError) as err:
             raise ConfigurationError(f"{VARIABLE}_FILE names a file that cannot be read") from err
     kept = load().get(gateway)
-    return Session(gateway, kept) if kept else Token()
+    return Session(gateway, kept, tls) if kept else Token()
 
 
 class Session:
     """A session that was begun before; its tokens are renewed as they end, and kept."""
 
-    def __init__(self, gateway: str, kept: Mapping[str, str]) -> None:
+    def __init__(self, gateway: str, kept: Mapping[str, str], tls: Tls | None) -> None:
         self._gateway = gateway
+        self._tls = tls
         self._kept = kept
 
     def __repr__(self) -> str:
@@ -66,7 +68,7 @@ class Session:
             self._kept = now
             return True
         try:
-            async with Client(self._gateway) as client:
+            async with Client(self._gateway, tls=self._tls) as client:
                 tokens = await client.sessions.refresh(self._kept["refresh_token"])
         except OpenManagerError:
             return False

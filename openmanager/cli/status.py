@@ -199,6 +199,8 @@ def _remarks(board: Board) -> Iterator[Text]:
                 yield Text(f"! {service.service}/{store.name}: {warning}", style="yellow")
         if service.state != "OK" and not told:
             yield _reason(service.service, service)
+        for warning in service.warnings:
+            yield Text(f"! {service.service}: {warning}", style="yellow")
 
 
 def _reason(name: str, of: StorageStatus | ServiceStatus) -> Text:

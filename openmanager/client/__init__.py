@@ -62,6 +62,7 @@ from openmanager.client.model import (
 from openmanager.client.retention import Retention
 from openmanager.client.simulation import Faults, Simulator
 from openmanager.frame import Frame, MetricInfo, ServerInfo, split
+from openmanager.runtime.tls import Tls
 
 __all__ = [
     "Aggregation",
@@ -114,6 +115,7 @@ __all__ = [
     "Thresholds",
     "Tier",
     "Tiers",
+    "Tls",
     "WatchKind",
     "WriteAck",
     "split",

@@ -28,6 +28,7 @@ from openmanager.client.write import WritePipeline
 from openmanager.errors import invalid
 from openmanager.frame import Frame, ServerInfo, decode_trusted, encode_write_request
 from openmanager.rollup import Grid
+from openmanager.runtime.tls import Tls
 
 DEFAULT_TARGET = "127.0.0.1:50050"
 # A deletion rewrites every file that holds a part of what goes.
@@ -43,19 +44,24 @@ class Client:
     with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
     Async iterators that are left early are closed at once inside `contextlib.aclosing`.
 
+    With `tls` the connection is encrypted, and the gateway's certificate must name the host of `target`, or what
+    `tls.server_name` says; ConfigurationError when a file of it cannot be used. `credential` is a key or an access token,
+    or what can renew itself.
+
     `inventory`, `retention`, `simulation`, `faults`, `entries`, `users`, `keys` and `sessions` hold what concerns these;
-    `rpc` calls with messages. `credential` is a key or an access token, or what can renew itself.
+    `rpc` calls with messages.
     """
 
     def __init__(
         self,
         target: str = DEFAULT_TARGET,
         *,
+        tls: Tls | None = None,
         credential: Credential | str = "",
         jitter: random.Random | None = None,
     ) -> None:
         shown = Token(credential) if isinstance(credential, str) else credential
-        self.rpc = Rpc(target, jitter=jitter or random.Random(), credential=shown)  # noqa: S311  (it only spreads reconnections)
+        self.rpc = Rpc(target, jitter=jitter or random.Random(), tls=tls, credential=shown)  # noqa: S311  (it only spreads reconnections)
         self.users = Users(self.rpc)
         self.keys = Keys(self.rpc)
         self.sessions = Sessions(self.rpc)

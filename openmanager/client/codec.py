@@ -386,6 +386,7 @@ def _service(message: status_pb2.ServiceStatus) -> model.ServiceStatus:
         start_time=moment(message, "start_time"),
         storages=tuple(_storage(each) for each in message.storages),
         reason=message.reason,
+        warnings=tuple(message.warnings),
     )
 
 

@@ -392,6 +392,7 @@ class ServiceStatus:
     start_time: datetime | None
     storages: tuple[StorageStatus, ...]
     reason: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

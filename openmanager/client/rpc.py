@@ -32,6 +32,7 @@ from openmanager.errors import (
     UnavailableError,
 )
 from openmanager.runtime.peer import Peer, backoff, retried
+from openmanager.runtime.tls import Tls, client_files
 
 DEADLINE_SECONDS = 5.0
 # Every watch tells progress at least every 20 s; one that is silent for longer is dead.
@@ -147,13 +148,17 @@ METHODS: tuple[Method[Any], ...] = tuple(value for value in tuple(globals().valu
 
 
 class Rpc:
-    """Calls to the gateway at `host:port`; an async context manager that owns the channel.
+    """Calls to the gateway at `host:port`, encrypted with `tls`; an async context manager that owns the channel.
 
     A call whose `credential` is refused is made once more, when that can be renewed.
     """
 
-    def __init__(self, target: str, *, jitter: random.Random, credential: Credential | None = None) -> None:
+    def __init__(
+        self, target: str, *, jitter: random.Random, tls: Tls | None = None, credential: Credential | None = None
+    ) -> None:
         self.target = target
+        self._files = client_files(tls)
+        self._server_name = "" if tls is None else tls.server_name
         self._credential = credential or Token()
         self._jitter = jitter
         self._peer: Peer | None = None
@@ -161,8 +166,14 @@ class Rpc:
     async def __aenter__(self) -> Self:
         """Connect in the background."""
         names = [name for method in METHODS for name in retried(method.service, [method.name])]
-        peer = Peer("the gateway", self.target, retried=names, identify=self._credential.metadata)
-        self._peer = await peer.__aenter__()
+        self._peer = await Peer(
+            "the gateway",
+            self.target,
+            retried=names,
+            identify=self._credential.metadata,
+            tls=self._files,
+            server_name=self._server_name,
+        ).__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -25,6 +25,7 @@ from openmanager.runtime import telemetry, validate
 from openmanager.runtime.gate import Gate, Pass
 from openmanager.runtime.grpc_server import GuardedServer, abort, mark_received
 from openmanager.runtime.rpc_error import status_code, to_trailers
+from openmanager.runtime.tls import anyone
 
 DEFAULT_DEADLINE_SECONDS, MAX_DEADLINE_SECONDS = 5.0, 30.0
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -92,7 +93,7 @@ class _Method:
 
 
 class Edge:
-    """Registers servicers on a guarded server, each method wrapped."""
+    """Registers servicers on a guarded server, each method wrapped; `check_peer` raises for a connection not to be served."""
 
     def __init__(
         self,
@@ -100,8 +101,10 @@ class Edge:
         load: Load,
         gate: Gate | None = None,
         rules: Mapping[str, Mapping[str, policy.Rule]] = policy.POLICY,
+        check_peer: Callable[[Any], str | None] = anyone,
     ) -> None:
         self._server = server
+        self._check_peer = check_peer
         self._load = load
         self._gate = gate or Gate()
         self._rules = rules
@@ -226,7 +229,7 @@ class Edge:
         """Return what the caller came with, once it is known to be enough for the method."""
         metadata = context.invocation_metadata() or ()
         _check_metadata(metadata)
-        held, caller = await self._gate.enter(metadata, context, method.rule)
+        held, caller = await self._gate.enter(metadata, context, method.rule, self._check_peer(context))
         access.serve(caller)
         return held
 

@@ -56,12 +56,17 @@ class Gate:
         self._authenticator = authenticator
         self._nobody = Pass(NOBODY)
 
-    async def enter(self, metadata: Iterable[Any], context: Any, rule: Rule) -> tuple[Pass, Caller]:
-        """Return who is calling and what they may reach; UnauthenticatedError or PermissionDeniedError otherwise."""
-        found = await self._who(metadata, context, rule)
+    async def enter(
+        self, metadata: Iterable[Any], context: Any, rule: Rule, peer: str | None = None
+    ) -> tuple[Pass, Caller]:
+        """Return who is calling and what they may reach; UnauthenticatedError or PermissionDeniedError otherwise.
+
+        `peer` is whom the connection's certificate names, empty for nobody; None where connections have none.
+        """
+        found = await self._who(metadata, context, rule, peer)
         return found, admit(found, rule)
 
-    async def _who(self, metadata: Iterable[Any], context: Any, rule: Rule) -> Pass:
+    async def _who(self, metadata: Iterable[Any], context: Any, rule: Rule, peer: str | None) -> Pass:
         authorization = token = ""
         for key, value in metadata:
             if key == AUTHORIZATION:
@@ -69,8 +74,12 @@ class Gate:
             elif key == HEADER:
                 token = value
         if token and self._mesh_key is not None:
-            identity, source = self._mesh_key.read(token)
-            return Pass(identity, source)
+            word = self._mesh_key.read(token)
+            if peer is not None and peer != word.speaker:
+                raise errors.UnauthenticatedError(
+                    "the credentials are not those of the certificate", reason=errors.Reason.CREDENTIALS_INVALID
+                )
+            return Pass(word.identity, word.source)
         if authorization and self._authenticator is not None and rule.permission is not Permission.NOTHING:
             credential = _credential(authorization)
             return self._authenticator.known(credential) or await self._authenticator.find(credential, address(context))

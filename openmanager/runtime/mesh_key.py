@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import jwt
@@ -33,6 +34,15 @@ _READ_SECONDS = 5.0
 _REQUIRED = ("exp", "iat", "sub", "aud", "iss")
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What a token says: who is calling, from which address, and which server says so."""
+
+    identity: Identity
+    source: str
+    speaker: str
+
+
 class MeshKey:
     """Signs for the server `name`, and verifies what others signed.
 
@@ -47,7 +57,7 @@ class MeshKey:
         self._keys = _keys(secret)
         self._read = clock.monotonic()
         self._made: OrderedDict[tuple[Identity, str], tuple[float, str]] = OrderedDict()
-        self._known: OrderedDict[str, tuple[float, Identity, str]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, Word]] = OrderedDict()
 
     def token(self, identity: Identity, source: str = "") -> str:
         """Return a token that tells the next server who is calling, and from which address."""
@@ -72,23 +82,24 @@ class MeshKey:
         _keep(self._made, (identity, source), (now + USE_SECONDS, made))
         return made
 
-    def read(self, token: str) -> tuple[Identity, str]:
-        """Return who is calling and from where; UnauthenticatedError unless a server of the mesh says so, now."""
+    def read(self, token: str) -> Word:
+        """Return who is calling; UnauthenticatedError unless a server of the mesh says so, now."""
         now = self._clock.monotonic()
         found = self._known.get(token)
         if found is not None and now < found[0]:
-            return found[1], found[2]
+            return found[1]
         claims = self._verified(token, now)
         try:
             grants = tuple(Grant(Role(role), str(text)) for role, text in claims["grants"])
             identity = Identity(str(claims["sub"]), grants, session=str(claims["ses"]))
-            source, left = str(claims["src"]), float(claims["exp"]) - self._wall()
+            word = Word(identity, str(claims["src"]), str(claims["iss"]))
+            left = float(claims["exp"]) - self._wall()
         except (KeyError, TypeError, ValueError) as err:
             raise _refused() from err
-        if claims["iss"] != SPEAKER and identity.subject != server(str(claims["iss"])).subject:
+        if word.speaker != SPEAKER and identity.subject != server(word.speaker).subject:
             raise _refused()
-        _keep(self._known, token, (now + min(max(left, 0.0), LIFETIME_SECONDS), identity, source))
-        return identity, source
+        _keep(self._known, token, (now + min(max(left, 0.0), LIFETIME_SECONDS), word))
+        return word
 
     def _verified(self, token: str, now: float) -> dict[str, Any]:
         self._renew(now)

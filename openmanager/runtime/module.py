@@ -20,6 +20,8 @@ from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.gate import Authenticator
 from openmanager.runtime.peer import Peer, retried
 from openmanager.runtime.status import Storage
+from openmanager.runtime.tls import Files, transport_warnings
+from openmanager.spiffe import server_name
 
 IdentifyAs = Callable[[access.Caller | None], Sequence[tuple[str, str]]]
 
@@ -54,6 +56,20 @@ class ServerConfig:
         "What the servers of a mesh know each other by: the same for all of them, at least 32 characters; of several"
         " lines the first signs and all are believed.",
         env="OPENMANAGER_MESH_KEY",
+    )
+    tls_certificate: str = setting(
+        "", "PEM file of the certificate, with its chain; empty: connections are not encrypted."
+    )
+    tls_key: str = setting("", "PEM file of its key.")
+    tls_ca: str = setting("", "PEM file of the authorities that peers' certificates are checked by.")
+    tls_clients: bool = setting(
+        False, "The gateway takes only clients that show a certificate; the other services always do."
+    )
+    tls_listen: str = setting(
+        "", "Where the gateway also listens for services, which show a certificate there; empty: nowhere."
+    )
+    tls_session: timedelta = setting(
+        timedelta(hours=12), "An encrypted connection between services is ended after so long, 1s–20d, and made anew."
     )
     log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
     max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")
@@ -111,6 +127,8 @@ class Runtime:
     clock: Clock = field(default_factory=SystemClock)
     # What calls to other servers carry to say who makes them: a caller whose call is passed on, None for ourselves.
     identify: IdentifyAs = lambda _: ()
+    # What connections to and from other services are encrypted with; None: they are not.
+    tls: Files | None = None
 
     def section(self, cls: type[Any]) -> Any:
         """Return a section of the configuration."""
@@ -127,7 +145,19 @@ class Runtime:
         def identify() -> Sequence[tuple[str, str]]:
             return self.identify(access.caller() if passes_on else None)
 
-        return Peer(name, target, retried=methods, patience=patience, identify=identify)
+        return Peer(
+            name,
+            target,
+            retried=methods,
+            patience=patience,
+            identify=identify,
+            tls=self.tls,
+            server_name=server_name(name),
+        )
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what an operator should know of how this server is reached."""
+        return transport_warnings(self.address, self.tls, self.clock)
 
 
 class Module(Protocol):

@@ -15,7 +15,9 @@ from google.protobuf.message import Message
 
 from openmanager import errors
 from openmanager.runtime import telemetry
+from openmanager.runtime.line import Line
 from openmanager.runtime.rpc_error import from_rpc_error, was_away
+from openmanager.runtime.tls import Files
 
 # Goes with a write between services: its series are named by what nobody of ours wrote.
 RATIONED = ("x-openmanager-rationed", "1")
@@ -81,6 +83,9 @@ class Peer:
     `retried` are the methods that may be tried again when the peer is not there: by gRPC, three times at once, or with
     `patience` by us, when it is back, unless it has been away for longer than that. `identify` returns the metadata that
     says who is calling.
+
+    `tls` makes it encrypted. `server_name` is then the DNS name that the server's certificate must hold; empty: the host
+    of `target`.
     """
 
     def __init__(
@@ -91,25 +96,28 @@ class Peer:
         retried: Sequence[str] = (),
         patience: timedelta = timedelta(),
         identify: Identify = nobody,
+        tls: Files | None = None,
+        server_name: str = "",
     ) -> None:
         self.name = name
         self.target = target
         options = (*CHANNEL_OPTIONS, ("grpc.service_config", service_config(() if patience else retried)))
-        self._channel = grpc.aio.insecure_channel(target, options)
+        if tls is not None and server_name:
+            options = (*options, ("grpc.ssl_target_name_override", server_name))
         self._identify = identify
-        self._calls: dict[tuple[str, str], Any] = {}
-        self._absence = Absence(self._channel, patience.total_seconds())
+        self._line = Line(target, options, tls)
+        self._absence = Absence(self._line, patience.total_seconds())
         self._patient = frozenset(f"/{method}" for method in retried) if patience else frozenset()
 
     async def __aenter__(self) -> Self:
         """Connect in the background."""
-        self._channel.get_state(try_to_connect=True)
+        self._line.connect()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close the channel; calls under way are cancelled."""
         self._absence.close()
-        await self._channel.close()
+        await self._line.close()
 
     async def unary(self, path: str, request: Message | bytes, reply: type[M], *, seconds: float) -> M:
         """Call a unary method and return its reply; an error of `openmanager.errors` otherwise."""
@@ -203,19 +211,15 @@ class Peer:
             await asyncio.gather(sender, return_exceptions=True)
 
     def _callable(self, kind: str, path: str) -> Callable[..., Any]:
-        key = (kind, path)
-        if key not in self._calls:
-            self._calls[key] = getattr(self._channel, kind)(path)
-        made: Callable[..., Any] = self._calls[key]
-        return made
+        return self._line.method(kind, path)
 
 
 class Absence:
     """The time that a peer is not there: `since` when on the monotonic clock, None while it is."""
 
-    def __init__(self, channel: Any, patience: float) -> None:
+    def __init__(self, line: Line | None, patience: float) -> None:
         self.since: float | None = None
-        self._channel = channel
+        self._line = line
         self._patience = patience
         self._return: asyncio.Task[None] | None = None
 
@@ -244,8 +248,9 @@ class Absence:
 
     async def _connected(self) -> None:
         """Wait until the channel is; all who do share one task."""
+        assert self._line is not None  # noqa: S101  (what has no line is never away)
         if self._return is None or self._return.done():
-            self._return = asyncio.create_task(self._channel.channel_ready())
+            self._return = asyncio.create_task(self._line.ready())
         await asyncio.shield(self._return)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from google.protobuf.internal import api_implementation
@@ -19,7 +20,8 @@ from grpc_health.v1 import health_pb2
 from openmanager import access
 from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError
-from openmanager.runtime import grpc_server, measure, reflection, telemetry
+from openmanager.runtime import grpc_server, measure, reflection, telemetry, tls
+from openmanager.runtime.address import is_loopback
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Edge, Load
 from openmanager.runtime.gate import Gate
@@ -65,38 +67,40 @@ SERVER_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_connection_idle_ms", 300_000),
 )
-# Connections of other services of the suite do not grow old, and carry what many clients ask.
+# Connections of other services of the suite carry what many clients ask, and grow old only to see certificates anew.
 INTERNAL_STREAMS = 10_000
 PUBLIC_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_connection_age_ms", 1_800_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
 )
+# Longer than any unary call between services may take; streams are taken up again.
+SESSION_GRACE_MILLIS = 600_000
+# gRPC counts in milliseconds of 31 bits.
+MIN_SESSION, MAX_SESSION = timedelta(seconds=1), timedelta(days=20)
 
 
-def _options(config: ServerConfig, *, public: bool) -> tuple[tuple[str, Any], ...]:
+def _options(config: ServerConfig, *, public: bool, encrypted: bool) -> tuple[tuple[str, Any], ...]:
+    if encrypted and not MIN_SESSION <= config.tls_session <= MAX_SESSION:
+        raise ConfigurationError("server.tls_session must be 1s–20d")
     if not public:
-        return (*SERVER_OPTIONS, ("grpc.max_concurrent_streams", INTERNAL_STREAMS))
+        ages = (
+            ("grpc.max_connection_age_ms", config.tls_session // timedelta(milliseconds=1)),
+            ("grpc.max_connection_age_grace_ms", SESSION_GRACE_MILLIS),
+        )
+        return (*SERVER_OPTIONS, *(ages if encrypted else ()), ("grpc.max_concurrent_streams", INTERNAL_STREAMS))
     return (*SERVER_OPTIONS, *PUBLIC_OPTIONS, ("grpc.max_concurrent_streams", config.connection_streams))
 
 
-def check_address(address: str, *, allow_insecure: bool) -> None:
-    """Raise ConfigurationError for an address that is malformed, or not loopback without leave."""
+def check_address(address: str, *, allow_insecure: bool, encrypted: bool = False) -> None:
+    """Raise ConfigurationError for an address that is malformed, or neither loopback nor encrypted without leave."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
         raise ConfigurationError(f"{address!r} is not an address: host:port is expected")
-    if not allow_insecure and not is_loopback(host):
+    if not encrypted and not allow_insecure and not is_loopback(host):
         raise ConfigurationError(
-            f"{address} is not a loopback address, and connections are not encrypted: "
-            "set OPENMANAGER_ALLOW_INSECURE=1 to serve there all the same"
+            f"{address} is not a loopback address, and connections are not encrypted: give the server a certificate "
+            "(`openmanager certs`), or set OPENMANAGER_ALLOW_INSECURE=1 to serve there all the same"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def port_is_taken(address: str) -> bool:
@@ -113,7 +117,7 @@ def port_is_taken(address: str) -> bool:
 
 
 class Server:
-    """One module served on one port."""
+    """One module served on one port; a public one, encrypted, on another one for services too."""
 
     def __init__(
         self,
@@ -124,12 +128,14 @@ class Server:
         config: ServerConfig,
         clock: Clock,
         gate: Gate | None = None,
+        files: tls.Files | None = None,
     ) -> None:
         missing = grpc_server.self_test()
         if missing or api_implementation.Type() != "upb":
             raise ConfigurationError(missing or "protobuf runs without its C implementation: reinstall protobuf")
         self._grpc = grpc_server.GuardedServer(
-            _options(config, public=service.public), read_seconds=config.read_timeout.total_seconds()
+            _options(config, public=service.public, encrypted=files is not None),
+            read_seconds=config.read_timeout.total_seconds(),
         )
         self._load = Load(
             max_unary=config.max_calls,
@@ -139,7 +145,9 @@ class Server:
             write_seconds=config.write_timeout.total_seconds(),
             idle_seconds=config.idle_timeout.total_seconds(),
         )
-        self._edge = Edge(self._grpc, self._load, gate, service.rules)
+        require_client = not service.public or config.tls_clients
+        check_peer = tls.anyone if files is None else partial(tls.check_peer, required=require_client)
+        self._edge = Edge(self._grpc, self._load, gate, service.rules, check_peer)
         self._grace = config.grace.total_seconds()
         self._service = service
         self.names = [*service.servicers, STATUS_SERVICE]
@@ -151,16 +159,27 @@ class Server:
             clock=clock,
             storages=service.storages,
             ledger=service.ledger,
+            warnings=lambda: tls.transport_warnings(address, files, clock),
         )
         for full_name, servicer in {STATUS_SERVICE: self.status, **service.servicers}.items():
             self._edge.add(service_descriptor(full_name), servicer)
         self._edge.add(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health)
         reflection.add(self._edge, [*self.names, *service.routed, HEALTH_SERVICE])
+        self.port = self._listen(address, files, require_client=require_client)
+        self.service_port = 0
+        if files is not None and service.public and config.tls_listen:
+            self.service_port = self._listen(config.tls_listen, files, require_client=True)
+
+    def _listen(self, address: str, files: tls.Files | None, *, require_client: bool) -> int:
+        """Listen at an address and return the port; ConfigurationError when that cannot be."""
         host, _, port = address.rpartition(":")
         if port != "0" and port_is_taken(address):
             raise ConfigurationError(f"port {port} of {host} is taken by another program")
         try:
-            self.port = self._grpc.add_insecure_port(address)
+            if files is None:
+                return self._grpc.add_insecure_port(address)
+            credentials = tls.server_credentials(files, require_client=require_client)
+            return self._grpc.add_secure_port(address, credentials)
         except RuntimeError as err:
             raise ConfigurationError(f"cannot listen on {address}") from err
 
@@ -237,7 +256,10 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
     config = configuration.section(ServerConfig)
     mesh = configuration.section(MeshConfig)
     address = config.listen or getattr(mesh, module.name)
-    check_address(address, allow_insecure=config.allow_insecure)
+    files = tls.server_files(config.tls_ca, config.tls_certificate, config.tls_key)
+    check_address(address, allow_insecure=config.allow_insecure, encrypted=files is not None)
+    if config.tls_listen:
+        check_address(config.tls_listen, allow_insecure=False, encrypted=files is not None)
     end_telemetry = telemetry.set_up(module.name, VERSION, mesh.gateway)
     clock = clock or SystemClock()
     stop = asyncio.Event()
@@ -251,6 +273,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
         version=VERSION,
         clock=clock,
         identify=_identify(module.name, mesh_key, anonymous=is_local(config)),
+        tls=files,
     )
     async with module.open(runtime) as service:
         gate = Gate(
@@ -258,7 +281,9 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
             mesh_key=mesh_key,
             authenticator=service.authenticator,
         )
-        server = Server(service=service, name=module.name, address=address, config=config, clock=clock, gate=gate)
+        server = Server(
+            service=service, name=module.name, address=address, config=config, clock=clock, gate=gate, files=files
+        )
         _measure(service)
         async with server.running():
             log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))

@@ -170,12 +170,14 @@ class StatusReporter:
         clock: Clock,
         storages: Sequence[Storage] = (),
         ledger: Callable[[], status_pb2.Ledger] | None = None,
+        warnings: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._service, self._address, self._version = service, address, version
         self._clock = clock
         self._start_nanos = clock.now_nanos()
         self._storages = tuple(storages)
         self._ledger = ledger
+        self._warnings = warnings
 
     @contextlib.asynccontextmanager
     async def probing(self) -> AsyncIterator[None]:
@@ -208,6 +210,7 @@ class StatusReporter:
             state=state,
             storages=rows,
             reason=reason,
+            warnings=self._warnings(),
         )
         status.start_time.FromNanoseconds(self._start_nanos)
         return status

@@ -50,17 +50,25 @@ FILLED = {name: value or f"canary-{name.lower()}" for name, value in EXAMPLE.ite
 RAW: dict[str, Any] = yaml.safe_load(TEXT)
 COMPOSE: dict[str, Any] = interpolate(RAW, FILLED)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OWN = {name: service for name, service in SERVICES.items() if "build" in service}
+# Gives certificates to the others and ends.
+CERTS = SERVICES["certs"]
+OWN = {name: service for name, service in SERVICES.items() if "build" in service and service is not CERTS}
 # Where the stores listen in their containers.
 PORTS = {"postgres": 5432, "redis": 6379, "influxdb": 8086}
 
 
 def environment(name: str) -> dict[str, str]:
     """Return the environment of a container."""
-    found: dict[str, str] = SERVICES[name]["environment"]
+    found: dict[str, str] = SERVICES[name].get("environment", {})
     return found
 
 
 def share_a_network(left: str, right: str) -> bool:
     """Say whether two containers see each other."""
     return bool(set(SERVICES[left]["networks"]) & set(SERVICES[right]["networks"]))
+
+
+def mounts(name: str) -> dict[str, str]:
+    """Return what a container mounts, by where; a mode is part of the source."""
+    found = (entry.split(":") for entry in SERVICES[name].get("volumes", []))
+    return {target: ":".join((source, *mode)) for source, target, *mode in found}

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import pytest
 from conftest import clean_environment, free_ports
-from deploy.composed import FILLED, OWN, environment
+from deploy.composed import CERTS, FILLED, OWN, environment
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from openmanager import embedded, suite
@@ -43,13 +43,19 @@ class Machine:
             port = getattr(default, name).rpartition(":")[2]
             here = f"127.0.0.1:{base + offset}"
             self._addresses |= {f"{name}:{port}": here, f"0.0.0.0:{port}": here, f"127.0.0.1:{port}": here}
+        port = environment("gateway")["OPENMANAGER_SERVER_TLS_LISTEN"].rpartition(":")[2]
+        services = f"127.0.0.1:{base + len(suite.NAMES)}"
+        self._addresses |= {f"gateway:{port}": services, f"0.0.0.0:{port}": services}
 
     def translate(self, text: str) -> str:
         """Return a text of the compose file with this machine's address or folder in it."""
+        text = text.replace("/etc/openmanager/certs", str(self.folder / "certs"))
         return self._addresses.get(text, text.replace("/var/lib/openmanager", str(self.folder / "volume")))
 
     def environment(self, name: str) -> dict[str, str]:
         given = {variable: self.translate(text) for variable, text in environment(name).items()}
+        own = str(self.folder / "certs" / name)
+        given = {variable: text.replace("/etc/openmanager/tls", own) for variable, text in given.items()}
         stores = {variable: url for variable, url in self._stores.items() if variable in given}
         if "OPENMANAGER_SIMULATOR_INTERVAL" in given:
             given["OPENMANAGER_SIMULATOR_INTERVAL"] = "1s"  # nobody wants to wait ten for the first frame
@@ -146,6 +152,8 @@ def storages(board: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.timeout(150)
 async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gateway(machine, collector):
     waits = {name: set(service["depends_on"]) & set(OWN) for name, service in OWN.items()}
+    done = machine.run("certs", CERTS["command"])
+    assert done.returncode == 0, done.stderr
     with contextlib.ExitStack() as stack:
         processes = {}
         for name in TopologicalSorter(waits).static_order():
@@ -159,6 +167,7 @@ async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gatewa
         done = await asyncio.to_thread(machine.run, "gateway", ["status", "--json"])
         board = json.loads(done.stdout)
         assert {service["service"] for service in board["services"]} == set(OWN)
+        assert [service["warnings"] for service in board["services"]] == [[]] * len(OWN)
         # There is no InfluxDB here: history is read from the blocks, and nothing stops without it.
         away = {name: state for name, state in storages(board).items() if state != "STORAGE_STATE_OK"}
         assert away == {"timeseries/influxdb": "STORAGE_STATE_DOWN"}

@@ -42,13 +42,13 @@ def key(clock: Clock, name: str = "gateway", text: str = OLD, file: Path | None 
 
 
 def test_the_next_server_reads_who_is_calling_and_from_where(clock: Clock):
-    found, source = key(clock, "timeseries").read(key(clock).token(ALICE, "192.0.2.7"))
-    assert (found, source) == (ALICE, "192.0.2.7")
+    word = key(clock, "timeseries").read(key(clock).token(ALICE, "192.0.2.7"))
+    assert word == mesh_key.Word(ALICE, "192.0.2.7", "gateway")
 
 
 def test_only_the_gateway_speaks_for_others(clock: Clock):
     reader = key(clock, "timeseries")
-    assert reader.read(key(clock, "simulator").token(server("simulator")))[0] == server("simulator")
+    assert reader.read(key(clock, "simulator").token(server("simulator"))).identity == server("simulator")
     for claimed in (ALICE, server("gateway")):
         with pytest.raises(UnauthenticatedError):
             reader.read(key(clock, "simulator").token(claimed))
@@ -70,7 +70,7 @@ def test_a_token_ends(clock: Clock):
 def test_clocks_may_differ_by_a_minute_and_not_by_more(clock: Clock):
     ahead = Clock()
     ahead.seconds += mesh_key.SKEW_SECONDS - 1
-    assert key(clock, "timeseries").read(key(ahead).token(ALICE))[0] == ALICE
+    assert key(clock, "timeseries").read(key(ahead).token(ALICE)).identity == ALICE
     ahead.seconds += 10
     with pytest.raises(UnauthenticatedError):
         key(clock, "timeseries").read(key(ahead).token(server("gateway")))
@@ -139,7 +139,7 @@ def test_the_key_is_exchanged_in_three_steps_without_a_refusal(clock: Clock, tmp
         file.write_text(content)
         for _ in range(3):  # whichever of them has read it by now
             clock.seconds += mesh_key.USE_SECONDS + 1
-            assert other.read(one.token(ALICE))[0] == ALICE
+            assert other.read(one.token(ALICE)).identity == ALICE
     with pytest.raises(UnauthenticatedError):
         other.read(key(clock, text=OLD).token(ALICE))
 

@@ -26,27 +26,27 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&openmanager/api/status/v1/status.proto\x12\x19openmanager.api.status.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x80\x01\n\x11GetStatusResponse\x12\x38\n\x06status\x18\x01 \x01(\x0b\x32(.openmanager.api.status.v1.ServiceStatus\x12\x31\n\x06ledger\x18\x02 \x01(\x0b\x32!.openmanager.api.status.v1.Ledger\"\xf6\x01\n\rServiceStatus\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.openmanager.api.status.v1.StorageState\x12\x0f\n\x07version\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x08storages\x18\x06 \x03(\x0b\x32(.openmanager.api.status.v1.StorageStatus\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\xd1\x02\n\rStorageStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x36\n\x05state\x18\x04 \x01(\x0e\x32\'.openmanager.api.status.v1.StorageState\x12\x0f\n\x07version\x18\x05 \x01(\t\x12*\n\x07latency\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12.\n\nsince_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\t \x01(\x03\x12\x12\n\nitem_count\x18\n \x01(\x03\x12\x10\n\x08warnings\x18\x0b \x03(\t\x12\x11\n\thit_count\x18\x0c \x01(\x03\x12\x12\n\nmiss_count\x18\r \x01(\x03\"v\n\x06Ledger\x12\x1d\n\x15\x61\x63\x63\x65pted_sample_count\x18\x01 \x01(\x03\x12\x15\n\rhead_position\x18\x02 \x01(\x03\x12\x36\n\tconsumers\x18\x03 \x03(\x0b\x32#.openmanager.api.status.v1.Consumer\"\xe9\x02\n\x08\x43onsumer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x1e\n\x16\x64\x65livered_sample_count\x18\x03 \x01(\x03\x12\x1c\n\x14waiting_sample_count\x18\x04 \x01(\x03\x12\"\n\x1a\x64\x65\x61\x64_lettered_sample_count\x18\x05 \x01(\x03\x12\x1d\n\x15resynced_sample_count\x18\x06 \x01(\x03\x12\x1c\n\x14\x64\x61maged_sample_count\x18\x07 \x01(\x03\x12&\n\x03lag\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x05state\x18\t \x01(\x0e\x32\'.openmanager.api.status.v1.StorageState\x12\x0e\n\x06reason\x18\n \x01(\t\x12.\n\nsince_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xde\x01\n\x0cStorageState\x12\x1d\n\x19STORAGE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STORAGE_STATE_OK\x10\x01\x12\x16\n\x12STORAGE_STATE_SLOW\x10\x02\x12\x16\n\x12STORAGE_STATE_DOWN\x10\x03\x12\x16\n\x12STORAGE_STATE_HUNG\x10\x04\x12\x17\n\x13STORAGE_STATE_EMPTY\x10\x05\x12\x1a\n\x16STORAGE_STATE_READONLY\x10\x06\x12\x1c\n\x18STORAGE_STATE_RECOVERING\x10\x07\x32w\n\rStatusService\x12\x66\n\tGetStatus\x12+.openmanager.api.status.v1.GetStatusRequest\x1a,.openmanager.api.status.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&openmanager/api/status/v1/status.proto\x12\x19openmanager.api.status.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x80\x01\n\x11GetStatusResponse\x12\x38\n\x06status\x18\x01 \x01(\x0b\x32(.openmanager.api.status.v1.ServiceStatus\x12\x31\n\x06ledger\x18\x02 \x01(\x0b\x32!.openmanager.api.status.v1.Ledger\"\x88\x02\n\rServiceStatus\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.openmanager.api.status.v1.StorageState\x12\x0f\n\x07version\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x08storages\x18\x06 \x03(\x0b\x32(.openmanager.api.status.v1.StorageStatus\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x10\n\x08warnings\x18\x08 \x03(\t\"\xd1\x02\n\rStorageStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x36\n\x05state\x18\x04 \x01(\x0e\x32\'.openmanager.api.status.v1.StorageState\x12\x0f\n\x07version\x18\x05 \x01(\t\x12*\n\x07latency\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12.\n\nsince_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\t \x01(\x03\x12\x12\n\nitem_count\x18\n \x01(\x03\x12\x10\n\x08warnings\x18\x0b \x03(\t\x12\x11\n\thit_count\x18\x0c \x01(\x03\x12\x12\n\nmiss_count\x18\r \x01(\x03\"v\n\x06Ledger\x12\x1d\n\x15\x61\x63\x63\x65pted_sample_count\x18\x01 \x01(\x03\x12\x15\n\rhead_position\x18\x02 \x01(\x03\x12\x36\n\tconsumers\x18\x03 \x03(\x0b\x32#.openmanager.api.status.v1.Consumer\"\xe9\x02\n\x08\x43onsumer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x1e\n\x16\x64\x65livered_sample_count\x18\x03 \x01(\x03\x12\x1c\n\x14waiting_sample_count\x18\x04 \x01(\x03\x12\"\n\x1a\x64\x65\x61\x64_lettered_sample_count\x18\x05 \x01(\x03\x12\x1d\n\x15resynced_sample_count\x18\x06 \x01(\x03\x12\x1c\n\x14\x64\x61maged_sample_count\x18\x07 \x01(\x03\x12&\n\x03lag\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x05state\x18\t \x01(\x0e\x32\'.openmanager.api.status.v1.StorageState\x12\x0e\n\x06reason\x18\n \x01(\t\x12.\n\nsince_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xde\x01\n\x0cStorageState\x12\x1d\n\x19STORAGE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STORAGE_STATE_OK\x10\x01\x12\x16\n\x12STORAGE_STATE_SLOW\x10\x02\x12\x16\n\x12STORAGE_STATE_DOWN\x10\x03\x12\x16\n\x12STORAGE_STATE_HUNG\x10\x04\x12\x17\n\x13STORAGE_STATE_EMPTY\x10\x05\x12\x1a\n\x16STORAGE_STATE_READONLY\x10\x06\x12\x1c\n\x18STORAGE_STATE_RECOVERING\x10\x07\x32w\n\rStatusService\x12\x66\n\tGetStatus\x12+.openmanager.api.status.v1.GetStatusRequest\x1a,.openmanager.api.status.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'openmanager.api.status.v1.status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STORAGESTATE']._serialized_start=1359
-  _globals['_STORAGESTATE']._serialized_end=1581
+  _globals['_STORAGESTATE']._serialized_start=1377
+  _globals['_STORAGESTATE']._serialized_end=1599
   _globals['_GETSTATUSREQUEST']._serialized_start=134
   _globals['_GETSTATUSREQUEST']._serialized_end=152
   _globals['_GETSTATUSRESPONSE']._serialized_start=155
   _globals['_GETSTATUSRESPONSE']._serialized_end=283
   _globals['_SERVICESTATUS']._serialized_start=286
-  _globals['_SERVICESTATUS']._serialized_end=532
-  _globals['_STORAGESTATUS']._serialized_start=535
-  _globals['_STORAGESTATUS']._serialized_end=872
-  _globals['_LEDGER']._serialized_start=874
-  _globals['_LEDGER']._serialized_end=992
-  _globals['_CONSUMER']._serialized_start=995
-  _globals['_CONSUMER']._serialized_end=1356
-  _globals['_STATUSSERVICE']._serialized_start=1583
-  _globals['_STATUSSERVICE']._serialized_end=1702
+  _globals['_SERVICESTATUS']._serialized_end=550
+  _globals['_STORAGESTATUS']._serialized_start=553
+  _globals['_STORAGESTATUS']._serialized_end=890
+  _globals['_LEDGER']._serialized_start=892
+  _globals['_LEDGER']._serialized_end=1010
+  _globals['_CONSUMER']._serialized_start=1013
+  _globals['_CONSUMER']._serialized_end=1374
+  _globals['_STATUSSERVICE']._serialized_start=1601
+  _globals['_STATUSSERVICE']._serialized_end=1720
 # @@protoc_insertion_point(module_scope)

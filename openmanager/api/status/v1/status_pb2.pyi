@@ -125,6 +125,7 @@ class ServiceStatus(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     STORAGES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     """The service: `gateway`, `simulator`, `cache`, `timeseries`, `metadata` or `analysis`."""
     address: _builtins.str
@@ -143,6 +144,10 @@ class ServiceStatus(_message.Message):
     def storages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StorageStatus]:
         """Its stores."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What an operator should know of the process although the state is OK, such as a certificate that is about to end."""
+
     def __init__(
         self,
         *,
@@ -153,10 +158,11 @@ class ServiceStatus(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         storages: _abc.Iterable[Global___StorageStatus] | None = ...,
         reason: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "reason", b"reason", "service", b"service", "start_time", b"start_time", "state", b"state", "storages", b"storages", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "reason", b"reason", "service", b"service", "start_time", b"start_time", "state", b"state", "storages", b"storages", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
