@@ -144,8 +144,10 @@ def _batches(generation: Generation, catalog: Catalog, servers: Sequence[str]) -
             places.setdefault(metric, []).append((chunk, at))
     order = sorted(places, key=catalog.metrics.__getitem__)
     if not _is_plain(generation.chunks):
-        for metric in order:
-            yield _batch([catalog.metrics[metric]], *_laid(places[metric], code))
+        for some in _groups(order, places):
+            yield Batch(
+                [catalog.metrics[metric] for metric in some], _scattered([places[metric] for metric in some], code)
+            )
         return
     rows_of_one = len(servers) * sum(chunk.count for chunk in generation.chunks)
     step = -(-FORMAT.group_rows // rows_of_one)
@@ -186,51 +188,51 @@ def _joined(places: Sequence[Sequence[tuple[Chunk, int]]], code: Ints) -> tuple[
     metrics = np.array([at for (_, at), *_ in places])
     codes = code[chunks[0].layout.servers]
     order = np.argsort(codes)
-    values = [chunk.series(order, metrics, _ALL) for chunk in chunks]
+    values = [chunk.series(order, metrics, slice(None)) for chunk in chunks]
     times = np.concatenate([chunk.times[: chunk.count] for chunk in chunks])
     return codes[order], times, np.concatenate(values, axis=2)
 
 
-def _laid(places: Sequence[tuple[Chunk, int]], code: Ints) -> tuple[Ints, Ints, Floats]:
-    """Return the samples of one metric from any chunks: codes int64[S], times int64[T], values float64[1, S, T].
-
-    The last write by position wins: chunks are laid over each other in the order of their positions, row by row.
-    """
-    codes = np.unique(code[np.concatenate([chunk.layout.servers for chunk, _ in places])])
-    row_of = np.full(len(code), -1, np.int64)
-    row_of[codes] = np.arange(len(codes))
-    times = np.unique(np.concatenate([chunk.times[: chunk.count] for chunk, _ in places]))
-    values = np.full((len(codes), len(times)), np.nan)
-    if _in_order(places):
-        for chunk, at in places:
-            columns = np.searchsorted(times, chunk.times[: chunk.count])
-            rows = row_of[code[chunk.layout.servers]]
-            _lay(values, rows, columns, chunk.series(_all(chunk, 0), np.array([at]), _ALL)[0])
-        return codes, times, values[None]
-    ticks = [(int(chunk.positions[tick]), tick, chunk, at) for chunk, at in places for tick in range(chunk.count)]
-    for _, tick, chunk, at in sorted(ticks, key=lambda item: item[0]):
-        column = np.searchsorted(times, chunk.times[tick : tick + 1])
-        tick_values = chunk.series(_all(chunk, 0), np.array([at]), slice(tick, tick + 1))[0]
-        _lay(values, row_of[code[chunk.layout.servers]], column, tick_values)
-    return codes, times, values[None]
+def _groups(order: Sequence[int], places: Mapping[int, Sequence[tuple[Chunk, int]]]) -> Iterator[list[int]]:
+    """Yield metrics in order, as many at once as make up a row group: every chunk is then looked at a few times only."""
+    some: list[int] = []
+    rows = 0
+    for metric in order:
+        more = sum(chunk.count * chunk.layout.ids.shape[0] for chunk, _ in places[metric])
+        if some and rows + more > FORMAT.group_rows:
+            yield some
+            some, rows = [], 0
+        some.append(metric)
+        rows += more
+    if some:
+        yield some
 
 
-_ALL = slice(None)
+def _scattered(places: Sequence[Sequence[tuple[Chunk, int]]], code: Ints) -> Rows:
+    """Return the rows of some metrics from any chunks: of what was written several times, the last by position."""
+    chunks: dict[int, tuple[Chunk, list[int], list[int]]] = {}
+    for rank, found in enumerate(places):
+        for chunk, at in found:
+            _, ranks, columns = chunks.setdefault(id(chunk), (chunk, [], []))
+            ranks.append(rank)
+            columns.append(at)
+    parts = [_flat(chunk, np.array(ranks), np.array(columns), code) for chunk, ranks, columns in chunks.values()]
+    metrics, servers, times, positions, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+    series = metrics * len(code) + servers
+    order = np.lexsort((positions, times, series))
+    series, times = series[order], times[order]
+    last = np.append((series[1:] != series[:-1]) | (times[1:] != times[:-1]), True)[: len(order)]
+    order = order[last]
+    return Rows(metrics[order], servers[order], times[last], {"value": values[order]})
 
 
-def _all(chunk: Chunk, axis: int) -> Ints:
-    return np.arange(chunk.layout.ids.shape[axis])
-
-
-def _in_order(places: Sequence[tuple[Chunk, int]]) -> bool:
-    """Say whether no chunk begins before the one laid down earlier has ended, in positions."""
-    ends = [(int(chunk.positions[0]), int(chunk.positions[chunk.count - 1])) for chunk, _ in places]
-    return all(before[1] <= after[0] for before, after in pairwise(ends))
-
-
-def _lay(values: Floats, rows: Ints, columns: Ints, new: Floats) -> None:
-    at = np.ix_(rows, columns)
-    values[at] = np.where(np.isnan(new), values[at], new)
+def _flat(chunk: Chunk, ranks: Ints, columns: Ints, code: Ints) -> tuple[Ints, Ints, Ints, Ints, Floats]:
+    """Return the samples of some metrics of a chunk one by one: rank, server code, time, position, value."""
+    values = chunk.series(np.arange(chunk.layout.ids.shape[0]), columns, slice(None))
+    present = ~np.isnan(values)
+    metric, server, tick = np.nonzero(present)
+    codes = code[chunk.layout.servers]
+    return ranks[metric], codes[server], chunk.times[tick], chunk.positions[tick], values[present]
 
 
 def write(folder: Path, generation: Generation, catalog: Catalog, revision: int = 0) -> Sealed:
