@@ -14,6 +14,8 @@ from openmanager.runtime.status import Storage
 from openmanager_metadata.backends import Database
 from openmanager_metadata.backends.postgresql import open_database
 from openmanager_metadata.config import MetadataConfig
+from openmanager_metadata.interaction_service import InteractionService
+from openmanager_metadata.interaction_upkeep import Upkeep
 from openmanager_metadata.inventory import Inventory
 from openmanager_metadata.memory import Memory
 from openmanager_metadata.policy import Policies
@@ -38,13 +40,18 @@ class MetadataModule:
         memory = Memory(runtime.clock, config.snapshot_servers)
         database = open_database(config, memory, runtime.clock)
         inventory = Inventory(database)
+        upkeep = Upkeep(database)
         async with database.connecting():
-            task = asyncio.create_task(_keep_copy(database, memory, config, runtime.clock))
+            tasks = [
+                asyncio.create_task(_keep_copy(database, memory, config, runtime.clock)),
+                asyncio.create_task(upkeep.run()),
+            ]
             try:
                 yield Service(
                     servicers={
                         f"{PACKAGE}.ServerService": ServerService(inventory, memory.snapshot, runtime.clock),
                         f"{PACKAGE}.PolicyService": PolicyService(Policies(database)),
+                        f"{PACKAGE}.InteractionService": InteractionService(database, upkeep, runtime.clock),
                     },
                     storages=[
                         Storage(
@@ -58,8 +65,9 @@ class MetadataModule:
                     ],
                 )
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _keep_copy(database: Database, memory: Memory, config: MetadataConfig, clock: Clock) -> None:
