@@ -15,11 +15,16 @@ from openmanager.client.enumeration import (
     Aggregation,
     FaultPattern,
     GroupBy,
+    InteractionFormat,
+    InteractionGroupBy,
     MetricKind,
+    Redaction,
     ServerState,
     StorageState,
     WatchKind,
 )
+from openmanager.client.interaction import Interaction, InteractionStatistics, SimilarInteraction
+from openmanager.client.interactions import Interactions
 from openmanager.client.inventory import Inventory
 from openmanager.client.model import (
     Board,
@@ -81,6 +86,11 @@ __all__ = [
     "Frame",
     "GroupBy",
     "GroupSummary",
+    "Interaction",
+    "InteractionFormat",
+    "InteractionGroupBy",
+    "InteractionStatistics",
+    "Interactions",
     "Inventory",
     "InventoryServer",
     "Latest",
@@ -92,6 +102,7 @@ __all__ = [
     "MetricKind",
     "Provenance",
     "RangeResult",
+    "Redaction",
     "Rejection",
     "Retention",
     "RetentionPolicy",
@@ -107,6 +118,7 @@ __all__ = [
     "ServerInfo",
     "ServerState",
     "ServiceStatus",
+    "SimilarInteraction",
     "Simulation",
     "Simulator",
     "StorageState",

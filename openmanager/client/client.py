@@ -17,6 +17,7 @@ from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import codec, enumeration, history, model, rpc
 from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.entries import Entries
+from openmanager.client.interactions import Interactions
 from openmanager.client.inventory import Inventory
 from openmanager.client.retention import Retention
 from openmanager.client.rpc import DEADLINE_SECONDS, Away, Rpc, closable
@@ -41,12 +42,13 @@ class Client:
     with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
     Async iterators that are left early are closed at once inside `contextlib.aclosing`.
 
-    `inventory`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
+    `inventory`, `interactions`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, jitter: random.Random | None = None) -> None:
         self.rpc = Rpc(target, jitter=jitter or random.Random())  # noqa: S311  (it only spreads reconnections)
         self.inventory = Inventory(self.rpc)
+        self.interactions = Interactions(self.rpc)
         self.retention = Retention(self.rpc)
         self.dead_letters = DeadLetters(self.rpc)
         self.simulation = Simulator(self.rpc)

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
-from openmanager.api.metadata.v1 import metadata_pb2
+from openmanager.api.metadata.v1 import interaction_pb2, metadata_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
@@ -61,6 +61,7 @@ _RETENTION = f"{_API}.timeseries.v1.RetentionService"
 _LOG = f"{_API}.timeseries.v1.LogService"
 _IMPORT = f"{_API}.timeseries.v1.ImportService"
 _ENTRY = f"{_API}.cache.v1.EntryService"
+_INTERACTION = f"{_API}.metadata.v1.InteractionService"
 _SERVER = f"{_API}.metadata.v1.ServerService"
 _SIMULATOR = f"{_API}.simulator.v1.SimulatorService"
 _FAULT = f"{_API}.simulator.v1.FaultService"
@@ -102,6 +103,19 @@ LIST_INVENTORY_SERVERS = Method(_SERVER, "ListServers", metadata_pb2.ListServers
 UPDATE_INVENTORY_SERVER = Method(_SERVER, "UpdateServer", metadata_pb2.UpdateServerResponse)
 DELETE_INVENTORY_SERVER = Method(_SERVER, "DeleteServer", metadata_pb2.DeleteServerResponse)
 BATCH_GET_INVENTORY_SERVERS = Method(_SERVER, "BatchGetServers", metadata_pb2.BatchGetServersResponse)
+
+CREATE_INTERACTION = Method(_INTERACTION, "CreateInteraction", interaction_pb2.CreateInteractionResponse)
+RATE_INTERACTION = Method(_INTERACTION, "RateInteraction", interaction_pb2.RateInteractionResponse)
+GET_INTERACTION = Method(_INTERACTION, "GetInteraction", interaction_pb2.GetInteractionResponse)
+LIST_INTERACTIONS = Method(_INTERACTION, "ListInteractions", interaction_pb2.ListInteractionsResponse)
+FIND_SIMILAR_INTERACTIONS = Method(
+    _INTERACTION, "FindSimilarInteractions", interaction_pb2.FindSimilarInteractionsResponse
+)
+GET_INTERACTION_STATISTICS = Method(
+    _INTERACTION, "GetInteractionStatistics", interaction_pb2.GetInteractionStatisticsResponse
+)
+EXPORT_INTERACTIONS = Method(_INTERACTION, "ExportInteractions", interaction_pb2.ExportInteractionsResponse)
+ERASE_INTERACTIONS = Method(_INTERACTION, "EraseInteractions", interaction_pb2.EraseInteractionsResponse)
 
 GET_SIMULATION = Method(_SIMULATOR, "GetSimulation", simulator_pb2.GetSimulationResponse)
 START_SIMULATION = Method(_SIMULATOR, "StartSimulation", simulator_pb2.StartSimulationResponse)

@@ -171,7 +171,7 @@ def _checked_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 def of_row(row: Row) -> Interaction:
     """Return the interaction of a row of the columns SELECTED; `truncated` where the row says so."""
     latency = row["latency_seconds"]
-    labels = json.loads(row["labels"])
+    labels = json.loads(row["labels"]) if row["labels"] != "{}" else {}
     return Interaction(
         id=str(row["id"]),
         session_id=row["session_id"] or "",

@@ -56,7 +56,8 @@ class Where:
             case filters.Or(parts=parts):
                 return "(" + " OR ".join(map(self._sql, parts)) + ")"
             case filters.Not(part=part):
-                return f"NOT ({self._sql(part)})"
+                # What is not known fulfils nothing, and so it fulfils that it does not.
+                return f"({self._sql(part)}) IS NOT TRUE"
             case filters.Comparison():
                 return self._comparison(node)
 
@@ -73,7 +74,6 @@ class Where:
         return self._text(node)
 
     def _number(self, node: filters.Comparison) -> str:
-        """Compare so that what is not known fulfils nothing but `!=`, under NOT too."""
         column = _NUMBERS[node.field]
         try:
             number = float(node.value)
@@ -89,7 +89,7 @@ class Where:
         value = self.parameter(int(number) if kind == "int4" else number)
         if node.operator == "!=":
             return f"{column} IS DISTINCT FROM {value}::{kind}"
-        return f"({column} IS NOT NULL AND {column} {node.operator} {value}::{kind})"
+        return f"{column} {node.operator} {value}::{kind}"
 
     def _text(self, node: filters.Comparison) -> str:
         column = node.field
@@ -97,7 +97,6 @@ class Where:
             column = f"labels->>{self.parameter(node.field.removeprefix('labels.'))}"
         value = f"{self.parameter(node.value)}::text"
         if node.operator == "=" and node.value:
-            # Without coalesce, for the index; and never null, for NOT.
-            return f"({column} IS NOT NULL AND {column} = {value})"
+            return f"{column} = {value}"  # without coalesce, for the index
         sign = {"=": "=", "!=": "<>"}.get(node.operator)
         return f"coalesce({column}, '') {sign} {value}" if sign else f"position({value} in coalesce({column}, '')) > 0"

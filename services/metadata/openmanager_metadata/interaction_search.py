@@ -32,9 +32,9 @@ SIMILAR_COUNT, MAX_SIMILAR_COUNT = 10, 100
 PAGE_BYTES = 3_500_000
 BASIC_CHARACTERS = 300
 # Of what a search finds so many, the newest, are ranked: ranking reads every one.
-RANKED = 1000
+RANKED = 300
 # Of the words of a text so many, the rarest, say what is similar to it; and about so many interactions are compared.
-SIMILAR_WORDS, SIMILAR_COMPARED, SIMILAR_READ = 16, 2000, 1000
+SIMILAR_WORDS, SIMILAR_COMPARED, SIMILAR_READ = 16, 2000, 300
 ORDERS = {"": False, "create_time desc": False, "create_time": True, "create_time asc": True}
 RELEVANCE = ("relevance", "relevance desc")
 
@@ -219,9 +219,9 @@ def _ranked(where: Where, search: str, after: _Key | None, until: datetime | Non
     # 1: long texts are not better for having more words.
     return (
         f"SELECT id, created_at, rank, coalesce({newest}, localtimestamp) AS until FROM"
-        f" (SELECT id, created_at, ts_rank(words, {words}, 1)::float8 AS rank FROM"
-        f" (SELECT id, created_at, words FROM ai_interactions WHERE {where.sql}"
-        f" ORDER BY created_at DESC, id DESC LIMIT {RANKED}) found) ranked {rest}"
+        f" (SELECT i.id, i.created_at, ts_rank(i.words, {words}, 1)::float8 AS rank FROM"
+        f" (SELECT id FROM ai_interactions WHERE {where.sql} ORDER BY created_at DESC, id DESC LIMIT {RANKED}) found"
+        f" JOIN ai_interactions i USING (id)) ranked {rest}"
         f" ORDER BY rank DESC, created_at DESC, id DESC LIMIT {limit}"
     )
 
@@ -266,10 +266,10 @@ def _similar(where: Where, wanted: Sequence[tuple[str, float, float]], limit: in
     return (
         f"WITH wanted AS MATERIALIZED (SELECT word::tsquery AS word, weight"
         f" FROM unnest({words}::text[], {weights}::float8[]) AS u(word, weight))"
-        f" SELECT id, created_at, (SELECT sum(weight) FROM wanted WHERE found.words @@ wanted.word)"
-        f" / {total}::float8 AS score FROM (SELECT id, created_at, words FROM ai_interactions WHERE {where.sql}"
-        f" ORDER BY created_at DESC, id DESC LIMIT {SIMILAR_READ}) found"
-        f" ORDER BY score DESC, created_at DESC, id DESC LIMIT {limit}"
+        f" SELECT id, i.created_at, (SELECT sum(weight) FROM wanted WHERE i.words @@ wanted.word)"
+        f" / {total}::float8 AS score FROM (SELECT id FROM ai_interactions WHERE {where.sql}"
+        f" ORDER BY created_at DESC, id DESC LIMIT {SIMILAR_READ}) found JOIN ai_interactions i USING (id)"
+        f" ORDER BY score DESC, i.created_at DESC, id DESC LIMIT {limit}"
     )
 
 

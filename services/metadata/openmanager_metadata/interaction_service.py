@@ -204,7 +204,8 @@ _COPIED = tuple(
 
 
 def _message(found: Interaction) -> pb.Interaction:
-    known = {name: value for name in _COPIED if (value := getattr(found, name)) is not None}
+    # What is empty is left out, but not a confidence of 0.
+    known = {name: value for name in _COPIED if (value := getattr(found, name)) or (value is not None and value == 0)}
     message = pb.Interaction(**known)
     for name in ("create_time", "start_time", "end_time", "rating_time"):
         if (moment := getattr(found, name)) is not None:

@@ -478,7 +478,7 @@ class ListInteractionsRequest(_message.Message):
     """
     order_by: _builtins.str
     """`create_time desc` (default), `create_time`, or with `search` also `relevance`: the best first, among the newest
-    1,000 that are found.
+    300 that are found.
     """
     view: Global___InteractionView.ValueType
     """How much of each. Default BASIC."""
