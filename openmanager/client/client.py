@@ -42,7 +42,8 @@ class Client:
     with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
     Async iterators that are left early are closed at once inside `contextlib.aclosing`.
 
-    `inventory`, `interactions`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
+    `inventory`, `interactions`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls
+    with messages.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, jitter: random.Random | None = None) -> None:

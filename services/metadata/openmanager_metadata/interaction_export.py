@@ -111,14 +111,21 @@ class Export:
         while True:
             keys, found = await self._read(position)
             if not keys:
+                if not position.done:  # a Parquet file of nothing has its columns
+                    yield await self._chunk(position, [])
                 return
             # What does not fit comes with the next; what was erased in between is passed over.
             last = next((at for at, key in enumerate(keys) if found and str(key["id"]) == found[-1].id), len(keys) - 1)
             position.moment, position.id = keys[last]["created_at"], keys[last]["id"]
             position.done += len(found)
             if found:
-                data = await asyncio.to_thread(encode, found, self._query.form, self._query.redactions)
-                yield Chunk(data=data, count=len(found), done=position.done, resume_token=self._token(position))
+                yield await self._chunk(position, found)
+
+    async def _chunk(self, position: _Position, found: Sequence[Interaction]) -> Chunk:
+        data = await asyncio.to_thread(encode, found, self._query.form, self._query.redactions)
+        parts = [position.end.isoformat(), position.moment.isoformat(), str(position.id), str(position.done)]
+        token = page.encode_token(self._bound, parts)
+        return Chunk(data=data, count=len(found), done=position.done, resume_token=token)
 
     async def _read(self, position: _Position) -> tuple[list[Row], list[Interaction]]:
         where = self._where()
@@ -131,10 +138,6 @@ class Export:
             return keys, await fetch_rows(database, [key["id"] for key in keys], full=True, room=CHUNK_BYTES)
 
         return await self._database.transaction(work, writes=False)
-
-    def _token(self, position: _Position) -> str:
-        parts = [position.end.isoformat(), position.moment.isoformat(), str(position.id), str(position.done)]
-        return page.encode_token(self._bound, parts)
 
 
 def _resumed(bound: tuple[object, ...], text: str) -> _Position | None:

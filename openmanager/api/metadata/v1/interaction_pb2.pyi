@@ -808,7 +808,7 @@ Global___ExportInteractionsRequest: _TypeAlias = ExportInteractionsRequest  # no
 
 @_typing.final
 class ExportInteractionsResponse(_message.Message):
-    """Response of ExportInteractions: a header first, then the chunks."""
+    """Response of ExportInteractions: a header first, then the chunks; where there is nothing, one without interactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
