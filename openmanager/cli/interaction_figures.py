@@ -88,10 +88,8 @@ def _table(whole: Sequence[InteractionStatistics], *, plotted: bool, width: int)
             f"{each.rated_count:,}",
             _figure(each.mean_rating, 1),
             _figure(each.mean_confidence, 2),
-            *(
-                render.show_length(each) if each is not None else render.NOTHING
-                for each in (each.latency_p50, each.latency_p95)
-            ),
+            _seconds(each.latency_p50),
+            _seconds(each.latency_p95),
             f"{each.prompt_token_count:,}",
             f"{each.response_token_count:,}",
         )
@@ -102,3 +100,9 @@ def _table(whole: Sequence[InteractionStatistics], *, plotted: bool, width: int)
 
 def _figure(value: float | None, digits: int) -> str:
     return render.NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _seconds(length: timedelta | None) -> str:
+    if length is None:
+        return render.NOTHING
+    return render.show_length(length) if not 1 <= length.total_seconds() < 100 else f"{length.total_seconds():.1f} s"

@@ -77,6 +77,8 @@ def search_command(*, text: str, newest: bool, **options: Any) -> None:
     """Find interactions with all words of TEXT in query or response; “a phrase”, `or` and `-without` mean what they do on
     the web.
     """  # noqa: D205  (click shows it as one paragraph)
+    if not text.strip():
+        raise click.UsageError("TEXT is empty")
     connection.run(lambda client: _list(client, text, "" if newest else "relevance", options))
 
 

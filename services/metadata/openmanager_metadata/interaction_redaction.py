@@ -21,7 +21,7 @@ ALL = (SECRET, EMAIL_ADDRESS, IP_ADDRESS, HOST_NAME)
 _NAMED = r"api[_-]?key|access[_-]?key|secret[_-]?key|secret|token|passwd|password|passphrase|pwd|authorization"
 _SECRETS = (
     # A key as a PEM file has it, to its end or to that of the text.
-    re.compile(r"-----BEGIN [A-Z ]{0,40}+PRIVATE KEY-----(?:[^-]++|-(?!----END ))*+(?:-----END [A-Z ]{0,40}+-----)?"),
+    re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[^-]++|-(?!----END ))*+(?:-----END [A-Z ]{0,40}-----)?"),
     # password=…, "api_key": "…", --token …, as far as what is named is told apart from the name.
     re.compile(
         rf"(?i)(?P<name>(?:{_NAMED})[\"']?\s{{0,4}}+[:=]\s{{0,4}}+(?:bearer\s++|basic\s++)?[\"']?)[^\s\"',;&]{{1,}}+"
