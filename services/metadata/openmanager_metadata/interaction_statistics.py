@@ -11,7 +11,7 @@ from openmanager_metadata.interaction import aware, check_time, plain
 from openmanager_metadata.interaction_filter import Where
 
 MAX_BUCKETS, MAX_ROWS = 11_000, 4000
-MIN_STEP = timedelta(seconds=1)
+MIN_STEP, MAX_STEP = timedelta(seconds=1), timedelta(days=3660)
 DEFAULT_RANGE = timedelta(days=30)
 MODEL, INTENT = "model", "intent"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,8 +55,8 @@ def _range(query: StatisticsQuery, now: datetime) -> tuple[datetime, datetime]:
         raise invalid("start_time", "must be before end_time")
     if query.step is None:
         return start, end
-    if query.step < MIN_STEP:
-        raise invalid("step", "must be at least a second")
+    if not MIN_STEP <= query.step <= MAX_STEP:
+        raise invalid("step", "must be from a second to 3,660 days")
     if (end - start) / query.step > MAX_BUCKETS:
         raise ResourceExhaustedError(
             f"more than {MAX_BUCKETS:,} buckets: a larger step is needed", reason=Reason.TOO_MANY_BUCKETS

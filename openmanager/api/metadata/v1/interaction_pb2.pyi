@@ -652,7 +652,7 @@ class GetInteractionStatisticsRequest(_message.Message):
 
     @_builtins.property
     def step(self) -> _duration_pb2.Duration:
-        """The length of a bucket, at least a second; buckets begin at its multiples since the epoch. Unset: one for all."""
+        """The length of a bucket, from a second to 3,660 days; buckets begin at its multiples since the epoch. Unset: one for all."""
 
     def __init__(
         self,
