@@ -304,16 +304,16 @@ async def test_a_count_is_exact_where_all_is_shown_or_it_is_asked_for(gateway: P
 
 
 async def test_a_page_of_long_texts_is_cut_to_what_a_message_holds(gateway: Peer, session: str):
-    for at in range(9):
-        await record(gateway, session, f"{at}", response=f"{at} " * (128 * 1024))
+    for at in range(16):
+        await record(gateway, session, f"{at}", response="é" * (128 * 1024))
     found, token, pages = [], "", 0
     while pages == 0 or token:
         reply = await listed(gateway, session, view=pb.INTERACTION_VIEW_FULL, page_token=token)
         found += [each.query for each in reply.interactions]
         token, pages = reply.next_page_token, pages + 1
-        assert all(len(each.response) == 256 * 1024 for each in reply.interactions)
-    assert found == [f"{at}" for at in range(9)[::-1]]
-    assert pages == 1
+        assert {len(each.response) for each in reply.interactions} == {128 * 1024}
+    assert found == [f"{at}" for at in range(16)[::-1]]
+    assert pages == 2
 
 
 async def test_similar_questions_are_found_by_the_words_they_share(gateway: Peer, session: str):

@@ -92,11 +92,13 @@ class Where:
         return f"{column} {node.operator} {value}::{kind}"
 
     def _text(self, node: filters.Comparison) -> str:
-        column = node.field
+        column, value = node.field, f"{self.parameter(node.value)}::text"
+        # Without coalesce, for the indexes.
+        exact = f"{column} = {value}"
         if node.field.startswith("labels."):
-            column = f"labels->>{self.parameter(node.field.removeprefix('labels.'))}"
-        value = f"{self.parameter(node.value)}::text"
+            name = f"{self.parameter(node.field.removeprefix('labels.'))}::text"
+            column, exact = f"labels->>{name}", f"labels @> jsonb_build_object({name}, {value})"
         if node.operator == "=" and node.value:
-            return f"{column} = {value}"  # without coalesce, for the index
+            return exact
         sign = {"=": "=", "!=": "<>"}.get(node.operator)
         return f"coalesce({column}, '') {sign} {value}" if sign else f"position({value} in coalesce({column}, '')) > 0"

@@ -44,8 +44,8 @@ _PLAN = (
     " set_config('max_parallel_workers_per_gather', '0', true)"
 )
 _SIZE = (
-    "octet_length(labels::text) + octet_length(array_to_string(servers, ',')) + octet_length(rating_comment)"
-    " + octet_length(array_to_string(metrics, ',')) + 8 * cardinality(servers || metrics) + 3000"
+    "octet_length(concat(session_id, subject, trace_id, model, intent, rating_comment, labels::text, servers, metrics))"
+    " + 400 + 4 * cardinality(servers || metrics)"
 )
 
 

@@ -13,6 +13,8 @@ from openmanager_metadata.interaction import Interactions
 # Without an erasure here: one that another process did, or that a restart interrupted.
 PATIENCE_SECONDS = 60.0
 FORGET_SECONDS = 3600.0
+# Making the index anew is work: however often somebody erases, in between there is a rest.
+REST_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ class Upkeep:
                 if loop.time() - forgot >= FORGET_SECONDS:
                     await Interactions(self._database).forget_requests()
                     forgot = loop.time()
-                await self.clean()
+                if await self.clean():
+                    await asyncio.sleep(REST_SECONDS)
             except OpenManagerError:
                 pass  # the status of the store says it
             except Exception:

@@ -38,6 +38,7 @@ ALTER TABLE ai_interactions ALTER COLUMN words SET STORAGE MAIN;
 CREATE INDEX ai_interactions_words ON ai_interactions USING gin (words) WITH (fastupdate = off);
 CREATE INDEX ai_interactions_servers ON ai_interactions USING gin (servers) WITH (fastupdate = off);
 CREATE INDEX ai_interactions_metrics ON ai_interactions USING gin (metrics) WITH (fastupdate = off);
+CREATE INDEX ai_interactions_labels ON ai_interactions USING gin (labels jsonb_path_ops) WITH (fastupdate = off);
 CREATE INDEX ai_interactions_created ON ai_interactions (created_at, id);
 DROP INDEX IF EXISTS ai_interactions_session;
 CREATE INDEX ai_interactions_session ON ai_interactions (session_id, created_at, id);
