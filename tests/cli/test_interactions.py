@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import uuid
+from contextlib import aclosing
 
 import pyarrow.parquet as pq
 import pytest
+from google.protobuf.json_format import MessageToDict
 
+from openmanager.cli.part import PartFile
 from openmanager.client import Client, Interaction, InteractionFormat, InteractionGroupBy, Redaction
+from openmanager.client.interactions import export_parts, export_request
+from openmanager.client.rpc import closable
 from openmanager.errors import NotFoundError
 
 
@@ -79,6 +85,36 @@ def test_an_export_is_a_file_that_is_not_overwritten(run, mesh, session, tmp_pat
     empty = run("interactions", "export", str(table), "--filter", "model = x9", "--force", gateway=mesh.gateway)
     assert empty.code == 0
     assert pq.read_table(table).num_rows == 0
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_an_export_that_was_interrupted_goes_on(run, mesh, session, tmp_path, form):
+    for at in range(8):
+        record(run, mesh, session, f"question {at}", "r" * 250_000)
+    only = f"session_id = {session}"
+    request = export_request(only, form=InteractionFormat(form.upper()), redactions=())
+    asked = MessageToDict(request)
+
+    async def first_chunk():
+        async with Client(mesh.gateway) as client:
+            async with aclosing(closable(export_parts(client.rpc, request))) as replies:
+                await anext(replies)
+                return (await anext(replies)).chunk
+
+    path, chunk = tmp_path / f"a.{form}", asyncio.run(first_chunk())
+    assert 0 < chunk.done_count < 8
+    part = PartFile.begin(path, {"request": asked, "rows": 0, "token": ""})
+    data = chunk.data if form == "jsonl" else len(chunk.data).to_bytes(4, "little") + chunk.data
+    part.write(data, rows=chunk.done_count, token=chunk.resume_token)
+    part.close()
+    record(run, mesh, session, "not in it")
+    command = ("interactions", "export", str(path), "--filter", only)
+    assert "an interrupted export" in run(*command, gateway=mesh.gateway).err
+    assert "is of something else" in run(*command, "--resume", "--redact", gateway=mesh.gateway).err
+    found = run(*command, "--resume", "--json", gateway=mesh.gateway)
+    assert json.loads(found.out)["interaction_count"] == 8
+    rows = pq.read_table(path).to_pylist() if form == "parquet" else map(json.loads, path.read_text().splitlines())
+    assert [row["query"] for row in rows] == [f"question {at}" for at in range(8)]
 
 
 def test_what_is_erased_is_asked_for_first(run, mesh, session, monkeypatch):

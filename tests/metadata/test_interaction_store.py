@@ -23,7 +23,7 @@ from openmanager.errors import Reason, UnavailableError
 FIRST_TABLE = """
 CREATE TABLE ai_interactions (id uuid, session_id varchar(255), query text, response text, confidence float,
     user_rating integer, created_at timestamp);
-INSERT INTO ai_interactions (query, user_rating) VALUES ('an old question', 5), (NULL, NULL);
+INSERT INTO ai_interactions (query, confidence, user_rating) VALUES ('an old question', 'NaN', 5), (NULL, NULL, NULL);
 """
 WORDS = "SELECT count(*) FROM pg_stats WHERE tablename = 'ai_interactions' AND most_common_vals::text LIKE '%zebra%'"
 
@@ -59,7 +59,7 @@ async def test_a_table_as_it_was_first_drawn_up_keeps_what_is_in_it(mesh: Mesh, 
     async with opened(mesh, people) as database:
         search = Search(database)
         (found,) = (await search.list(ListQuery(search="questions"))).interactions
-        assert (found.query, found.rating) == ("an old question", 5)
+        assert (found.query, found.confidence, found.rating) == ("an old question", None, 5)
         assert (await search.get(found.id)).create_time is not None
         assert (await search.list(ListQuery())).total_count == 2
         await Interactions(database).rate(found.id, 1, "")

@@ -170,14 +170,18 @@ def _checked_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 
 def of_row(row: Row) -> Interaction:
     """Return the interaction of a row of the columns SELECTED; `truncated` where the row says so."""
-    latency = row["latency_seconds"]
+    # What an earlier program wrote may be no number.
+    latency, confidence = (
+        value if value is not None and math.isfinite(value) else None
+        for value in (row["latency_seconds"], row["confidence"])
+    )
     labels = json.loads(row["labels"]) if row["labels"] != "{}" else {}
     return Interaction(
         id=str(row["id"]),
         session_id=row["session_id"] or "",
         query=row["query"] or "",
         response=row["response"] or "",
-        confidence=row["confidence"],
+        confidence=confidence,
         rating=row["user_rating"],
         create_time=aware(row["created_at"]),
         subject=row["subject"],
@@ -188,7 +192,7 @@ def of_row(row: Row) -> Interaction:
         metrics=tuple(row["metrics"]),
         model=row["model"],
         intent=row["intent"],
-        latency=timedelta(seconds=latency) if latency is not None and math.isfinite(latency) else None,
+        latency=timedelta(seconds=latency) if latency is not None else None,
         prompt_token_count=row["prompt_tokens"],
         response_token_count=row["response_tokens"],
         rating_comment=row["rating_comment"],

@@ -17,7 +17,7 @@ from openmanager_metadata.backends import Database, Row, Statements
 from openmanager_metadata.interaction import Interaction
 from openmanager_metadata.interaction_filter import Where
 from openmanager_metadata.interaction_redaction import redacted
-from openmanager_metadata.interaction_search import estimate, fetch_rows, parse_moment
+from openmanager_metadata.interaction_search import PLAN, estimate, fetch_rows, parse_moment
 
 JSONL, PARQUET = "jsonl", "parquet"
 # A chunk holds so many interactions, of so many bytes; as JSON a text may become twice as long.
@@ -134,6 +134,7 @@ class Export:
         sql = f"SELECT id, created_at FROM ai_interactions WHERE {where.sql} ORDER BY created_at, id LIMIT {CHUNK_ROWS}"
 
         async def work(database: Statements) -> tuple[list[Row], list[Interaction]]:
+            await database.fetch(PLAN)
             keys = await database.fetch(sql, *where.arguments)
             return keys, await fetch_rows(database, [key["id"] for key in keys], full=True, room=CHUNK_BYTES)
 
@@ -166,8 +167,7 @@ def _row(each: Interaction) -> dict[str, Any]:
 
 def _jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
     lines = (json.dumps(row, ensure_ascii=False, default=_show_time) for row in rows)
-    # Old rows may hold half a surrogate pair; JSON has a way to write it, UTF-8 has none.
-    return b"".join(line.encode(errors="backslashreplace") + b"\n" for line in lines)
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _show_time(moment: datetime) -> str:

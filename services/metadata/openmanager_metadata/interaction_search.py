@@ -39,7 +39,7 @@ ORDERS = {"": False, "create_time desc": False, "create_time": True, "create_tim
 RELEVANCE = ("relevance", "relevance desc")
 
 # The plan of a common word is not that of a rare one; a second process only costs time where so little is read.
-_PLAN = (
+PLAN = (
     "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true),"
     " set_config('max_parallel_workers_per_gather', '0', true)"
 )
@@ -107,7 +107,7 @@ class Search:
         chosen = Where(filter)
 
         async def work(database: Statements) -> list[tuple[Interaction, float]]:
-            await database.fetch(_PLAN)
+            await database.fetch(PLAN)
             wanted = _weighed(await database.fetch(_RARITY, text))
             if not wanted:
                 return []
@@ -137,7 +137,7 @@ class Search:
             keys_sql = _timed(chosen, after, size + 1, ascending=ORDERS[query.order_by.strip()])
 
         async def work(database: Statements) -> tuple[list[Row], list[Interaction], int, bool]:
-            await database.fetch(_PLAN)
+            await database.fetch(PLAN)
             keys = await database.fetch(keys_sql, *chosen.arguments)
             shown = await fetch_rows(database, [key["id"] for key in keys[:size]], full=query.full)
             if token is None and len(keys) <= size:
