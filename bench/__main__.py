@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
-from bench import backfill, catching_up, local, rpc
+from bench import backfill, catching_up, interactions, local, rpc
 from bench.pair import Row
 
 PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
@@ -23,6 +23,7 @@ PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
     "rpc": rpc.rows,
     "backfill": backfill.rows,
     "catching-up": catching_up.rows,
+    "interactions": interactions.rows,
 }
 
 

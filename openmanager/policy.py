@@ -119,6 +119,16 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
         "UpdatePolicy": Rule(_P.CONFIGURE, _ALL, audited="policies/{policy.kind}/{policy.id}"),
         "DeletePolicy": Rule(_P.CONFIGURE, _ALL, audited="policies/{kind}/{id}"),
     },
+    f"{_API}.metadata.v1.InteractionService": {
+        "CreateInteraction": Rule(_P.RECORD, _ALL),
+        "RateInteraction": Rule(_P.RECORD, _ALL),
+        "GetInteraction": Rule(_P.LEARN, _ALL),
+        "ListInteractions": Rule(_P.LEARN, _ALL),
+        "FindSimilarInteractions": Rule(_P.LEARN, _ALL),
+        "GetInteractionStatistics": Rule(_P.LEARN, _ALL),
+        "ExportInteractions": Rule(_P.LEARN, _ALL, noted="interactions"),
+        "EraseInteractions": Rule(_P.MANAGE, _ALL, audited="interactions"),
+    },
     f"{_API}.metadata.v1.UserService": {
         "CreateUser": Rule(_P.MANAGE, _ALL, audited="users"),
         "GetUser": Rule(_P.AUDIT, _ALL),

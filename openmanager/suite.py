@@ -25,6 +25,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
         "openmanager.api.metadata.v1.RoleService",
         "openmanager.api.metadata.v1.KeyService",
         "openmanager.api.metadata.v1.SessionService",
+        "openmanager.api.metadata.v1.InteractionService",
     ),
     "simulator": (
         "openmanager.api.simulator.v1.SimulatorService",
@@ -40,6 +41,7 @@ def load_protos() -> None:
     for name in (*SERVICES, "gateway", "status"):
         import_module(f"openmanager.api.{name}.v1.{name}_pb2")
     import_module("openmanager.api.metadata.v1.identity_pb2")
+    import_module("openmanager.api.metadata.v1.interaction_pb2")
     import_module("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "import": "import_",
     "sql": "sql",
     "retention": "retention",
+    "interactions": "interactions",
     "log": "log",
     "migrate": "migrate",
     "login": "login",

@@ -61,6 +61,13 @@ def print_json(message: Message, *, line: bool = False) -> None:
     )
 
 
+def print_document(document: dict[str, Any], *, err: bool = False) -> None:
+    """Print what a command did as JSON; on standard error where the other holds something else."""
+    import json
+
+    click.echo(json.dumps(document, indent=2), err=err)
+
+
 def console() -> Console:
     """Return the console on standard output; it colours only on a terminal and obeys NO_COLOR."""
     from rich.console import Console

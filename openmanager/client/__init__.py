@@ -15,11 +15,16 @@ from openmanager.client.enumeration import (
     Aggregation,
     FaultPattern,
     GroupBy,
+    InteractionFormat,
+    InteractionGroupBy,
     MetricKind,
+    Redaction,
     ServerState,
     StorageState,
     WatchKind,
 )
+from openmanager.client.interaction import Interaction, InteractionStatistics, SimilarInteraction
+from openmanager.client.interactions import Interactions
 from openmanager.client.inventory import Inventory
 from openmanager.client.model import (
     Board,
@@ -82,6 +87,11 @@ __all__ = [
     "Frame",
     "GroupBy",
     "GroupSummary",
+    "Interaction",
+    "InteractionFormat",
+    "InteractionGroupBy",
+    "InteractionStatistics",
+    "Interactions",
     "Inventory",
     "InventoryServer",
     "Latest",
@@ -93,6 +103,7 @@ __all__ = [
     "MetricKind",
     "Provenance",
     "RangeResult",
+    "Redaction",
     "Rejection",
     "Retention",
     "RetentionPolicy",
@@ -108,6 +119,7 @@ __all__ = [
     "ServerInfo",
     "ServerState",
     "ServiceStatus",
+    "SimilarInteraction",
     "Simulation",
     "Simulator",
     "StorageState",

@@ -18,6 +18,7 @@ from openmanager.client import codec, enumeration, history, model, rpc
 from openmanager.client.credential import Credential, Token
 from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.entries import Entries
+from openmanager.client.interactions import Interactions
 from openmanager.client.inventory import Inventory
 from openmanager.client.people import Keys, Sessions, Users
 from openmanager.client.retention import Retention
@@ -48,8 +49,8 @@ class Client:
     `tls.server_name` says; ConfigurationError when a file of it cannot be used. `credential` is a key or an access token,
     or what can renew itself.
 
-    `inventory`, `retention`, `simulation`, `faults`, `entries`, `users`, `keys` and `sessions` hold what concerns these;
-    `rpc` calls with messages.
+    `inventory`, `interactions`, `retention`, `simulation`, `faults`, `entries`, `users`, `keys` and `sessions` hold what
+    concerns these; `rpc` calls with messages.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Client:
         self.keys = Keys(self.rpc)
         self.sessions = Sessions(self.rpc)
         self.inventory = Inventory(self.rpc)
+        self.interactions = Interactions(self.rpc)
         self.retention = Retention(self.rpc)
         self.dead_letters = DeadLetters(self.rpc)
         self.simulation = Simulator(self.rpc)

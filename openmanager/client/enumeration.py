@@ -87,3 +87,28 @@ class FaultPattern(StrEnum):
     NETWORK_LATENCY = "NETWORK_LATENCY"
     DATABASE_LOCK = "DATABASE_LOCK"
     GRADUAL_DEGRADATION = "GRADUAL_DEGRADATION"
+
+
+class InteractionGroupBy(StrEnum):
+    """What statistics of interactions are separated by."""
+
+    MODEL_AND_INTENT = "MODEL_AND_INTENT"
+    MODEL = "MODEL"
+    INTENT = "INTENT"
+    ALL = "ALL"
+
+
+class InteractionFormat(StrEnum):
+    """The formats of an export of interactions."""
+
+    JSONL = "JSONL"
+    PARQUET = "PARQUET"
+
+
+class Redaction(StrEnum):
+    """What is replaced in an export of interactions."""
+
+    EMAIL_ADDRESS = "EMAIL_ADDRESS"
+    IP_ADDRESS = "IP_ADDRESS"
+    SECRET = "SECRET"  # noqa: S105  (a kind, not a secret)
+    HOST_NAME = "HOST_NAME"

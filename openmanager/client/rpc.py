@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
-from openmanager.api.metadata.v1 import identity_pb2, metadata_pb2
+from openmanager.api.metadata.v1 import identity_pb2, interaction_pb2, metadata_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
@@ -64,6 +64,7 @@ _RETENTION = f"{_API}.timeseries.v1.RetentionService"
 _LOG = f"{_API}.timeseries.v1.LogService"
 _IMPORT = f"{_API}.timeseries.v1.ImportService"
 _ENTRY = f"{_API}.cache.v1.EntryService"
+_INTERACTION = f"{_API}.metadata.v1.InteractionService"
 _SERVER = f"{_API}.metadata.v1.ServerService"
 _USER = f"{_API}.metadata.v1.UserService"
 _ROLE = f"{_API}.metadata.v1.RoleService"
@@ -129,6 +130,18 @@ REFRESH_SESSION = Method(_SESSION, "RefreshSession", identity_pb2.RefreshSession
 LIST_SESSIONS = Method(_SESSION, "ListSessions", identity_pb2.ListSessionsResponse)
 DELETE_SESSION = Method(_SESSION, "DeleteSession", identity_pb2.DeleteSessionResponse)
 GET_IDENTITY = Method(_SESSION, "GetIdentity", identity_pb2.GetIdentityResponse)
+CREATE_INTERACTION = Method(_INTERACTION, "CreateInteraction", interaction_pb2.CreateInteractionResponse)
+RATE_INTERACTION = Method(_INTERACTION, "RateInteraction", interaction_pb2.RateInteractionResponse)
+GET_INTERACTION = Method(_INTERACTION, "GetInteraction", interaction_pb2.GetInteractionResponse)
+LIST_INTERACTIONS = Method(_INTERACTION, "ListInteractions", interaction_pb2.ListInteractionsResponse)
+FIND_SIMILAR_INTERACTIONS = Method(
+    _INTERACTION, "FindSimilarInteractions", interaction_pb2.FindSimilarInteractionsResponse
+)
+GET_INTERACTION_STATISTICS = Method(
+    _INTERACTION, "GetInteractionStatistics", interaction_pb2.GetInteractionStatisticsResponse
+)
+EXPORT_INTERACTIONS = Method(_INTERACTION, "ExportInteractions", interaction_pb2.ExportInteractionsResponse)
+ERASE_INTERACTIONS = Method(_INTERACTION, "EraseInteractions", interaction_pb2.EraseInteractionsResponse)
 
 GET_SIMULATION = Method(_SIMULATOR, "GetSimulation", simulator_pb2.GetSimulationResponse)
 START_SIMULATION = Method(_SIMULATOR, "StartSimulation", simulator_pb2.StartSimulationResponse)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from openmanager.api.frame.v1 import frame_pb2
+from openmanager.api.metadata.v1 import interaction_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.status.v1 import status_pb2
@@ -25,6 +26,9 @@ from openmanager.runtime.module import service_descriptor
         (enumeration.Aggregation, timeseries_pb2.Aggregation, "AGGREGATION_"),
         (enumeration.GroupBy, timeseries_pb2.GroupBy, "GROUP_BY_"),
         (enumeration.FaultPattern, simulator_pb2.FaultPattern, "FAULT_PATTERN_"),
+        (enumeration.InteractionGroupBy, interaction_pb2.InteractionGroupBy, "INTERACTION_GROUP_BY_"),
+        (enumeration.InteractionFormat, interaction_pb2.InteractionFormat, "INTERACTION_FORMAT_"),
+        (enumeration.Redaction, interaction_pb2.Redaction, "REDACTION_"),
         (enumeration.MetricKind, frame_pb2.MetricKind, "METRIC_KIND_"),
     ],
 )

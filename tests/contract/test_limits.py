@@ -28,7 +28,7 @@ from contract.rpc import METHODS, Method
 from fuzz.local import Context, LocalPeer
 from fuzz.mesh import open_mesh
 from openmanager.api.cache.v1 import cache_pb2
-from openmanager.api.metadata.v1 import metadata_pb2
+from openmanager.api.metadata.v1 import interaction_pb2, metadata_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.errors import DeadlineExceededError, ResourceExhaustedError
@@ -86,6 +86,21 @@ def document(size: int) -> Message:
     return request
 
 
+def interaction(**fields: Any) -> Message:
+    return interaction_pb2.CreateInteractionRequest(interaction={"session_id": "limits", "query": "q", **fields})
+
+
+def asked(**fields: Any) -> Message:
+    return interaction_pb2.ListInteractionsRequest(**{"filter": "session_id = limits", **fields})
+
+
+def span(seconds: int) -> Message:
+    request = interaction_pb2.GetInteractionStatisticsRequest(step={"seconds": 1}, filter="session_id = limits")
+    request.start_time.FromSeconds(1_700_000_000)
+    request.end_time.FromSeconds(1_700_000_000 + seconds)
+    return request
+
+
 def frame(*, server: str = "limits", metric: str = "x") -> bytes:
     """Without samples: names are checked and nothing is kept."""
     return encode_write_request(
@@ -136,6 +151,27 @@ LIMITS = {
     "role": Limit("UpdateServer", lambda n: update(role="r" * n), 50, "server.role"),
     "location": Limit("UpdateServer", lambda n: update(location="l" * n), 100, "server.location"),
     "paths of a mask": Limit("UpdateServer", mask, 100, "update_mask"),
+    "query": Limit("CreateInteraction", lambda n: interaction(query="x" * n), 256 << 10, "interaction.query"),
+    "response": Limit("CreateInteraction", lambda n: interaction(response="x" * n), 256 << 10, "interaction.response"),
+    "session": Limit("CreateInteraction", lambda n: interaction(session_id="x" * n), 255, "interaction.session_id"),
+    "subject": Limit("CreateInteraction", lambda n: interaction(subject="x" * n), 255, "interaction.subject"),
+    "model": Limit("CreateInteraction", lambda n: interaction(model="x" * n), 100, "interaction.model"),
+    "servers asked about": Limit(
+        "CreateInteraction", lambda n: interaction(servers=["a"] * n), 100, "interaction.servers"
+    ),
+    "metrics asked about": Limit(
+        "CreateInteraction", lambda n: interaction(metrics=["a"] * n), 100, "interaction.metrics"
+    ),
+    "search": Limit("ListInteractions", lambda n: asked(search="x" * n), 1000, "search"),
+    "similar text": Limit(
+        "FindSimilarInteractions",
+        lambda n: interaction_pb2.FindSimilarInteractionsRequest(text="x" * n),
+        16_384,
+        "text",
+    ),
+    "buckets of statistics": Limit(
+        "GetInteractionStatistics", span, 11_000, "", code="RESOURCE_EXHAUSTED", reason="TOO_MANY_BUCKETS"
+    ),
     "id of a server": Limit(
         "metadata:ServerService.GetServer", lambda n: metadata_pb2.GetServerRequest(id="s" * n), 255, "id"
     ),

@@ -13,17 +13,18 @@ from conftest import Mesh, clean_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+INTERACTIONS = (ROOT / "docs" / "interactions.md").read_text(encoding="utf-8")
 PORT = "127.0.0.1:50050"
 # Started by other tests, or without an end of their own.
 ELSEWHERE = ("make run", "openmanager agent")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, document: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL)
 
 
-def commands() -> list[str]:
-    joined = "\n".join(blocks("console")).replace("\\\n", " ")
+def commands(document: str = README) -> list[str]:
+    joined = "\n".join(blocks("console", document)).replace("\\\n", " ")
     return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
 
 
@@ -51,6 +52,13 @@ def test_a_command_of_the_readme_works(mesh: Mesh, command: str):
     found = run(mesh, shlex.split(text))
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip()
+
+
+def test_the_commands_of_the_page_on_interactions_work_one_after_the_other(mesh: Mesh):
+    for command in commands(INTERACTIONS):
+        found = run(mesh, shlex.split(command))
+        assert found.returncode == 0, (command, found.stderr)
+        assert found.stdout.strip() or "export" in command, command
 
 
 def test_the_example_of_the_readme_works(mesh: Mesh):

@@ -19,6 +19,8 @@ from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.directory import Directory
 from openmanager_metadata.first_admin import FirstAdmin
 from openmanager_metadata.identity_service import KeyService, RoleService, SessionService, UserService
+from openmanager_metadata.interaction_service import InteractionService
+from openmanager_metadata.interaction_upkeep import Upkeep
 from openmanager_metadata.inventory import Inventory
 from openmanager_metadata.keyring import Keyring
 from openmanager_metadata.keys import Keys
@@ -52,9 +54,11 @@ class MetadataModule:
         inventory = Inventory(database)
         users = Users(database, directory, keyring, Passwords(), Attempts(runtime.clock))
         sessions = Sessions(database, directory, keyring)
+        first_admin = FirstAdmin(users, config.admin_file)
+        erasures = Upkeep(database)
         async with database.connecting():
-            upkeep = _Upkeep(database, memory, sessions, FirstAdmin(users, config.admin_file), config, runtime.clock)
-            task = asyncio.create_task(upkeep.run())
+            keeping = _Keeping(database, memory, sessions, first_admin, config, runtime.clock)
+            tasks = [asyncio.create_task(keeping.run()), asyncio.create_task(erasures.run())]
             try:
                 yield Service(
                     servicers={
@@ -64,6 +68,7 @@ class MetadataModule:
                         f"{PACKAGE}.RoleService": RoleService(),
                         f"{PACKAGE}.KeyService": KeyService(Keys(database, directory, keyring)),
                         f"{PACKAGE}.SessionService": SessionService(sessions, users, directory),
+                        f"{PACKAGE}.InteractionService": InteractionService(database, erasures, runtime.clock),
                     },
                     storages=[
                         Storage(
@@ -77,12 +82,13 @@ class MetadataModule:
                     ],
                 )
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)
-class _Upkeep:
+class _Keeping:
     """What is done all the time: the copy in memory, and now and then what is past is removed."""
 
     database: Database

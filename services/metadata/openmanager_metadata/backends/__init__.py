@@ -37,6 +37,10 @@ class Database(Statements, Protocol):
         """Run what `work` asks for in one transaction, undone when it raises; say so where it only reads."""
         ...
 
+    async def upkeep(self, *statements: str) -> None:
+        """Run statements that take long, one after the other, each by itself; what our user may not do is left out."""
+        ...
+
     async def look(self) -> Finding:
         """Return what a probe sees; OSError when the store cannot be reached."""
         ...

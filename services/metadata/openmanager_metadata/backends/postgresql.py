@@ -34,6 +34,7 @@ from openmanager_metadata.memory import Memory
 
 LOCK = 7_265_001  # any number, the same in every version
 MIGRATION_SECONDS = 30.0
+UPKEEP_SECONDS = 600.0
 FIRST_ATTEMPT_SECONDS = 2.0
 # A server that is starting up is asked that often.
 STARTING_SECONDS = 0.5
@@ -220,6 +221,24 @@ class PostgresqlDatabase:
 
         with telemetry.store_span("postgresql", "TRANSACTION"):
             return await self._guarded(self.writes if writes else self.reads, run)
+
+    async def upkeep(self, *statements: str) -> None:
+        """Run statements on a connection of their own, which has the time they need."""
+        if self._pool is None:
+            raise store_unavailable(STORE)
+        with self._translated():
+            async with asyncio.timeout(UPKEEP_SECONDS):
+                settings = {"application_name": "openmanager-metadata", "timezone": "UTC"}
+                seconds = self._config.connect_timeout.total_seconds()
+                connection = await asyncpg.connect(self._url.reveal(), timeout=seconds, server_settings=settings)
+                try:
+                    for statement in statements:
+                        try:
+                            await connection.execute(statement)
+                        except asyncpg.InsufficientPrivilegeError:
+                            log.warning("PostgreSQL does not let our user look after its tables: %s", statement)
+                finally:
+                    connection.terminate()
 
     async def _guarded(self, breaker: Breaker, work: Callable[[Any], Awaitable[T]], seconds: float | None = None) -> T:
         """Do work on a connection, unless the breaker is open."""
