@@ -29,12 +29,28 @@ def main() -> None:
     options = parser.parse_args()
     faulthandler.register(signal.SIGUSR1)  # where is it?
     logging.basicConfig(level=logging.ERROR)  # of what nobody expected the log shows why
+    unexpected = _Unexpected()
+    logging.getLogger().addHandler(unexpected)
     with tempfile.TemporaryDirectory(prefix="openmanager-fuzz-local-") as folder:
         outcome = asyncio.run(run(Path(folder), options.requests, options.seed))
     print("\n".join(lines(outcome)))
     if outcome.findings:
         store(outcome.findings, options.findings)
-    sys.exit(1 if outcome.findings else 0)
+    for each in unexpected.found:
+        print(f"logged: {each}")
+    sys.exit(1 if outcome.findings or unexpected.found else 0)
+
+
+class _Unexpected(logging.Handler):
+    """Keeps what work in the background failed on without anybody being told: that may not be either."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.found.append(f"{record.name}: {record.getMessage()}: {record.exc_info[1]!r}"[:200])
 
 
 async def run(folder: Path, requests: int, seed: int) -> Outcome:

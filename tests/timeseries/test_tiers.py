@@ -241,6 +241,19 @@ async def test_a_late_sample_is_counted_once_in_a_percentile_too(tmp_path: Path)
         assert found.values[0, 0] == 9.0
 
 
+async def test_a_server_that_is_left_in_the_sketches_alone_does_not_stop_the_tiers(tmp_path: Path):
+    async with opened(tmp_path, sketch_metrics="load") as history:
+        await write(history, ticks(END - HOUR, 360), servers=("a", "b"), load=[1.0] * 360)
+        await rolled(history)
+        # As a deletion leaves it that was stopped between the two: the buckets of b are gone, its sketches are there.
+        for files in history.roller.tiers:
+            files.buckets.replace(files.buckets.files, None)
+        await imported(history, "5m", grid(ticks(END - HOUR, 12, 5 * MINUTE), 30, 1.0))
+        history.rebuild("1h", END - HOUR, END)
+        await rolled(history)
+        assert [history.roller.waiting(at) for at in (0, 1)] == [0, 0]
+
+
 async def test_a_percentile_takes_no_sketch_from_where_samples_answer(tmp_path: Path):
     async with opened(tmp_path, sketch_metrics="load") as history:
         await write(history, ticks(END - HOUR, 360), load=[1.0] * 180 + [9.0] * 180)

@@ -190,7 +190,8 @@ class Roller:
         kind = self._blocks.kind if work.at == 0 else ROLLUPS
         start, end = work.span
         existing = [file for file in own.buckets.files if file.meets(start, end)]
-        servers = sorted({*sealed.server_names(kind, work.inputs), *sealed.server_names(ROLLUPS, existing)})
+        inputs = ((kind, work.inputs), (ROLLUPS, existing), (SKETCHES, work.sketches))
+        servers = sorted({name for of, files in inputs for name in sealed.server_names(of, files)})
         rank = {name: code for code, name in enumerate(servers)}
         about = About(first=own.number(), last=own.number(), spans=(work.span,))
         sketches: list[Batch] = []
