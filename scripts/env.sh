@@ -41,8 +41,9 @@ cat <<'END'
 .env is written, with fresh secrets that only you can read. Next:
 
   docker compose up --build --detach --wait          start everything
-  docker compose exec gateway openmanager status     see how it is
   docker compose cp gateway:/etc/openmanager/tls/ca.pem ca.pem
-  openmanager --tls-ca ca.pem status                 the same from outside, over TLS
+  docker compose cp metadata:/var/lib/openmanager/metadata/admin-invitation invitation
+  openmanager --tls-ca ca.pem login --invitation-file invitation     become the administrator
+  openmanager --tls-ca ca.pem status                 see how it is
   http://127.0.0.1:3030                              Grafana: user admin, password GRAFANA_PASSWORD of .env
 END

@@ -83,7 +83,7 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
     async with Supervisor([*(store.spec for store in stores.values()), *services], on_change=progress.show) as children:
         if await _ready_or(stop, children):
             progress.end()
-            _print_screen(data, mesh, stores, children)
+            _print_screen(data, mesh, stores, children, loaded.section(ServerConfig).auth)
             await stop.wait()
         progress.end()
         click.echo("stopping", err=True)
@@ -240,7 +240,16 @@ class _Progress:
         sys.stderr.flush()
 
 
-def _print_screen(data: DataDir, mesh: MeshConfig, stores: Mapping[str, Store], children: Supervisor) -> None:
+def _access(data: DataDir, auth: str) -> str:
+    """Return who is let in, and where the first invitation is until it was taken."""
+    text = "with credentials" if auth == "required" else "without credentials, from this machine"
+    file = admin_file(data)
+    return f"{text}; the administrator's invitation is in {file}" if file.exists() else text
+
+
+def _print_screen(
+    data: DataDir, mesh: MeshConfig, stores: Mapping[str, Store], children: Supervisor, auth: str
+) -> None:
     database = "embedded PostgreSQL" if "DATABASE_URL" in stores else "PostgreSQL of DATABASE_URL"
     cache = "embedded Valkey" if "REDIS_URL" in stores else "Redis of REDIS_URL"
     option = "" if mesh.gateway == MeshConfig().gateway else f" --gateway {mesh.gateway}"
@@ -256,6 +265,7 @@ OpenManager is up ({seconds:.1f} s).
   history      log and Parquet blocks in {data.timeseries}
   inventory    {database}
   logs         {data.logs}
+  access       {_access(data, auth)}
 
 Try next, in a second terminal:
 

@@ -254,6 +254,7 @@ def _hard_exit(seconds: float) -> None:
 async def serve(module: Module, configuration: Configuration, *, clock: Clock | None = None) -> None:
     """Serve a module until SIGTERM or SIGINT. ConfigurationError when it cannot begin."""
     config = configuration.section(ServerConfig)
+    local = is_local(config)
     mesh = configuration.section(MeshConfig)
     address = config.listen or getattr(mesh, module.name)
     files = tls.server_files(config.tls_ca, config.tls_certificate, config.tls_key)
@@ -272,12 +273,12 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
         address=address,
         version=VERSION,
         clock=clock,
-        identify=_identify(module.name, mesh_key, anonymous=is_local(config)),
+        identify=_identify(module.name, mesh_key, anonymous=local),
         tls=files,
     )
     async with module.open(runtime) as service:
         gate = Gate(
-            anonymous=access.LOCAL if is_local(config) else None,
+            anonymous=access.LOCAL if local else None,
             mesh_key=mesh_key,
             authenticator=service.authenticator,
         )

@@ -37,10 +37,10 @@ from openmanager.cli.certs import certs
 from openmanager.cli.main import COMMANDS, cli
 from openmanager.cli.serve import serve
 from openmanager.runtime.module import MeshConfig, ServerConfig
-from openmanager.runtime.server import check_address
+from openmanager.runtime.server import check_address, is_local
 
 SCHEMA = json.loads((Path(__file__).parent / "compose.schema.json").read_text())
-SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|PRIVATE")
+SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|PRIVATE|_KEY$")
 # A long run of hexadecimal or base64, as a pasted key is; words and paths have separators.
 SECRET_TEXT = re.compile(
     r"(?<![\w/.=-])(?=[A-Za-z0-9+/]*\d)(?=[A-Za-z0-9+/]*[A-Za-z])[A-Za-z0-9+/]{20,}={0,2}(?![\w/.-])"
@@ -134,7 +134,7 @@ def test_the_health_check_asks_the_port_that_the_service_listens_on(name):
 def test_every_variable_given_to_a_service_is_known(name):
     known = {key.variable for key in config.keys(suite.sections())} | config.RESERVED_VARIABLES
     given = {variable for variable in environment(name) if not variable.startswith("OTEL_")}
-    assert {variable for variable in given if variable.removesuffix("_FILE") not in known} == set()
+    assert {variable for variable in given if not {variable, variable.removesuffix("_FILE")} & known} == set()
 
 
 @pytest.mark.parametrize("name", suite.NAMES)
@@ -142,7 +142,7 @@ def test_the_configuration_of_a_service_loads_and_may_be_served(name):
     loaded = config.load(suite.sections(), environ=environment(name))
     server = loaded.section(ServerConfig)
     check_address(server.listen, allow_insecure=False, encrypted=bool(server.tls_certificate))
-    assert server.allow_insecure is (name == "gateway")  # its callers bring no credentials
+    assert not is_local(server)
 
 
 @pytest.mark.parametrize("name", suite.NAMES)
@@ -315,8 +315,9 @@ def test_a_missing_secret_stops_compose_with_the_way_to_get_one():
 def test_secrets_reach_containers_by_their_environment_alone():
     canaries = [value for value in FILLED.values() if value.startswith("canary-")]
     without = copy.deepcopy(COMPOSE)
-    for service in without["services"].values():
-        service.pop("environment", None)
+    for part in (*without["services"].values(), without):
+        part.pop("environment", None)
+        part.pop("x-environment", None)
     assert [canary for canary in canaries if canary in json.dumps(without)] == []
     assert [canary for canary in canaries if canary not in json.dumps(COMPOSE)] == []
 
@@ -333,6 +334,8 @@ def test_each_secret_is_known_only_to_those_who_need_it():
         "INFLUXDB_PASSWORD": {"influxdb"},
         "INFLUXDB_TOKEN": {"influxdb", "timeseries", "grafana"},
         "GRAFANA_PASSWORD": {"grafana"},
+        "MESH_KEY": set(OWN),
+        "IDENTITY_KEY": {"metadata"},
     }
 
 

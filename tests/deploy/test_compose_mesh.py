@@ -59,7 +59,7 @@ class Machine:
         stores = {variable: url for variable, url in self._stores.items() if variable in given}
         if "OPENMANAGER_SIMULATOR_INTERVAL" in given:
             given["OPENMANAGER_SIMULATOR_INTERVAL"] = "1s"  # nobody wants to wait ten for the first frame
-        return {**clean_environment(), **given, **stores}
+        return {**clean_environment(), **given, **stores, "XDG_CONFIG_HOME": str(self.folder / "sessions")}
 
     def run(self, name: str, words: list[str]) -> subprocess.CompletedProcess[str]:
         """Run the program as in the container of a service."""
@@ -141,6 +141,16 @@ async def become_healthy(machine: Machine, name: str, process: subprocess.Popen[
         assert time.monotonic() < end, f"{name} is not healthy: {done.stderr}{log}"
 
 
+async def sign_in(machine: Machine) -> None:
+    """Become the administrator, by the invitation of the first start."""
+    invitation, password = machine.folder / "volume" / "metadata" / "admin-invitation", machine.folder / "password"
+    assert invitation.stat().st_mode & 0o077 == 0
+    password.write_text("correct horse battery staple")
+    words = ["login", "--invitation-file", str(invitation), "--password-file", str(password)]
+    done = await asyncio.to_thread(machine.run, "gateway", words)
+    assert done.returncode == 0, done.stderr
+
+
 def storages(board: dict[str, Any]) -> dict[str, str]:
     return {
         f"{service['service']}/{storage['name']}": storage["state"]
@@ -159,6 +169,9 @@ async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gatewa
         for name in TopologicalSorter(waits).static_order():
             processes[name] = stack.enter_context(machine.serving(name))
             await become_healthy(machine, name, processes[name])
+        done = await asyncio.to_thread(machine.run, "gateway", ["status", "--json"])
+        assert (done.returncode, "the gateway asks who you are" in done.stderr) == (1, True)
+        await sign_in(machine)
         fleet: list[Any] = []
         async with asyncio.timeout(HEALTHY_SECONDS):
             while len(fleet) < int(FILLED["SIMULATOR_SERVERS"]):
@@ -178,11 +191,12 @@ async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gatewa
     assert any((machine.folder / "volume" / "timeseries").iterdir())
 
 
-def test_without_leave_to_serve_unencrypted_a_service_does_not_start(tmp_path):
-    variables = {**os.environ, **environment("gateway")}
-    del variables["OPENMANAGER_ALLOW_INSECURE"]
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_without_the_key_of_the_mesh_a_service_does_not_start(tmp_path, name):
+    variables = {**os.environ, **environment(name)}
+    del variables["OPENMANAGER_MESH_KEY"]
     done = subprocess.run(
-        [*PROGRAM, *OWN["gateway"]["command"]],
+        [*PROGRAM, *OWN[name]["command"]],
         cwd=tmp_path,
         env=variables,
         capture_output=True,
@@ -191,4 +205,4 @@ def test_without_leave_to_serve_unencrypted_a_service_does_not_start(tmp_path):
         timeout=20,
     )
     assert done.returncode == 78
-    assert "OPENMANAGER_ALLOW_INSECURE" in done.stderr
+    assert "OPENMANAGER_MESH_KEY_FILE" in done.stderr

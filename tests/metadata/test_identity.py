@@ -404,7 +404,6 @@ async def test_the_first_start_leaves_an_invitation_that_only_its_owner_can_read
             await people.users.accept(lost, PASSWORD, "")
         user = await people.users.accept(file.read_text().strip(), PASSWORD, "")
         assert (user.name, user.grants) == ("admin", ADMIN)
-        file.unlink()
         await FirstAdmin(people.users, file).look()
         assert not file.exists()
 

@@ -39,6 +39,8 @@ class FirstAdmin:
                 made = await self._users.invite(users[0].id, MAX_INVITATION_LIFETIME)
             else:
                 self._done = True
+                if any(user.password_hash for user in users):
+                    await asyncio.to_thread(self._file.unlink, missing_ok=True)  # it is of no use any more
                 return
         except (AlreadyExistsError, FailedPreconditionError):
             self._done = True  # another metadata service was faster, or there is no key to make one with
