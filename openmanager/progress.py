@@ -9,9 +9,9 @@ from openmanager.errors import invalid
 
 DEFAULT_SECONDS = 10.0
 LEAST_SECONDS, MOST_SECONDS = 0.1, 20.0
-# Between our own services: a peer that hangs is known after four such silences.
+# Between our own services: a peer that hangs is known after three such silences.
 OWN = timedelta(seconds=0.5)
-SILENCE_SECONDS = 2.0
+SILENCE_SECONDS = 1.5
 
 
 def progress_seconds(request: Any) -> float:

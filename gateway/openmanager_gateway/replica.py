@@ -29,6 +29,8 @@ from openmanager.runtime.status import Finding
 WATCH = "/openmanager.api.cache.v1.CacheService/WatchServers"
 LATEST = "/openmanager.api.timeseries.v1.TimeseriesService/QueryLatest"
 LATEST_SECONDS = 3.0
+# A cache that is followed has come as far as the head within this time.
+AHEAD_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ class Replica:
         self._following = False
         self._from_head = False
         self._as_of_nanos = 0
+        # The samples that the head told of, until the cache has come as far: what was shown is not taken back.
+        self._ahead: dict[str, int] = {}
+        self._ahead_until = 0.0
         self._cache_says: provenance_pb2.Provenance | None = None
 
     def known(self) -> bool:
@@ -109,7 +114,7 @@ class Replica:
             server, metrics = take_apart(each)
             if metrics:
                 self.fleet.learn_metrics(metrics)
-            servers.append(server)
+            servers.append(self._newest(server))
         if message.kind == server_pb2.WATCH_KIND_SNAPSHOT and fresh is not None:
             fresh.extend(servers)
             if not message.resume_token:
@@ -126,6 +131,17 @@ class Replica:
         self._cache_says = message.provenance
         return fresh
 
+    def _newest(self, server: HotServer) -> HotServer:
+        """Return what the cache says of a server, or what the head has said of it, where that is newer."""
+        name = server.message.id
+        ahead = self._ahead.get(name)
+        if ahead is None:
+            return server
+        if server.message.sample_time.ToNanoseconds() < ahead and self._clock.monotonic() < self._ahead_until:
+            return self.fleet.peek(name) or server
+        del self._ahead[name]
+        return server
+
     async def _read_head(self) -> None:
         request = timeseries_pb2.QueryLatestRequest()
         frames = []
@@ -138,6 +154,7 @@ class Replica:
             return
         for frame in frames:
             self._apply(frame)
+        self._ahead_until = self._clock.monotonic() + AHEAD_SECONDS
         self._token, self._from_head = "", True
         self._as_of_nanos = self._clock.now_nanos()
 
@@ -152,7 +169,11 @@ class Replica:
             for name in ("cpu_usage", "memory_usage", "disk_usage"):
                 if name in newest and not np.isnan(newest[name]):
                     setattr(message, name, newest[name])
-            message.sample_time.FromNanoseconds(int(frame.times[-1]))
+            newest_nanos = int(frame.times[-1])
+            if before is not None and before.message.sample_time.ToNanoseconds() > newest_nanos:
+                continue  # the head itself may have just begun to read the log again
+            message.sample_time.FromNanoseconds(newest_nanos)
+            self._ahead[server_id] = newest_nanos
             servers.append(make_server(message, frame.metrics, frame.values[-1, at]))
         self.fleet.put(servers)
 

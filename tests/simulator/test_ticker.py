@@ -7,18 +7,26 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import wait_until
 from openmanager_simulator.catalogue import load_catalogue
 from openmanager_simulator.fault import FaultPattern, plan_fault
 from openmanager_simulator.faults import FaultDesk
+from openmanager_simulator.memory import available_bytes, check_fits
 from openmanager_simulator.record_book import RecordBook
 from openmanager_simulator.schedule import DAY, Schedule
 from openmanager_simulator.simulation import Simulation
 from openmanager_simulator.ticker import Settings, Ticker
 
-from openmanager.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, OpenManagerError
+from openmanager.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    OpenManagerError,
+    ResourceExhaustedError,
+)
 from openmanager.frame import Frame
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.peer import Peer
@@ -227,3 +235,24 @@ async def test_any_fault_can_be_cleared_while_it_lasts_whoever_made_it(desk: Fau
     assert [fault.end_nanos for fault in listed if fault.id in {"scenario-0", scheduled.id}] == [NOW, NOW]
     with pytest.raises(NotFoundError):
         desk.clear("fault-none")
+
+
+async def test_a_fleet_that_the_memory_is_too_small_for_is_refused_and_the_old_one_stays():
+    ticker = make_ticker(Store(), available=lambda: 8 << 30)
+    with pytest.raises(ResourceExhaustedError) as failure:
+        await ticker.start(replace(SETTINGS, server_count=100_000))
+    assert (failure.value.field, failure.value.reason) == ("server_count", "OVERLOADED")
+    assert (ticker.settings, ticker.progress.running) == (SETTINGS, False)
+    check_fits(10_000, 511, 8 << 30)
+
+
+def test_what_can_be_taken_is_what_the_machine_and_the_control_group_leave(tmp_path: Path):
+    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
+    assert available_bytes(meminfo, group) == 1 << 62
+    meminfo.write_text("MemTotal: 4096 kB\nMemAvailable: 2048 kB\n")
+    assert available_bytes(meminfo, group) == 2 << 20
+    group.mkdir()
+    (group / "memory.current").write_text("700000\n")
+    for limit, expected in (("max\n", 2 << 20), ("1000000\n", 300_000), ("500000\n", 0)):
+        (group / "memory.max").write_text(limit)
+        assert available_bytes(meminfo, group) == expected

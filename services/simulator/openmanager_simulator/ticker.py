@@ -21,6 +21,7 @@ from openmanager_simulator.catalogue import Catalogue
 from openmanager_simulator.fault import Fault
 from openmanager_simulator.fleet import Server, make_fleet
 from openmanager_simulator.info import metric_infos, server_infos
+from openmanager_simulator.memory import available_bytes, check_fits
 from openmanager_simulator.simulation import Simulation
 
 # What is known of servers and metrics goes with the first tick and with every so many after it.
@@ -84,6 +85,7 @@ class Ticker:
         jitter: random.Random,
         buffer_frames: int,
         make: Callable[[Settings, tuple[Server, ...], Sequence[Fault]], Simulation],
+        available: Callable[[], int] = available_bytes,
     ) -> None:
         self.settings = settings
         self.catalogue = catalogue
@@ -93,6 +95,7 @@ class Ticker:
         self._jitter = jitter
         self._buffer_frames = buffer_frames
         self._make = make
+        self._available = available
         self._faults: tuple[Fault, ...] = ()
         self._ready = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
@@ -127,13 +130,19 @@ class Ticker:
     # ── running ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self, settings: Settings) -> None:
-        """Begin to tick; FailedPreconditionError when it ticks with other settings, or is advanced."""
+        """Begin to tick.
+
+        FailedPreconditionError when it ticks with other settings, or is advanced; ResourceExhaustedError for a fleet that
+        the memory is too small for.
+        """
         self._check_not_advancing()
         async with self._changing:
             if self.progress.running:
                 if settings != self.settings:
                     raise FailedPreconditionError("stop the simulation first", reason=Reason.SIMULATION_RUNNING)
                 return
+            if settings.server_count > self.settings.server_count:
+                check_fits(settings.server_count, len(self.catalogue.metrics), self._available())
             if settings != self.settings:
                 self.settings = settings
                 await asyncio.to_thread(self._rebuild)
