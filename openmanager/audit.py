@@ -15,6 +15,7 @@ MAX_NAMES, MAX_DETAIL, MAX_PERSONAL = 32, 512, 1024
 MAX_CODE = 16
 HASH_BYTES = 32
 SOURCE = "source"
+OWN = "audit."
 # Names of the events that the log records of itself; docs/audit.md has what each says.
 KEY_ROTATED, KEY_REPLACED = "audit.key_rotated", "audit.key_replaced"
 CLOCK_SET_BACK, LOG_RESTORED = "audit.clock_set_back", "audit.log_restored"
@@ -73,6 +74,8 @@ def check_record(record: Record, name: str = "record") -> None:
     """Raise InvalidArgumentError, naming the field below `name`, for what cannot stand in an entry."""
     for key, limit in (("actor", MAX_SUBJECT), ("via", MAX_SUBJECT), ("action", MAX_ACTION)):
         check_opaque(f"{name}.{key}", getattr(record, key), limit, required=True)
+    if record.action.startswith(OWN):
+        raise invalid(f"{name}.action", f"must not begin with {OWN}: so the log names what it does itself")
     limits = {
         "object": MAX_OBJECT,
         "request_id": MAX_REQUEST_ID,

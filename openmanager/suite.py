@@ -18,7 +18,11 @@ SERVICES: dict[str, tuple[str, ...]] = {
         "openmanager.api.timeseries.v1.ImportService",
     ),
     "cache": ("openmanager.api.cache.v1.CacheService", "openmanager.api.cache.v1.EntryService"),
-    "metadata": ("openmanager.api.metadata.v1.ServerService", "openmanager.api.metadata.v1.PolicyService"),
+    "metadata": (
+        "openmanager.api.metadata.v1.ServerService",
+        "openmanager.api.metadata.v1.PolicyService",
+        "openmanager.api.metadata.v1.AuditService",
+    ),
     "simulator": (
         "openmanager.api.simulator.v1.SimulatorService",
         "openmanager.api.simulator.v1.FaultService",
@@ -32,6 +36,7 @@ def load_protos() -> None:
     """Import the generated code of every service, so that their descriptors are known."""
     for name in (*SERVICES, "gateway", "status"):
         import_module(f"openmanager.api.{name}.v1.{name}_pb2")
+    import_module("openmanager.api.metadata.v1.audit_pb2")
     import_module("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
 
 

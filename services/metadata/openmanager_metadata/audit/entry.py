@@ -99,12 +99,9 @@ class Checkpoint:
 def encode(entry: Entry) -> bytes:
     """Return the canonical bytes of an entry."""
     parts = [
-        _HEAD.pack(
-            VERSION, entry.kind, entry.number, entry.time_unix_nanos, entry.intent, entry.code, entry.count
-        )
+        _HEAD.pack(VERSION, entry.kind, entry.number, entry.time_unix_nanos, entry.intent, entry.code, entry.count)
     ]
-    for name in _TEXTS:
-        parts.append(_sized(getattr(entry, name).encode()))
+    parts.extend(_sized(getattr(entry, name).encode()) for name in _TEXTS)
     parts.extend(_sized(getattr(entry, name)) for name in _BYTES)
     parts.append(encode_map(entry.details))
     return b"".join(parts)
@@ -129,9 +126,7 @@ def decode(data: bytes) -> Entry:
         reader.end()
     except (struct.error, UnicodeDecodeError) as err:
         raise ValueError("no entry") from err
-    return Entry(
-        number=number, time_unix_nanos=time, kind=Kind(kind), intent=intent, code=code, count=count, **values
-    )
+    return Entry(number=number, time_unix_nanos=time, kind=Kind(kind), intent=intent, code=code, count=count, **values)
 
 
 def decode_map(data: bytes) -> dict[str, str]:
@@ -182,7 +177,7 @@ class _Reader:
         return self.take().decode()
 
     def map(self) -> dict[str, str]:
-        return dict((self.text(), self.text()) for _ in range(self.number()))
+        return {self.text(): self.text() for _ in range(self.number())}
 
     def end(self) -> None:
         if self._at != len(self._data):
