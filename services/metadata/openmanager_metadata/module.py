@@ -47,7 +47,7 @@ class MetadataModule:
         database = open_database(config, memory, runtime.clock)
         inventory = Inventory(database)
         audit = AuditLog(database, runtime.clock)
-        reader = AuditReader(database, audit.sealer, runtime.clock)
+        reader = AuditReader(database, runtime.clock)
         checkpoints = Checkpoints(
             database,
             audit,

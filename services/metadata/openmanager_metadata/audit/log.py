@@ -39,7 +39,7 @@ from openmanager.merkle import leaf_hash
 from openmanager.runtime.clock import Clock
 from openmanager_metadata.audit.entry import Entry, decode, encode
 from openmanager_metadata.audit.head import TILE_LEVEL, Head, catch_up, lock
-from openmanager_metadata.audit.seal import Sealer
+from openmanager_metadata.audit.seal import SubjectKey, erase, subject_keys
 from openmanager_metadata.backends import Database, Statements
 
 MAX_BATCH, MAX_WAITING = 256, 10_000
@@ -73,7 +73,6 @@ class Draft:
     outcome: Outcome = field(default_factory=Outcome)
     intent: int = 0
     count: int = 1
-    sealed: bytes = b""
     work: Work | None = None
 
 
@@ -88,7 +87,6 @@ class AuditLog:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self.head = Head()
-        self.sealer = Sealer(database, clock)
         # What an operator should know of.
         self.warnings: tuple[str, ...] = ()
         # Set whenever entries were appended.
@@ -113,7 +111,7 @@ class AuditLog:
     async def intent(self, record: Record) -> int:
         """Record that something is about to be done; return the number of the entry."""
         check_record(record)
-        return await self._append(Draft(kind=Kind.INTENT, record=record, sealed=await self._sealed(record)))
+        return await self._append(Draft(kind=Kind.INTENT, record=record))
 
     async def outcome(self, intent: int, outcome: Outcome) -> int:
         """Record how an intent ended, once; return the number of the entry. NotFoundError for no intent."""
@@ -129,8 +127,7 @@ class AuditLog:
         check_outcome(outcome)
         if count < 1:
             raise invalid("occurrence_count", "must not be negative")
-        sealed = await self._sealed(record)
-        return await self._append(Draft(kind=Kind.EVENT, record=record, outcome=outcome, count=count, sealed=sealed))
+        return await self._append(Draft(kind=Kind.EVENT, record=record, outcome=outcome, count=count))
 
     async def own_event(self, action: str, of: str, details: Mapping[str, str]) -> int:
         """Record something that the log itself did."""
@@ -143,16 +140,11 @@ class AuditLog:
 
         async def work(statements: Statements) -> Mapping[str, str]:
             nonlocal count
-            count = await self.sealer.erase(subject, statements)
+            count = await erase(subject, statements)
             return {"keys": str(count)}
 
         number = await self._append(Draft(kind=Kind.EVENT, record=_own(SUBJECT_ERASED, subject, {}), work=work))
-        self.sealer.forget(subject)
         return count, number
-
-    async def _sealed(self, record: Record) -> bytes:
-        personal = {**record.personal, **({SOURCE: record.source} if record.source else {})}
-        return await self.sealer.seal(record.subject or record.actor, personal)
 
     async def _append(self, draft: Draft) -> int:
         if len(self._waiting) >= MAX_WAITING:
@@ -221,6 +213,7 @@ class AuditLog:
             self.warnings = (f"the audit log came back with {head.size} of {self.head.size} entries",)
             log.error("PostgreSQL: %s", self.warnings[0])
         told = await _told(drafts, statements)
+        page.keys = await subject_keys({_subject(each.record) for each in drafts if _personal(each.record)}, statements)
         numbers: list[int | OpenManagerError] = []
         for draft in drafts:
             if draft.kind == Kind.OUTCOME:
@@ -245,6 +238,7 @@ class _Page:
         self._encoded: list[bytes] = []
         self.entries: list[Entry] = []
         self.tiles: list[tuple[int, bytes]] = []
+        self.keys: Mapping[str, SubjectKey] = {}
         if self._time - now > CLOCK_NANOS:
             details = {"from_unix_nanos": str(self._time), "to_unix_nanos": str(now)}
             self._time = now
@@ -254,6 +248,7 @@ class _Page:
         """Add an entry and return its number."""
         record, outcome = draft.record, draft.outcome
         self._time = max(self._time, self._now)
+        personal, subject = _personal(record), _subject(record)
         entry = Entry(
             number=self._tree.size + 1,
             time_unix_nanos=self._time,
@@ -266,13 +261,13 @@ class _Page:
             request_id=record.request_id,
             trace_id=record.trace_id,
             policy_version=record.policy_version,
-            subject=(record.subject or record.actor) if draft.sealed else "",
+            subject=subject if personal else "",
             intent=draft.intent,
             code=outcome.code,
             count=draft.count,
             request_hash=record.request_hash,
             after_hash=outcome.after_hash,
-            sealed=draft.sealed,
+            sealed=self.keys[subject].seal(personal) if personal else b"",
             details={**record.details, **more},
         )
         data = encode(entry)
@@ -335,6 +330,14 @@ async def _told(drafts: Sequence[Draft], statements: Statements) -> _Told:
     intents = {row["number"]: decode(bytes(row["entry"])) for row in await statements.fetch(_INTENTS, wanted)}
     outcomes = {row["intent"]: row["number"] for row in await statements.fetch(_OUTCOMES, wanted)}
     return _Told(intents, outcomes)
+
+
+def _subject(record: Record) -> str:
+    return record.subject or record.actor
+
+
+def _personal(record: Record) -> Mapping[str, str]:
+    return {**record.personal, SOURCE: record.source} if record.source else record.personal
 
 
 def _own(action: str, of: str, details: Mapping[str, str]) -> Record:

@@ -61,15 +61,14 @@ class Pruning:
         if found.retention is None:
             return 0
         limit = self._clock.now_nanos() - round(found.retention.total_seconds()) * 10**9
-        rows = await self._database.fetch(
-            "SELECT (SELECT min(number) FROM audit_entries) AS first,"
-            " (SELECT number FROM audit_entries WHERE time_unix_nanos >= $1 ORDER BY time_unix_nanos, number LIMIT 1)"
-            " AS young",
-            limit,
-        )
-        first, young = rows[0]["first"], rows[0]["young"]
+        rows = await self._database.fetch("SELECT min(number) AS first FROM audit_entries")
+        first = rows[0]["first"] or 1
         # What says so must come after what is deleted: the newest entries stay whatever their age.
-        last = min(young or self._audit.head.size, (first or 1) + MAX_ENTRIES, self._audit.head.size) - 1
+        last = min(first + MAX_ENTRIES, self._audit.head.size) - 1
+        rows = await self._database.fetch(
+            "SELECT min(number) AS young FROM audit_entries WHERE number <= $1 AND time_unix_nanos >= $2", last, limit
+        )
+        last = min(last, (rows[0]["young"] or last + 1) - 1)
         through = last // TILE * TILE
         for hold in found.holds:
             arguments: list[Any] = [through, hold.start_unix_nanos, hold.end_unix_nanos]
@@ -80,7 +79,7 @@ class Pruning:
                 *arguments,
             )
             through = min(through, ((rows[0]["number"] or through + 1) - 1) // TILE * TILE)
-        return through if first is not None and through >= first else 0
+        return through if through >= first else 0
 
     async def _say(self, through: int, policy: Policy) -> None:
         """Record what is about to be deleted, unless it is recorded already."""

@@ -23,7 +23,7 @@ from openmanager_metadata.audit import where
 from openmanager_metadata.audit.checkpoint import checkpoint
 from openmanager_metadata.audit.entry import Checkpoint, Entry, decode, file_head, framed
 from openmanager_metadata.audit.head import TILE, TILE_LEVEL, Head, edge, load
-from openmanager_metadata.audit.seal import Sealer
+from openmanager_metadata.audit.seal import opened
 from openmanager_metadata.backends import Database, Row, Statements
 
 # An intent without an outcome for so long is an orphan: whoever recorded it is gone.
@@ -78,8 +78,8 @@ class Standing:
 class AuditReader:
     """Reads the log of a database."""
 
-    def __init__(self, database: Database, sealer: Sealer, clock: Clock) -> None:
-        self._database, self._sealer, self._clock = database, sealer, clock
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database, self._clock = database, clock
         # Intents without an outcome among the first so many entries: those that came after are looked at once a call.
         self._orphans: dict[int, int] = {}
         self._scanned = 0
@@ -206,7 +206,7 @@ class AuditReader:
 
     async def _shown(self, rows: Sequence[Row], *, full: bool) -> Sequence[Shown]:
         entries = [_decoded(row) for row in rows]
-        keys = await self._sealer.open(entries)
+        keys = await opened(entries, self._database)
         open_intents = [entry.number for entry in entries if entry.kind == Kind.INTENT]
         told = await self._database.fetch(_OUTCOMES, open_intents) if open_intents else []
         over = {row["intent"] for row in told}
