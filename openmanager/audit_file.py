@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,15 +124,29 @@ def verify(
 
     `progress` hears now and then of the bytes that were read, and of all there are.
     """
-    verdict = Verdict()
     with file.open("rb") as log, checkpoints.open("rb") as lines:
-        total = file.stat().st_size
-        walk = _Walk(verdict, _Vouchers(_lines(lines, verdict), keys, verdict), tolerance_nanos)
-        with contextlib.suppress(_StopError):
-            walk.run(log, progress, total)
-    if not verdict.checkpoint_count:
-        verdict.add("checkpoints", "there is none: nobody vouches for this log")
+        shown = None if progress is None else partial(_show, log, file.stat().st_size, progress)
+        return verify_streams(log, lines, keys, tolerance_nanos=tolerance_nanos, show=shown)
+
+
+def verify_streams(
+    log: BinaryIO,
+    lines: BinaryIO,
+    keys: Iterable[Ed25519PublicKey] = (),
+    *,
+    tolerance_nanos: int = TOLERANCE_NANOS,
+    show: Callable[[], None] | None = None,
+) -> Verdict:
+    """Return what is wrong with a log, from where both are read; `show` is called every 65,536 entries."""
+    verdict = Verdict()
+    with contextlib.suppress(_StopError):
+        vouchers = _Vouchers(_lines(lines, verdict), keys, verdict)
+        _Walk(verdict, vouchers, tolerance_nanos).run(log, show)
     return verdict
+
+
+def _show(log: BinaryIO, total: int, progress: Progress) -> None:
+    progress(log.tell(), total)
 
 
 # ── checkpoints ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -196,6 +211,8 @@ class _Vouchers:
         self._before: _Checkpoint | None = None
         self.next: _Checkpoint | None = None
         self._read()
+        if self.next is None:
+            verdict.add("checkpoints", "there is none: nobody vouches for this log")
 
     def introduce(self, number: int, public: bytes) -> None:
         """Take note of a key that the log says takes over."""
@@ -284,14 +301,14 @@ class _Walk:
         self._pruned = 0
         self._evidence = False
 
-    def run(self, file: BinaryIO, progress: Progress | None, total: int) -> None:
+    def run(self, file: BinaryIO, show: Callable[[], None] | None) -> None:
         """Verify the whole file."""
         self._begin(file)
         self._catch_up()
         for entry in _records(file, self._verdict, self._size + 1):
             self._entry(entry)
-            if progress is not None and not self._size % _SHOW_EVERY:
-                progress(file.tell(), total)
+            if show is not None and not self._size % _SHOW_EVERY:
+                show()
         self._end()
 
     def _begin(self, file: BinaryIO) -> None:

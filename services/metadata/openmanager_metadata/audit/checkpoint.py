@@ -198,7 +198,7 @@ class Checkpoints:
         try:
             await asyncio.to_thread(self._copy.open)
             await self._go_back()
-            log_id = self._audit.head.log_id
+            log_id = (await self._database.fetch("SELECT id FROM audit_log"))[0]["id"].bytes
             while rows := await self._database.fetch(_AFTER, self._copy.size, COPIES):
                 await asyncio.to_thread(self._copy.append, [checkpoint(row, log_id) for row in rows])
             self._uncopied = ""

@@ -61,10 +61,10 @@ class Pruning:
         if found.retention is None:
             return 0
         limit = self._clock.now_nanos() - round(found.retention.total_seconds()) * 10**9
-        rows = await self._database.fetch("SELECT min(number) AS first FROM audit_entries")
+        rows = await self._database.fetch("SELECT min(number) AS first, max(number) AS newest FROM audit_entries")
         first = rows[0]["first"] or 1
         # What says so must come after what is deleted: the newest entries stay whatever their age.
-        last = min(first + MAX_ENTRIES, self._audit.head.size) - 1
+        last = min(first + MAX_ENTRIES, rows[0]["newest"] or 0) - 1
         rows = await self._database.fetch(
             "SELECT min(number) AS young FROM audit_entries WHERE number <= $1 AND time_unix_nanos >= $2", last, limit
         )
