@@ -32,6 +32,7 @@ COMMANDS = {
     "import": "import_",
     "sql": "sql",
     "retention": "retention",
+    "audit": "audit",
     "log": "log",
     "migrate": "migrate",
     "simulate": "simulate",

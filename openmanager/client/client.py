@@ -15,6 +15,7 @@ from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import codec, enumeration, history, model, rpc
+from openmanager.client.audit import Audit
 from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.entries import Entries
 from openmanager.client.inventory import Inventory
@@ -41,7 +42,7 @@ class Client:
     with UNAVAILABLE are tried three times by the channel; so is writing a frame, which changes nothing when repeated.
     Async iterators that are left early are closed at once inside `contextlib.aclosing`.
 
-    `inventory`, `retention`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
+    `inventory`, `retention`, `audit`, `simulation`, `faults` and `entries` hold what concerns these; `rpc` calls with messages.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, jitter: random.Random | None = None) -> None:
@@ -49,6 +50,7 @@ class Client:
         self.inventory = Inventory(self.rpc)
         self.retention = Retention(self.rpc)
         self.dead_letters = DeadLetters(self.rpc)
+        self.audit = Audit(self.rpc)
         self.simulation = Simulator(self.rpc)
         self.faults = Faults(self.rpc)
         self.entries = Entries(self.rpc)

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
-from openmanager.api.metadata.v1 import metadata_pb2
+from openmanager.api.metadata.v1 import audit_pb2, metadata_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
@@ -62,6 +62,8 @@ _LOG = f"{_API}.timeseries.v1.LogService"
 _IMPORT = f"{_API}.timeseries.v1.ImportService"
 _ENTRY = f"{_API}.cache.v1.EntryService"
 _SERVER = f"{_API}.metadata.v1.ServerService"
+_POLICY = f"{_API}.metadata.v1.PolicyService"
+_AUDIT = f"{_API}.metadata.v1.AuditService"
 _SIMULATOR = f"{_API}.simulator.v1.SimulatorService"
 _FAULT = f"{_API}.simulator.v1.FaultService"
 _HEALTH: Any = health_pb2
@@ -102,6 +104,14 @@ LIST_INVENTORY_SERVERS = Method(_SERVER, "ListServers", metadata_pb2.ListServers
 UPDATE_INVENTORY_SERVER = Method(_SERVER, "UpdateServer", metadata_pb2.UpdateServerResponse)
 DELETE_INVENTORY_SERVER = Method(_SERVER, "DeleteServer", metadata_pb2.DeleteServerResponse)
 BATCH_GET_INVENTORY_SERVERS = Method(_SERVER, "BatchGetServers", metadata_pb2.BatchGetServersResponse)
+
+GET_POLICY = Method(_POLICY, "GetPolicy", metadata_pb2.GetPolicyResponse)
+LIST_AUDIT_ENTRIES = Method(_AUDIT, "ListAuditEntries", audit_pb2.ListAuditEntriesResponse)
+GET_AUDIT_ENTRY = Method(_AUDIT, "GetAuditEntry", audit_pb2.GetAuditEntryResponse)
+EXPORT_AUDIT_LOG = Method(_AUDIT, "ExportAuditLog", audit_pb2.ExportAuditLogResponse)
+LIST_CHECKPOINTS = Method(_AUDIT, "ListCheckpoints", audit_pb2.ListCheckpointsResponse)
+ERASE_SUBJECT = Method(_AUDIT, "EraseSubject", audit_pb2.EraseSubjectResponse)
+GET_AUDIT_STATUS = Method(_AUDIT, "GetAuditStatus", audit_pb2.GetAuditStatusResponse)
 
 GET_SIMULATION = Method(_SIMULATOR, "GetSimulation", simulator_pb2.GetSimulationResponse)
 START_SIMULATION = Method(_SIMULATOR, "StartSimulation", simulator_pb2.StartSimulationResponse)
