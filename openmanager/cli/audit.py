@@ -355,12 +355,12 @@ async def _list(client: Client, options: Mapping[str, Any]) -> None:
 def _entries_table(entries: list[AuditEntry], *, personal: bool) -> Table:
     columns = ["number", "time", "who", "what", "object", "how", *(["personal"] if personal else [])]
     made = render.table(*columns, right=("number",))
-    for column in made.columns[3:]:
+    for column in made.columns[2:5]:
         column.no_wrap, column.overflow = False, "fold"
     for entry in entries:
         cells = [
             f"{entry.number}",
-            render.show_moment(entry.create_time),
+            entry.create_time.astimezone().strftime("%m-%d %H:%M:%S") if entry.create_time else render.NOTHING,
             entry.actor,
             show_action(entry.action),
             entry.object or render.NOTHING,
@@ -373,8 +373,8 @@ def _entries_table(entries: list[AuditEntry], *, personal: bool) -> Table:
 
 
 def show_action(action: str) -> str:
-    """Return an action without the package of its method."""
-    return action.rpartition(".")[2] if "/" in action else action
+    """Return an action, of a method its name alone."""
+    return action.rpartition("/")[2]
 
 
 def show_ending(entry: AuditEntry) -> str:

@@ -148,6 +148,7 @@ class Auditor:
         self._refusals: dict[tuple[str, str, int], _Refusals] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._under_way = 0
         # What was given up because too much was waiting.
         self.lost_count = 0
 
@@ -172,7 +173,7 @@ class Auditor:
     @property
     def waiting_count(self) -> int:
         """How many entries wait to be told."""
-        return len(self._jobs) + len(self._refusals)
+        return len(self._jobs) + self._under_way + len(self._refusals)
 
     async def intent(self, record: Record, request: bytes | None = None) -> Intent:
         """Record that something is about to be done, `request` being its bytes; UnavailableError: then it must not be."""
@@ -247,11 +248,14 @@ class Auditor:
     async def _tell_some(self) -> bool:
         """Tell what has waited longest; put back, in order, what nobody has taken, and say whether all was taken."""
         jobs = [self._jobs.popleft() for _ in range(min(TOGETHER, len(self._jobs)))]
+        self._under_way = len(jobs)
         try:
             told = await asyncio.gather(*(_is_told(job) for job in jobs))
         except asyncio.CancelledError:
             self._jobs.extendleft(reversed(jobs))
             raise
+        finally:
+            self._under_way = 0
         self._jobs.extendleft(reversed([job for job, done in zip(jobs, told, strict=True) if not done]))
         return all(told)
 

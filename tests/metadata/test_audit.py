@@ -13,6 +13,7 @@ import pytest_asyncio
 from auditing import DAY, Kept, audit_log, emptied, event, own_database, pem
 from conftest import Mesh
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from openmanager_metadata.audit import reader
 from openmanager_metadata.audit.entry import decode, encode
 from openmanager_metadata.policy import Policies
 from test_database import session
@@ -238,6 +239,25 @@ async def test_pages_go_either_way_and_their_tokens_are_of_one_query(kept: Kept)
             with pytest.raises(InvalidArgumentError):
                 await kept.reader.list("kind = EVENT", order, 3, token)
         assert numbers == expected
+
+
+@pytest.mark.parametrize("order", ["number", "number desc"])
+async def test_a_page_of_a_long_log_is_looked_for_in_parts(kept: Kept, order: str, monkeypatch):
+    monkeypatch.setattr(reader, "WINDOW", 7)
+    monkeypatch.setattr(reader, "QUICK_SECONDS", 0)
+    await kept.fill(100)
+    await kept.audit.intent(event("users/rare"))
+    await kept.fill(30)
+    for seconds in (10, 0.0001):  # in one call, and in many
+        monkeypatch.setattr(reader, "SEARCH_SECONDS", seconds)
+        found, token, calls = [], "", 0
+        while not calls or token:
+            some, token = await kept.reader.list("kind = INTENT OR number = 2 OR number = 131", order, 2, token)
+            found += [shown.entry.number for shown in some]
+            calls += 1
+        assert sorted(found) == [2, 101, 131]
+        assert found == sorted(found, reverse=order.endswith("desc"))
+        assert calls > 10 if seconds < 1 else calls == 2
 
 
 async def test_every_entry_is_proven_by_the_newest_checkpoint(kept: Kept):

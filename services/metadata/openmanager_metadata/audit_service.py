@@ -11,7 +11,7 @@ from openmanager.errors import missing
 from openmanager_metadata.audit.checkpoint import Checkpoints
 from openmanager_metadata.audit.entry import Checkpoint
 from openmanager_metadata.audit.log import AuditLog
-from openmanager_metadata.audit.reader import AuditReader, Shown
+from openmanager_metadata.audit.reader import AuditReader, Shown, Standing
 
 MAX_ORPHANS = 100
 
@@ -92,11 +92,17 @@ class AuditService:
             copied_size=self._checkpoints.copied_size,
             orphaned_intent_count=len(found.orphans),
             orphaned_intents=found.orphans[:MAX_ORPHANS],
-            warnings=self._checkpoints.warnings,
+            warnings=(*self._checkpoints.warnings, *_unscanned(found)),
         )
         if found.checkpoint is not None:
             reply.checkpoint.CopyFrom(_checkpoint(found.checkpoint))
         return reply
+
+
+def _unscanned(found: Standing) -> tuple[str, ...]:
+    if found.scanned >= found.head.size:
+        return ()
+    return (f"intents were looked through up to number {found.scanned} so far: ask again",)
 
 
 def _record(message: pb.AuditRecord) -> Record:

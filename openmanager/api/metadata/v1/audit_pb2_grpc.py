@@ -113,7 +113,8 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEntries(self, request, context):
-        """Lists entries page by page. Idempotent.
+        """Lists entries page by page. Idempotent. A page may be short, or empty, and have a token all the same: no call looks
+        through a long log for long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from openmanager import filter as entry_filter
 from openmanager import page
 from openmanager.audit import Kind
 from openmanager.errors import (
@@ -28,8 +29,11 @@ from openmanager_metadata.backends import Database, Row, Statements
 
 # An intent without an outcome for so long is an orphan: whoever recorded it is gone.
 ORPHAN_NANOS = 60 * 10**9
-SCANNED = 50_000
+# Intents are looked through so many entries at a time, and so often a call.
+SCANNED, MAX_SCANS = 50_000, 10
 # What one message may take of entries, below the 4 MiB of a message.
+# A page is looked for in windows of so many numbers, four times as many while that is quick, for at most so long.
+WINDOW, QUICK_SECONDS, SEARCH_SECONDS = 50_000, 0.03, 0.4
 PAGE_BYTES, CHUNK_BYTES, CHUNK_ENTRIES = 2_000_000, 1 << 20, 2000
 
 _FIRST = "SELECT min(number) AS number FROM audit_entries"
@@ -73,6 +77,61 @@ class Standing:
     first_number: int
     checkpoint: Checkpoint | None
     orphans: Sequence[int] = field(default_factory=tuple)
+    # Up to which number intents were looked through for those without an outcome.
+    scanned: int = 0
+
+
+class _Search:
+    """A page that is looked for in windows of numbers, so that no statement takes long whatever the filter.
+
+    `passed` is the last number that was looked at, `is_over` that there are no more.
+    """
+
+    def __init__(self, node: entry_filter.Node | None, wanted: int, order: str, after: int | None) -> None:
+        self.rows: list[Row] = []
+        self.window = WINDOW
+        self.is_over = False
+        self.passed = after or 0
+        self._node, self._wanted, self._order, self._after = node, wanted, order, after
+        self._descends = order.endswith("DESC")
+        self._first = self._last = 0
+
+    def begin(self, first: int, last: int) -> None:
+        """Say what there is."""
+        self._first, self._last = first, last
+        if self._after is None:
+            self.passed = last + 1 if self._descends else first - 1
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is more to look through, and room for it."""
+        return len(self.rows) < self._wanted and not self.is_over
+
+    def statement(self) -> tuple[str, list[Any]]:
+        """Return what to ask next."""
+        low, high = self._bounds()
+        arguments: list[Any] = [low, high, self._wanted - len(self.rows)]
+        condition = where.sql(self._node, arguments)
+        sql = (
+            f"SELECT number, entry FROM audit_entries WHERE number > $1 AND number <= $2 AND {condition}"
+            f" ORDER BY {self._order} LIMIT $3"
+        )
+        return sql, arguments
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Take what was found."""
+        low, high = self._bounds()
+        self.rows.extend(rows)
+        self.passed = low + 1 if self._descends else high
+        self.is_over = len(self.rows) < self._wanted and (low < self._first if self._descends else high >= self._last)
+
+    def _bounds(self) -> tuple[int, int]:
+        """Return the window: numbers above the first, up to the second."""
+        if self._descends:
+            high = min(self.passed - 1, self._last)
+            return max(self._first - 1, high - self.window), high
+        low = max(self.passed, self._first - 1)
+        return low, min(self._last, low + self.window)
 
 
 class AuditReader:
@@ -90,22 +149,29 @@ class AuditReader:
     ) -> tuple[Sequence[Shown], str]:
         """Return a page of entries and the next token; with `full` personal data is read too."""
         size, node = page.page_size(size), where.checked(text)
-        sign, order = _order(order_by, "number", default="number desc")
+        order = _order(order_by, "number", default="number desc")
         key = ("audit", text, order)
-        after = _number(page.decode_token(key, token))
-        arguments: list[Any] = []
-        condition = where.sql(node, arguments)
-        if after is not None:
-            arguments.append(after)
-            condition += f" AND number {sign} ${len(arguments)}"
-        arguments.append(size + 1)
-        rows = await self._database.fetch(
-            f"SELECT number, entry FROM audit_entries WHERE {condition} ORDER BY {order} LIMIT ${len(arguments)}",
-            *arguments,
-        )
-        some = _fitting(rows[:size])
-        more = page.encode_token(key, [str(some[-1]["number"])]) if len(rows) > len(some) else ""
+        search = _Search(node, size + 1, order, _number(page.decode_token(key, token)))
+        await self._search(search)
+        some = _fitting(search.rows[:size])
+        after = some[-1]["number"] if len(some) < len(search.rows) else search.passed
+        more = page.encode_token(key, [str(after)]) if len(some) < len(search.rows) or not search.is_over else ""
         return await self._shown(some, full=full), more
+
+    async def _search(self, search: _Search) -> None:
+        """Look through the log window by window, for as long as a page may take; what is quick is looked through faster."""
+        rows = await self._database.fetch("SELECT min(number) AS first, max(number) AS last FROM audit_entries")
+        if not rows[0]["last"]:
+            search.is_over = True
+            return
+        search.begin(rows[0]["first"], rows[0]["last"])
+        began = self._clock.monotonic()
+        while search.is_due and self._clock.monotonic() - began < SEARCH_SECONDS:
+            start = self._clock.monotonic()
+            sql, arguments = search.statement()
+            search.take(await self._database.fetch(sql, *arguments))
+            if self._clock.monotonic() - start < QUICK_SECONDS:
+                search.window *= 4
 
     async def get(self, number: int) -> Proven:
         """Return one entry and its proof."""
@@ -160,10 +226,11 @@ class AuditReader:
     async def checkpoints(self, order_by: str, size: int, token: str) -> tuple[Sequence[Checkpoint], str]:
         """Return a page of checkpoints and the next token."""
         size = page.page_size(size)
-        sign, order = _order(order_by, "size", default="size")
+        order = _order(order_by, "size", default="size")
         key = ("checkpoints", order)
         after = _number(page.decode_token(key, token))
         arguments = [size + 1] if after is None else [size + 1, after]
+        sign = "<" if order.endswith("DESC") else ">"
         condition = "true" if after is None else f"size {sign} $2"
         rows = await self._database.fetch(
             f"SELECT * FROM audit_checkpoints WHERE {condition} ORDER BY {order} LIMIT $1", *arguments
@@ -181,13 +248,17 @@ class AuditReader:
 
         head, newest = await self._database.transaction(work, writes=False)
         orphans = await self.orphans(head)
-        return Standing(head=head, first_number=await self._first(), checkpoint=newest, orphans=orphans)
+        return Standing(
+            head=head, first_number=await self._first(), checkpoint=newest, orphans=orphans, scanned=self._scanned
+        )
 
     async def orphans(self, head: Head) -> Sequence[int]:
         """Return the intents that have had no outcome for more than 60 s, the newest first."""
         if head.size < self._scanned or head.log_id != self._log_id:
             self._orphans, self._scanned, self._log_id = {}, 0, head.log_id
-        while self._scanned < head.size:
+        for _ in range(MAX_SCANS):
+            if self._scanned >= head.size:
+                break
             until = min(head.size, self._scanned + SCANNED)
             rows = await self._database.fetch(
                 "SELECT number, time_unix_nanos FROM audit_entries i WHERE kind = 1 AND number > $1 AND number <= $2"
@@ -297,12 +368,12 @@ def _fitting(rows: Sequence[Row], room: int = PAGE_BYTES) -> Sequence[Row]:
     return rows
 
 
-def _order(order_by: str, column: str, *, default: str) -> tuple[str, str]:
-    """Return the sign that leads on, and the order; InvalidArgumentError for another."""
+def _order(order_by: str, column: str, *, default: str) -> str:
+    """Return the order as SQL; InvalidArgumentError for another."""
     text = order_by.strip() or default
     if text not in {column, f"{column} asc", f"{column} desc"}:
         raise invalid("order_by", f"must be {column}, with “ desc” for descending")
-    return ("<", f"{column} DESC") if text.endswith("desc") else (">", f"{column} ASC")
+    return f"{column} DESC" if text.endswith("desc") else f"{column} ASC"
 
 
 def _number(after: Sequence[str] | None) -> int | None:
