@@ -43,6 +43,8 @@ def entry(number: int, **more) -> Entry:
 
 
 ENTRIES = [entry(number) for number in range(1, COUNT + 1)]
+# Most of what a random tampering leaves as it was.
+KNOWN = {id(each): framed(encode(each)) for each in ENTRIES}
 
 
 def vouched(entries: list[Entry], *sizes: int, signer: Signer | None = KEY, log: bytes = LOG) -> list[Checkpoint]:
@@ -78,7 +80,7 @@ def verdict(
 
 
 def written(entries: list[Entry], log: bytes = LOG) -> bytes:
-    return file_head(log, 1, []) + b"".join(framed(encode(each)) for each in entries)
+    return file_head(log, 1, []) + b"".join(KNOWN.get(id(each)) or framed(encode(each)) for each in entries)
 
 
 def renumbered(entries: list[Entry]) -> list[Entry]:
