@@ -19,7 +19,7 @@ from pathlib import Path
 
 from openmanager.audit import KEY_REPLACED, KEY_ROTATED
 from openmanager.config import Secret
-from openmanager.errors import ConfigurationError, OpenManagerError
+from openmanager.errors import ConfigurationError, DataLossError, OpenManagerError
 from openmanager.runtime.clock import Clock
 from openmanager_metadata.audit.entry import NO_HASH, Checkpoint
 from openmanager_metadata.audit.head import catch_up, lock
@@ -78,7 +78,7 @@ class Checkpoints:
         self._copy = Copy(copy) if copy else None
         self._entries, self._seconds = entries, seconds
         self._covered = 0
-        self._unfit = self._uncopied = self._shorter = ""
+        self._unfit = self._uncopied = self._shorter = self._damaged = ""
 
     @property
     def copied_size(self) -> int:
@@ -91,8 +91,8 @@ class Checkpoints:
         found = [] if self._signers else ["the audit log is not signed: metadata.audit_key is not set"]
         if self._copy is None:
             found.append("audit checkpoints are not copied to a second place: metadata.audit_checkpoints is not set")
-        found += [each for each in (self._unfit, self._uncopied, self._shorter) if each]
-        return (*found, *self._audit.warnings)
+        found += [self._unfit, self._uncopied, self._shorter, self._damaged, *self._audit.warnings]
+        return tuple(dict.fromkeys(each for each in found if each))
 
     async def keep(self) -> None:
         """Make a checkpoint when so many entries are new, or when the oldest new one has waited for so long; for ever."""
@@ -102,8 +102,10 @@ class Checkpoints:
             try:
                 await self.make()
                 await self.copy()
-            except OpenManagerError:
-                wait = RETRY_SECONDS  # the status of the store says it
+                self._damaged = ""
+            except OpenManagerError as err:
+                wait = RETRY_SECONDS  # of a store that is away its status says so
+                self._damaged = err.message if isinstance(err, DataLossError) else ""
             except Exception:
                 log.exception("a checkpoint of the audit log could not be made")
             await self._until_due(wait)
