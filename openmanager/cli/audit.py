@@ -14,25 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from openmanager.cli import connection, render, selection
+from openmanager.cli.audit_text import entries_table, print_entry, print_status
+from openmanager.cli.audit_verdict import json_of, print_verdict, show_entries, verify_files
 from openmanager.cli.progress import Bar
 from openmanager.cli.query import moment
 from openmanager.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from rich.table import Table
 
-    from openmanager.audit_file import Verdict
     from openmanager.cli.audit_report import Report
-    from openmanager.client import AuditEntry, AuditStatus, Client
-    from openmanager.client.audit import ProvenEntry
+    from openmanager.client import Client
 
 SHOWN = 100
-CODES = (
-    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
-    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
-)  # fmt: skip
 
 
 @click.group(invoke_without_command=True, epilog=render.examples("audit", "audit list --last 1h", "audit report"))
@@ -124,7 +117,7 @@ def verify_command(*, file: Path, checkpoints: Path, keys: tuple[Path, ...], tol
     if as_json:
         click.echo(json_of(verdict))
     else:
-        _print_verdict(verdict)
+        print_verdict(verdict)
     if not verdict.is_sound:
         sys.exit(1)
 
@@ -209,71 +202,6 @@ def report_command(**options: Any) -> None:
         sys.exit(1)
 
 
-# ── verifying ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def verify_files(file: Path, checkpoints: Path, keys: tuple[Path, ...], *, tolerance: float = 5.0) -> Verdict:
-    """Return what is wrong with a log, showing how far it is."""
-    from openmanager.audit_file import verify
-
-    known = [_key(path) for path in keys]
-    with Bar("verifying") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.show(done, total, f"{render.show_bytes(done)} of {render.show_bytes(total)}")
-
-        try:
-            return verify(file, checkpoints, known, tolerance_nanos=round(tolerance * 1e9), progress=show)
-        except OSError as err:
-            raise FailedPreconditionError(f"{err.filename or file} cannot be read: {err.strerror}") from err
-
-
-def _key(path: Path) -> Ed25519PublicKey:
-    from openmanager.audit_file import public_key
-
-    try:
-        return public_key(path.read_bytes())
-    except (ValueError, TypeError) as err:
-        raise click.BadParameter(f"{path} is not an Ed25519 public key in PEM", param_hint="--key") from err
-
-
-def json_of(verdict: Verdict) -> str:
-    """Return a verdict as JSON."""
-    return json.dumps(verdict_document(verdict), indent=2)
-
-
-def verdict_document(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as programs read it."""
-    from dataclasses import asdict
-
-    return {"sound": verdict.is_sound, **asdict(verdict), "uncovered_count": verdict.uncovered_count}
-
-
-def _print_verdict(found: Verdict) -> None:
-    from rich.text import Text
-
-    out = render.console()
-    for problem in found.problems:
-        out.print(Text(f"✗ {problem.where}: {problem.what}", style="bold red"), soft_wrap=True)
-    for notice in found.notices:
-        out.print(Text(f"! {notice}", style="yellow"), soft_wrap=True)
-    if found.is_sound:
-        signed = f", {found.signed_count:,} of them signed" if found.signed_count else ""
-        what = f"✓ {show_entries(found.entry_count)}, numbers {found.first_number:,}–{found.last_number:,}, are as they were"
-        out.print(Text(f"{what}: {render.show_count(found.checkpoint_count, 'checkpoint')}{signed}", style="green"))
-    if found.is_sound and found.uncovered_count:
-        out.print(
-            f"  {show_entries(found.uncovered_count)} after the last checkpoint ({found.covered_number:,}) are not covered: "
-            "nothing is said of them",
-            soft_wrap=True,
-        )
-
-
-def show_entries(count: int) -> str:
-    """Return a number of entries."""
-    return f"{count:,} {'entry' if count == 1 else 'entries'}"
-
-
 # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -286,37 +214,7 @@ async def _status(client: Client, *, as_json: bool) -> None:
     if as_json:
         render.print_json(reply)
         return
-    _print_status(codec.status(reply))
-
-
-def _print_status(found: AuditStatus) -> None:
-    from rich.text import Text
-
-    out = render.console()
-    rows = render.table("", "")
-    rows.show_header = False
-    rows.add_row(
-        "entries", f"{found.size:,}" + (f", kept from {found.first_number:,}" if found.first_number > 1 else "")
-    )
-    rows.add_row("root", found.root.hex())
-    checkpoint = found.checkpoint
-    if checkpoint is not None:
-        how = f"signed with {checkpoint.key_id.hex()[:16]}…" if checkpoint.key_id else "not signed"
-        age = render.show_age(datetime.fromtimestamp(checkpoint.time_unix_nanos / 1e9, UTC))
-        rows.add_row("checkpoint", f"of {show_entries(checkpoint.size)}, {age} ago, {how}")
-    rows.add_row("not covered yet", show_entries(found.uncovered_count))
-    if found.copied_size:
-        rows.add_row("second place", f"has up to {show_entries(found.copied_size)}")
-    out.print(rows)
-    if found.orphaned_intent_count:
-        some = ", ".join(f"{each}" for each in found.orphaned_intents[:10])
-        what = render.show_count(found.orphaned_intent_count, "intent")
-        out.print(
-            Text(f"! {what} without an outcome, whether it was done is not known: {some}", style="yellow"),
-            soft_wrap=True,
-        )
-    for warning in found.warnings:
-        out.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
+    print_status(codec.status(reply))
 
 
 def range_filter(text: str, start: datetime | None, end: datetime | None) -> str:
@@ -349,48 +247,7 @@ async def _list(client: Client, options: Mapping[str, Any]) -> None:
         click.echo("no entries")
         return
     out = render.console()
-    out.print(_entries_table(found[: options["limit"]], personal=options["personal"]))
-
-
-def _entries_table(entries: list[AuditEntry], *, personal: bool) -> Table:
-    columns = ["number", "time", "who", "what", "object", "how", *(["personal"] if personal else [])]
-    made = render.table(*columns, right=("number",))
-    for column in made.columns[2:5]:
-        column.no_wrap, column.overflow = False, "fold"
-    for entry in entries:
-        cells = [
-            f"{entry.number}",
-            entry.create_time.astimezone().strftime("%m-%d %H:%M:%S") if entry.create_time else render.NOTHING,
-            entry.actor,
-            show_action(entry.action),
-            entry.object or render.NOTHING,
-            show_ending(entry),
-        ]
-        if personal:
-            cells.append(show_personal(entry))
-        made.add_row(*cells)
-    return made
-
-
-def show_action(action: str) -> str:
-    """Return an action, of a method its name alone."""
-    return action.rpartition("/")[2]
-
-
-def show_ending(entry: AuditEntry) -> str:
-    """Return how something ended."""
-    if entry.kind.name == "INTENT":
-        return "intent, no outcome" if entry.orphaned else "intent"
-    code = CODES[entry.code] if entry.code < len(CODES) else str(entry.code)
-    times = f" ×{entry.occurrence_count:,}" if entry.occurrence_count > 1 else ""
-    return f"{code}{times}"
-
-
-def show_personal(entry: AuditEntry) -> str:
-    """Return the personal data of an entry."""
-    if entry.erased:
-        return "erased"
-    return ", ".join(f"{name}={value}" for name, value in sorted(entry.personal.items())) or render.NOTHING
+    out.print(entries_table(found[: options["limit"]], personal=options["personal"]))
 
 
 async def _show(client: Client, number: int, *, as_json: bool) -> None:
@@ -402,48 +259,9 @@ async def _show(client: Client, number: int, *, as_json: bool) -> None:
     if as_json:
         render.print_json(reply)
         return
-    _print_entry(codec.proven(reply))
-
-
-def _print_entry(found: ProvenEntry) -> None:
-    from rich.text import Text
-
-    entry, out = found.entry, render.console()
-    rows = render.table("", "")
-    rows.show_header = False
-    rows.columns[1].no_wrap, rows.columns[1].overflow = False, "fold"
-    fields = {
-        "number": f"{entry.number}",
-        "time": render.show_moment(entry.create_time),
-        "kind": entry.kind.name.lower(),
-        "who": entry.actor,
-        "by way of": entry.via,
-        "what": entry.action,
-        "object": entry.object,
-        "how": show_ending(entry),
-        "reason": entry.reason,
-        "intent": f"{entry.intent_number}" if entry.intent_number else "",
-        "request": entry.request_id,
-        "request hash": entry.request_hash.hex(),
-        "after hash": entry.after_hash.hex(),
-        "trace": entry.trace_id,
-        "policy": entry.policy_version,
-        "subject": entry.subject,
-        "personal": show_personal(entry) if entry.subject else "",
-        **entry.details,
-    }
-    for name, value in fields.items():
-        if value:
-            rows.add_row(name, value)
-    out.print(rows)
-    if found.checkpoint is None:
-        out.print(Text("! no checkpoint covers it yet", style="yellow"))
-    elif found.is_proven:
-        out.print(Text(f"✓ proven by the checkpoint of {show_entries(found.checkpoint.size)}", style="green"))
-    else:
-        out.print(
-            Text(f"✗ the checkpoint of {show_entries(found.checkpoint.size)} does not cover it", style="bold red")
-        )
+    found = codec.proven(reply)
+    print_entry(found)
+    if found.checkpoint is not None and not found.is_proven:
         sys.exit(1)
 
 

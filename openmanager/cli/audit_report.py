@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmanager.audit import CLOCK_SET_BACK, KEY_REPLACED, KEY_ROTATED, LOG_RESTORED, PRUNED, SUBJECT_ERASED, Kind
-from openmanager.cli.audit import CODES, range_filter, verdict_document, verify_files
+from openmanager.cli.audit import range_filter
+from openmanager.cli.audit_text import CODES
+from openmanager.cli.audit_verdict import verdict_document, verify_files
 from openmanager.errors import NotFoundError
 
 if TYPE_CHECKING:
