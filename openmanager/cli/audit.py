@@ -21,7 +21,6 @@ from openmanager.cli.query import moment
 from openmanager.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
-
     from openmanager.cli.audit_report import Report
     from openmanager.client import Client
 
