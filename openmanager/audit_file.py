@@ -209,6 +209,7 @@ class _Vouchers:
         self.checked = bool(self._keys)
         self._verdict = verdict
         self._before: _Checkpoint | None = None
+        self._unsigned: list[str] = []
         self.next: _Checkpoint | None = None
         self._read()
         if self.next is None:
@@ -233,6 +234,11 @@ class _Vouchers:
         self._read()
         return found
 
+    def end(self) -> None:
+        """Say what nobody has signed for."""
+        if self._unsigned:
+            self._verdict.add(self._unsigned[0], "is not signed, and none after it is")
+
     def _read(self) -> None:
         found = next(self._found, None)
         before = self._before
@@ -252,8 +258,8 @@ class _Vouchers:
         where = f"checkpoints, line {found.line}"
         if not self.checked:
             return
-        if not found.key_id or not found.signature:
-            self._verdict.add(where, "is not signed")
+        if not found.key_id and not found.signature:
+            self._unsigned = self._unsigned or [where]
             return
         key = self._keys.get(found.key_id)
         if key is None:
@@ -264,10 +270,14 @@ class _Vouchers:
             return
         try:
             key.verify(found.signature, found.body)
-        except InvalidSignature:
+        except (InvalidSignature, ValueError):
             self._verdict.add(where, "has a signature that does not hold")
             return
         self._verdict.signed_count += 1
+        if self._unsigned:
+            # Each names the one before by its hash: who signs one vouches for what came before it.
+            self._verdict.notices.append(f"{self._unsigned[0]} and on: not signed, but followed by one that is")
+            self._unsigned = []
         self._hand_over(found)
 
     def _hand_over(self, found: _Checkpoint) -> None:
@@ -432,6 +442,7 @@ class _Walk:
             self._verdict.add(
                 f"entries 1–{self._pruned}", "are missing, and the log does not say that they were deleted"
             )
+        self._vouchers.end()
         if not self._vouchers.checked:
             self._verdict.notices.append("no key was given: signatures were not checked")
 

@@ -133,6 +133,20 @@ def test_files_are_read_and_progress_is_told(tmp_path: Path):
     assert 0 < told[0][0] <= told[0][1] == log.stat().st_size
 
 
+def test_checkpoints_from_before_there_was_a_key_are_vouched_for_by_those_after():
+    before = vouched(ENTRIES, 6, 12, signer=None)
+    after = replace(CHECKPOINTS[1], previous=before[-1].digest(), signature=b"")
+    after = replace(after, signature=KEY.sign(after.body()))
+    found = verdict(ENTRIES, [*before, after])
+    assert (found.problems, found.signed_count) == ([], 1)
+    assert "not signed, but followed by one that is" in found.notices[0]
+    assert verdict(ENTRIES, before).problems[0].where == "checkpoints, line 1"
+    stripped = replace(after, signature=b"")
+    assert "signature that does not hold" in verdict(ENTRIES, [*before, stripped]).problems[0].what
+    forged = [replace(before[0], time_unix_nanos=1), before[1], after]
+    assert not verdict(ENTRIES, forged).is_sound
+
+
 # ── each kind of tampering ─────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -372,7 +372,7 @@ async def test_a_log_without_a_key_says_so(kept: Kept):
     assert any("not signed" in each for each in checkpoints.warnings)
     assert any("second place" in each for each in checkpoints.warnings)
     verdict = await kept.verdict(Ed25519PrivateKey.generate())
-    assert [each.what for each in verdict.problems] == ["is not signed"]
+    assert [each.what for each in verdict.problems] == ["is not signed, and none after it is"]
 
 
 async def test_a_new_key_takes_over_when_the_old_one_has_signed_that_it_does(kept: Kept):
