@@ -158,6 +158,17 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
         "GetIdentity": Rule(_P.SELF, _NONE),
         "Authenticate": Rule(_P.MESH, _ALL),
     },
+    f"{_API}.metadata.v1.AuditService": {
+        "RecordIntent": Rule(_P.MESH, _ALL),
+        "RecordOutcome": Rule(_P.MESH, _ALL),
+        "RecordEvent": Rule(_P.MESH, _ALL),
+        "ListAuditEntries": Rule(_P.AUDIT, _ALL),
+        "GetAuditEntry": Rule(_P.AUDIT, _ALL),
+        "ExportAuditLog": Rule(_P.AUDIT, _ALL, noted="audit"),
+        "ListCheckpoints": Rule(_P.AUDIT, _ALL),
+        "EraseSubject": Rule(_P.MANAGE, _ALL, audited="{subject}"),
+        "GetAuditStatus": Rule(_P.AUDIT, _ALL),
+    },
     f"{_API}.status.v1.StatusService": {"GetStatus": Rule(_P.READ, _NONE)},
     "grpc.health.v1.Health": {
         "Check": Rule(_P.NOTHING, _NONE),

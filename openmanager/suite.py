@@ -26,6 +26,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
         "openmanager.api.metadata.v1.KeyService",
         "openmanager.api.metadata.v1.SessionService",
         "openmanager.api.metadata.v1.InteractionService",
+        "openmanager.api.metadata.v1.AuditService",
     ),
     "simulator": (
         "openmanager.api.simulator.v1.SimulatorService",
@@ -42,6 +43,7 @@ def load_protos() -> None:
         import_module(f"openmanager.api.{name}.v1.{name}_pb2")
     import_module("openmanager.api.metadata.v1.identity_pb2")
     import_module("openmanager.api.metadata.v1.interaction_pb2")
+    import_module("openmanager.api.metadata.v1.audit_pb2")
     import_module("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
 
 

@@ -138,7 +138,9 @@ def running_mesh(*options: str, environment: dict[str, str] | None = None) -> It
 @pytest.fixture(scope="session")
 def mesh() -> Iterator[Mesh]:
     """A mesh for every test that does not break it."""
-    with running_mesh("--seed", "7") as running:
+    # So that tests need not wait for a minute for one.
+    checkpoints = {"OPENMANAGER_METADATA_AUDIT_CHECKPOINT_INTERVAL": "1s"}
+    with running_mesh("--seed", "7", environment=checkpoints) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from openmanager.errors import DeadlineExceededError
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
-from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, NO_DEADLINE_SECONDS, raw, unbounded
+from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, NO_DEADLINE_SECONDS, forwarded, raw, unbounded
 from openmanager.runtime.peer import Peer
 
 # What a hop keeps back of the deadline, to be able to answer; with less than this left nobody is asked.
@@ -44,8 +44,8 @@ def forwarder(method: MethodDescriptor, upstream: Upstream, path: str | None = N
     """Return a handler that forwards a method, under the method's own path unless another is given."""
     target = path or f"/{method.containing_service.full_name}/{method.name}"
     if method.client_streaming:
-        return _bidi(upstream, target)
-    return _server_stream(upstream, target) if method.server_streaming else _unary(upstream, target)
+        return forwarded(_bidi(upstream, target))
+    return forwarded(_server_stream(upstream, target) if method.server_streaming else _unary(upstream, target))
 
 
 def _unary(upstream: Upstream, path: str) -> Any:

@@ -34,6 +34,7 @@ COMMANDS = {
     "sql": "sql",
     "retention": "retention",
     "interactions": "interactions",
+    "audit": "audit",
     "log": "log",
     "migrate": "migrate",
     "login": "login",

@@ -9,6 +9,7 @@
 Dataclasses and numpy arrays go in and come out; what goes wrong is one of `openmanager.errors`.
 """
 
+from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditStatus
 from openmanager.client.client import Client
 from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.enumeration import (
@@ -71,6 +72,10 @@ from openmanager.runtime.tls import Tls
 
 __all__ = [
     "Aggregation",
+    "Audit",
+    "AuditCheckpoint",
+    "AuditEntry",
+    "AuditStatus",
     "Board",
     "Client",
     "Consumer",

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
-from openmanager.api.metadata.v1 import identity_pb2, interaction_pb2, metadata_pb2
+from openmanager.api.metadata.v1 import audit_pb2, identity_pb2, interaction_pb2, metadata_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
@@ -70,6 +70,8 @@ _USER = f"{_API}.metadata.v1.UserService"
 _ROLE = f"{_API}.metadata.v1.RoleService"
 _KEY = f"{_API}.metadata.v1.KeyService"
 _SESSION = f"{_API}.metadata.v1.SessionService"
+_POLICY = f"{_API}.metadata.v1.PolicyService"
+_AUDIT = f"{_API}.metadata.v1.AuditService"
 _SIMULATOR = f"{_API}.simulator.v1.SimulatorService"
 _FAULT = f"{_API}.simulator.v1.FaultService"
 _HEALTH: Any = health_pb2
@@ -142,6 +144,13 @@ GET_INTERACTION_STATISTICS = Method(
 )
 EXPORT_INTERACTIONS = Method(_INTERACTION, "ExportInteractions", interaction_pb2.ExportInteractionsResponse)
 ERASE_INTERACTIONS = Method(_INTERACTION, "EraseInteractions", interaction_pb2.EraseInteractionsResponse)
+GET_POLICY = Method(_POLICY, "GetPolicy", metadata_pb2.GetPolicyResponse)
+LIST_AUDIT_ENTRIES = Method(_AUDIT, "ListAuditEntries", audit_pb2.ListAuditEntriesResponse)
+GET_AUDIT_ENTRY = Method(_AUDIT, "GetAuditEntry", audit_pb2.GetAuditEntryResponse)
+EXPORT_AUDIT_LOG = Method(_AUDIT, "ExportAuditLog", audit_pb2.ExportAuditLogResponse)
+LIST_CHECKPOINTS = Method(_AUDIT, "ListCheckpoints", audit_pb2.ListCheckpointsResponse)
+ERASE_SUBJECT = Method(_AUDIT, "EraseSubject", audit_pb2.EraseSubjectResponse)
+GET_AUDIT_STATUS = Method(_AUDIT, "GetAuditStatus", audit_pb2.GetAuditStatusResponse)
 
 GET_SIMULATION = Method(_SIMULATOR, "GetSimulation", simulator_pb2.GetSimulationResponse)
 START_SIMULATION = Method(_SIMULATOR, "StartSimulation", simulator_pb2.StartSimulationResponse)

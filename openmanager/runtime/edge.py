@@ -12,7 +12,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -22,10 +22,12 @@ from google.protobuf.message import Message
 
 from openmanager import access, errors, policy
 from openmanager.runtime import telemetry, validate
-from openmanager.runtime.gate import Gate, Pass
+from openmanager.runtime.audit import Auditor, Intent
+from openmanager.runtime.gate import Gate, Pass, address, admit
 from openmanager.runtime.grpc_server import GuardedServer, abort, mark_received
 from openmanager.runtime.rpc_error import status_code, to_trailers
 from openmanager.runtime.tls import anyone
+from openmanager.runtime.trail import UNKNOWN, Trail
 
 DEFAULT_DEADLINE_SECONDS, MAX_DEADLINE_SECONDS = 5.0, 30.0
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -39,7 +41,8 @@ MAX_EMPTY_MESSAGES = 1000
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
-Status = tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]
+# What a caller is told, and the reason by itself.
+Status = tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...], str]
 
 # What C-core reports for a call that has no deadline at all (about 292 years).
 NO_DEADLINE_SECONDS = 10**8
@@ -60,6 +63,12 @@ def unbounded(method: F) -> F:
 def vital(method: F) -> F:
     """Mark a streaming method as served, and not counted, however many streams there are."""
     method.is_vital = True  # type: ignore[attr-defined]
+    return method
+
+
+def forwarded(method: F) -> F:
+    """Mark a method as passing calls on to another server, which does the rest."""
+    method.is_forwarded = True  # type: ignore[attr-defined]
     return method
 
 
@@ -90,6 +99,7 @@ class _Method:
     unbounded: bool
     vital: bool
     rule: policy.Rule
+    trail: Trail
 
 
 class Edge:
@@ -99,12 +109,15 @@ class Edge:
         self,
         server: GuardedServer,
         load: Load,
+        *,
         gate: Gate | None = None,
         rules: Mapping[str, Mapping[str, policy.Rule]] = policy.POLICY,
         check_peer: Callable[[Any], str | None] = anyone,
+        auditor: Auditor | None = None,
     ) -> None:
         self._server = server
         self._check_peer = check_peer
+        self._auditor = auditor
         self._load = load
         self._gate = gate or Gate()
         self._rules = rules
@@ -126,13 +139,18 @@ class Edge:
         _cancel(self._calls)
 
     def _handler(self, descriptor: MethodDescriptor, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        service, name = descriptor.containing_service.full_name, descriptor.name
+        rule = self._rules[service][name]
+        # What is passed on is written down where it is done.
+        changes = rule if not hasattr(behaviour, "is_forwarded") else replace(rule, audited="", noted="")
         method = _Method(
-            path=f"/{descriptor.containing_service.full_name}/{descriptor.name}",
+            path=f"/{service}/{name}",
             request=validate.message_class(descriptor.input_type),
             takes_bytes=getattr(behaviour, "takes_bytes", False),
             unbounded=hasattr(behaviour, "has_no_deadline"),
             vital=hasattr(behaviour, "is_vital"),
-            rule=self._rules[descriptor.containing_service.full_name][descriptor.name],
+            rule=rule,
+            trail=Trail(self._auditor, f"{service}/{name}", changes),
         )
         match descriptor.client_streaming, descriptor.server_streaming:
             case False, False:
@@ -153,24 +171,28 @@ class Edge:
             start = time.perf_counter()
             status: Status | None = None
             reply: Any = None
+            intent: Intent | None = None
             task = _current_task()
             self._calls.add(task)
             load.unary += 1
             with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
                 try:
                     self._admit(load.unary, load.max_unary)
-                    await self._enter(method, context)
+                    _, caller = await self._enter(method, context)
                     async with asyncio.timeout(_remaining(context, default, most)):
-                        reply = await behaviour(_decode(method, data), context)
+                        request = _decode(method, data)
+                        intent = await method.trail.begin(caller, request)
+                        reply = await behaviour(request, context)
                 except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                     status = _status(self._failure(err, method.path))
                 finally:
+                    _end(intent, status, reply)
                     load.unary -= 1
                     load.served += 1
                     self._calls.discard(task)
                 telemetry.record_call(span, method.path, _number(status), time.perf_counter() - start)
             if status is not None:
-                await abort(context, *status)
+                await abort(context, *status[:3])
             return reply
 
         return call
@@ -180,7 +202,7 @@ class Edge:
     ) -> Callable[..., Awaitable[None]]:
         async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             mark_received()
-            await self._stream(method, context, lambda _: behaviour(_decode(method, data), context))
+            await self._stream(method, context, lambda: _decode(method, data), lambda ask, _: behaviour(ask, context))
 
         return call
 
@@ -189,7 +211,10 @@ class Edge:
     ) -> Callable[..., Awaitable[None]]:
         async def call(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             await self._stream(
-                method, context, lambda patience: behaviour(_requests(method, context, patience), context)
+                method,
+                context,
+                lambda: None,
+                lambda _, patience: behaviour(_requests(method, context, patience), context),
             )
 
         return call
@@ -198,10 +223,12 @@ class Edge:
         self,
         method: _Method,
         context: grpc.aio.ServicerContext[Any, Any],
-        begin: Callable[[_Patience], AsyncIterator[Any]],
+        decode: Callable[[], Any],
+        begin: Callable[[Any, _Patience], AsyncIterator[Any]],
     ) -> None:
         start, load = time.perf_counter(), self._load
         status: Status | None = None
+        intent: Intent | None = None
         task = _current_task()
         self._calls.add(task)
         counted = 0 if method.vital else 1
@@ -209,29 +236,39 @@ class Edge:
         with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
             try:
                 self._admit(counted * load.streams, load.max_streams)
-                held = await self._enter(method, context)
+                held, caller = await self._enter(method, context)
+                request = decode()
+                intent = await method.trail.begin(caller, request)
                 if (seconds := _remaining(context, None, math.inf)) is None:
                     self._endless.add(task)
                 async with asyncio.timeout(seconds), _Patience(load, held) as patience:
-                    await _write_all(begin(patience), context, patience)
+                    await _write_all(begin(request, patience), context, patience)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 status = _status(self._failure(err, method.path))
             finally:
+                _end(intent, status, None)
                 load.streams -= counted
                 load.served += 1
                 self._calls.discard(task)
                 self._endless.discard(task)
             telemetry.record_call(span, method.path, _number(status), time.perf_counter() - start)
         if status is not None:
-            await abort(context, *status)
+            await abort(context, *status[:3])
 
-    async def _enter(self, method: _Method, context: grpc.aio.ServicerContext[Any, Any]) -> Pass:
-        """Return what the caller came with, once it is known to be enough for the method."""
+    async def _enter(self, method: _Method, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Pass, access.Caller]:
+        """Return what the caller came with, and what they may reach, once it is known to be enough for the method."""
         metadata = context.invocation_metadata() or ()
         _check_metadata(metadata)
-        held, caller = await self._gate.enter(metadata, context, method.rule, self._check_peer(context))
+        held: Pass | None = None
+        try:
+            held = await self._gate.who(metadata, context, method.rule, self._check_peer(context))
+            caller = admit(held, method.rule)
+        except (errors.UnauthenticatedError, errors.PermissionDeniedError) as err:
+            actor = held.identity.subject if held is not None else UNKNOWN
+            method.trail.refused(actor, address(context), err)
+            raise
         access.serve(caller)
-        return held
+        return held, caller
 
     def _admit(self, active: int, limit: int) -> None:
         if self._load.draining:
@@ -263,7 +300,18 @@ def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 def _status(error: errors.OpenManagerError) -> Status:
     """Return what the caller is told; unlike the error it holds no frame, and so not the call."""
-    return status_code(error), error.message, to_trailers(error)
+    return status_code(error), error.message, to_trailers(error), error.reason
+
+
+def _end(intent: Intent | None, status: Status | None, reply: Any) -> None:
+    """Write down how a change ended."""
+    if intent is None:
+        return
+    if status is None:
+        after = reply.SerializeToString(deterministic=True) if isinstance(reply, Message) else None
+        intent.outcome(after=after)
+    else:
+        intent.outcome(_number(status), status[3])
 
 
 def _number(status: Status | None) -> int:

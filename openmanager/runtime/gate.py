@@ -56,17 +56,11 @@ class Gate:
         self._authenticator = authenticator
         self._nobody = Pass(NOBODY)
 
-    async def enter(
-        self, metadata: Iterable[Any], context: Any, rule: Rule, peer: str | None = None
-    ) -> tuple[Pass, Caller]:
-        """Return who is calling and what they may reach; UnauthenticatedError or PermissionDeniedError otherwise.
+    async def who(self, metadata: Iterable[Any], context: Any, rule: Rule, peer: str | None = None) -> Pass:
+        """Return who is calling; UnauthenticatedError for nobody where somebody is needed.
 
         `peer` is whom the connection's certificate names, empty for nobody; None where connections have none.
         """
-        found = await self._who(metadata, context, rule, peer)
-        return found, admit(found, rule)
-
-    async def _who(self, metadata: Iterable[Any], context: Any, rule: Rule, peer: str | None) -> Pass:
         authorization = token = ""
         for key, value in metadata:
             if key == AUTHORIZATION:

@@ -22,6 +22,7 @@ from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError
 from openmanager.runtime import grpc_server, measure, reflection, telemetry, tls
 from openmanager.runtime.address import is_loopback
+from openmanager.runtime.audit import Auditor, PeerRecorder
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Edge, Load
 from openmanager.runtime.gate import Gate
@@ -129,6 +130,7 @@ class Server:
         clock: Clock,
         gate: Gate | None = None,
         files: tls.Files | None = None,
+        auditor: Auditor | None = None,
     ) -> None:
         missing = grpc_server.self_test()
         if missing or api_implementation.Type() != "upb":
@@ -147,7 +149,9 @@ class Server:
         )
         require_client = not service.public or config.tls_clients
         check_peer = tls.anyone if files is None else partial(tls.check_peer, required=require_client)
-        self._edge = Edge(self._grpc, self._load, gate, service.rules, check_peer)
+        self._edge = Edge(
+            self._grpc, self._load, gate=gate, rules=service.rules, check_peer=check_peer, auditor=auditor
+        )
         self._grace = config.grace.total_seconds()
         self._service = service
         self.names = [*service.servicers, STATUS_SERVICE]
@@ -230,12 +234,22 @@ def _identify(name: str, mesh_key: MeshKey | None, *, anonymous: bool) -> Identi
     own = access.Caller(access.server(name))
 
     def identify(caller: access.Caller | None) -> tuple[tuple[str, str], ...]:
-        if anonymous and (caller is None or caller.identity is access.LOCAL):
+        if anonymous and caller is not None and caller.identity is access.LOCAL:
             return ()
         found = caller or own
         return ((HEADER, mesh_key.token(found.identity, found.source)),)
 
     return identify
+
+
+@contextlib.asynccontextmanager
+async def _auditor(service: Service, runtime: Runtime) -> AsyncIterator[Auditor]:
+    """Open what writes to the audit: the service's own log, or the metadata service's."""
+    async with contextlib.AsyncExitStack() as stack:
+        recorder = service.recorder
+        if recorder is None:
+            recorder = PeerRecorder(await stack.enter_async_context(runtime.peer("metadata")))
+        yield await stack.enter_async_context(Auditor(recorder, runtime.name, clock=runtime.clock))
 
 
 def _measure(service: Service) -> None:
@@ -266,7 +280,8 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    mesh_key = MeshKey(config.mesh_key, module.name, clock) if config.mesh_key.reveal() else None
+    # Where nobody needs credentials clocks may differ as they like.
+    mesh_key = MeshKey(config.mesh_key, module.name, clock, ends=not local) if config.mesh_key.reveal() else None
     runtime = Runtime(
         configuration=configuration,
         name=module.name,
@@ -276,14 +291,22 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
         identify=_identify(module.name, mesh_key, anonymous=local),
         tls=files,
     )
-    async with module.open(runtime) as service:
+    async with module.open(runtime) as service, contextlib.AsyncExitStack() as stack:
         gate = Gate(
             anonymous=access.LOCAL if local else None,
             mesh_key=mesh_key,
             authenticator=service.authenticator,
         )
+        auditor = await stack.enter_async_context(_auditor(service, runtime))
         server = Server(
-            service=service, name=module.name, address=address, config=config, clock=clock, gate=gate, files=files
+            service=service,
+            name=module.name,
+            address=address,
+            config=config,
+            clock=clock,
+            gate=gate,
+            files=files,
+            auditor=auditor,
         )
         _measure(service)
         async with server.running():

@@ -22,6 +22,15 @@ class MetadataConfig:
     statement_timeout: timedelta = setting(timedelta(seconds=1), "How long one statement may take.")
     statement_cache: int = setting(100, "Prepared statements a connection; 0 behind PgBouncer.")
     snapshot_interval: timedelta = setting(timedelta(seconds=5), "How often the inventory is copied to memory.")
+    audit_key: Secret = setting(
+        Secret(""),
+        "Ed25519 key in PEM that signs the audit log's checkpoints; the one before may follow it, to hand over.",
+    )
+    audit_checkpoints: str = setting(
+        "", "File that checkpoints of the audit log are appended to, best on another disk; `-` is standard output."
+    )
+    audit_checkpoint_entries: int = setting(1000, "A checkpoint is made after so many entries.")
+    audit_checkpoint_interval: timedelta = setting(timedelta(seconds=60), "And after so long, when there are any.")
     snapshot_servers: int = setting(20_000, "Servers that the copy in memory holds, at most.")
     identity_key: Secret = setting(
         Secret(""),

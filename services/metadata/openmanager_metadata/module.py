@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openmanager.attempts import Attempts
 from openmanager.errors import OpenManagerError
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.module import Runtime, Service
-from openmanager.runtime.status import Storage
+from openmanager.runtime.status import Finding, Storage
+from openmanager_metadata.audit.checkpoint import Checkpoints
+from openmanager_metadata.audit.log import AuditLog
+from openmanager_metadata.audit.pruning import Pruning
+from openmanager_metadata.audit.reader import AuditReader
+from openmanager_metadata.audit_service import AuditService
 from openmanager_metadata.backends import Database
 from openmanager_metadata.backends.postgresql import open_database
 from openmanager_metadata.config import MetadataConfig
@@ -33,6 +38,8 @@ from openmanager_metadata.users import Users
 
 PACKAGE = "openmanager.api.metadata.v1"
 TIDY_SECONDS = 3600.0
+# Between two portions of audit entries that are too old.
+PRUNE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +63,33 @@ class MetadataModule:
         sessions = Sessions(database, directory, keyring)
         first_admin = FirstAdmin(users, config.admin_file)
         erasures = Upkeep(database)
-        async with database.connecting():
-            keeping = _Keeping(database, memory, sessions, first_admin, config, runtime.clock)
-            tasks = [asyncio.create_task(keeping.run()), asyncio.create_task(erasures.run())]
+        audit = AuditLog(database, runtime.clock)
+        reader = AuditReader(database, runtime.clock)
+        checkpoints = Checkpoints(
+            database,
+            audit,
+            runtime.clock,
+            key=config.audit_key,
+            copy=config.audit_checkpoints,
+            entries=config.audit_checkpoint_entries,
+            seconds=config.audit_checkpoint_interval.total_seconds(),
+        )
+        keeping = _Keeping(database, memory, sessions, first_admin, config, runtime.clock)
+
+        async def look() -> Finding:
+            found = await database.look()
+            return replace(found, warnings=(*found.warnings, *checkpoints.warnings))
+
+        async with database.connecting(), audit.running():
+            tasks = [
+                asyncio.create_task(work)
+                for work in (
+                    keeping.run(),
+                    erasures.run(),
+                    checkpoints.keep(),
+                    _prune(Pruning(database, audit, runtime.clock)),
+                )
+            ]
             try:
                 yield Service(
                     servicers={
@@ -69,13 +100,15 @@ class MetadataModule:
                         f"{PACKAGE}.KeyService": KeyService(Keys(database, directory, keyring)),
                         f"{PACKAGE}.SessionService": SessionService(sessions, users, directory),
                         f"{PACKAGE}.InteractionService": InteractionService(database, erasures, runtime.clock),
+                        f"{PACKAGE}.AuditService": AuditService(audit, reader, checkpoints),
                     },
+                    recorder=audit,
                     storages=[
                         Storage(
                             name="postgresql",
                             role="metadata",
                             engine="postgresql",
-                            check=database.look,
+                            check=look,
                             clock=runtime.clock,
                             breakers=database.breakers,
                         )
@@ -85,6 +118,7 @@ class MetadataModule:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await checkpoints.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +149,19 @@ class _Keeping:
                 log.exception("the copy of the inventory could not be renewed")
             known = self.memory.snapshot.servers is not None
             await asyncio.sleep(self.config.snapshot_interval.total_seconds() if known else 0.2)
+
+
+async def _prune(pruning: Pruning) -> None:
+    """Delete audit entries that are too old, in small portions, and look again in an hour when there are no more."""
+    while True:
+        gone = 0
+        try:
+            gone = await pruning.prune()
+        except OpenManagerError:
+            pass  # the status of the store says it
+        except Exception:
+            log.exception("audit entries that are too old could not be deleted")
+        await asyncio.sleep(PRUNE_SECONDS if gone else TIDY_SECONDS)
 
 
 module = MetadataModule()

@@ -11,10 +11,11 @@ from typing import Any
 from openmanager import page
 from openmanager.errors import AbortedError, NotFoundError, Reason, ResourceExhaustedError, invalid
 from openmanager.frame import check_server_id, check_text
+from openmanager_metadata.audit import rule as audit_rule
 from openmanager_metadata.backends import Database, Row
 from openmanager_metadata.inventory import THRESHOLDS, check_thresholds
 
-KINDS = ("thresholds", "fault", "retention")
+KINDS = ("thresholds", "fault", "retention", "audit")
 MAX_DOCUMENT_BYTES = 64 * 1024
 
 
@@ -48,6 +49,8 @@ def check_document(kind: str, document: Mapping[str, Any]) -> str:
         _check_fault(document)
     if kind == "retention":
         _check_retention(document)
+    if kind == audit_rule.KIND:
+        audit_rule.rule(document)
     _check_printable(document)
     text = json.dumps(document, allow_nan=False)
     if len(text.encode()) > MAX_DOCUMENT_BYTES:

@@ -598,10 +598,10 @@ class Policy(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """The kind: `thresholds`, `fault` or `retention`. Required."""
+    """The kind: `thresholds`, `fault`, `retention` or `audit`. Required."""
     id: _builtins.str
     """The id, unique in its kind: 1–255 characters of `[a-z0-9][a-z0-9._:-]*`. For thresholds: `default` or a role;
-    for retention: `default`.
+    for retention and audit: `default`.
     """
     etag: _builtins.str
     """Changes with every change. Output only, except as a condition in UpdatePolicy and DeletePolicy."""

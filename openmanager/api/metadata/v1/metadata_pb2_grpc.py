@@ -369,7 +369,7 @@ class ServerService:
 
 
 class PolicyServiceStub:
-    """Durable settings and records, as documents: thresholds now; retention, rules and silences in time; fault records.
+    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, fault records.
     """
 
     def __init__(self, channel):
@@ -401,7 +401,7 @@ class PolicyServiceStub:
 
 
 class PolicyServiceServicer:
-    """Durable settings and records, as documents: thresholds now; retention, rules and silences in time; fault records.
+    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, fault records.
     """
 
     def GetPolicy(self, request, context):
@@ -464,7 +464,7 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PolicyService:
-    """Durable settings and records, as documents: thresholds now; retention, rules and silences in time; fault records.
+    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, fault records.
     """
 
     @staticmethod

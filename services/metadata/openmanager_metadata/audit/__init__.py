@@ -1,0 +1,1 @@
+"""The audit log: entries in a Merkle tree, checkpoints, erasure, retention."""
