@@ -436,7 +436,8 @@ class _Walk:
         if due is not None:
             self._verdict.add(
                 f"entries {self._size + 1}–{due.size}",
-                f"are missing: a checkpoint (line {due.line}) covers {due.size} entries, the log ends with {self._size}",
+                f"are missing: a checkpoint (line {due.line}) covers {due.size} entries, the log ends with {self._size}"
+                " (a copy from before that checkpoint has to be made again)",
             )
         if self._pruned and not self._evidence:
             self._verdict.add(

@@ -18,9 +18,12 @@ from openmanager.cli.audit_verdict import verdict_document, verify_files
 from openmanager.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from openmanager.audit_file import Verdict
     from openmanager.cli.progress import Bar
     from openmanager.client import AuditEntry, Client
+    from openmanager.client.people import Grant
 
 # Of changes, only the newest are told one by one; all are counted.
 MAX_CHANGES = 1000
@@ -145,9 +148,28 @@ class Report:
         }
 
 
-async def access_review(client: Client) -> list[Access]:  # noqa: ARG001  (whoever keeps users fills it)
-    """Return who may do what; nothing while no users are kept."""
-    return []
+async def access_review(client: Client) -> list[Access]:
+    """Return who may do what: a row for each grant, users first; who may do nothing has one too."""
+    found = []
+    async for user in client.users.list():
+        state = " (disabled)" if user.disabled else "" if user.activated else " (invited)"
+        seen = show_time(user.sign_in_time) if user.sign_in_time else "never"
+        found += _rows(f"users/{user.id}", f"{user.name}{state}", user.grants, seen)
+    async for key in client.keys.list():
+        seen = show_time(key.use_time) if key.use_time else "never"
+        found += _rows(f"keys/{key.id}", key.description, key.grants, seen)
+    return found
+
+
+def _rows(subject: str, name: str, grants: Sequence[Grant], seen: str) -> list[Access]:
+    if not grants:
+        return [Access(subject=subject, name=name, last_seen=seen)]
+    return [
+        Access(
+            subject=subject, name=name, roles=(each.role,), scope=each.server_filter or "all servers", last_seen=seen
+        )
+        for each in grants
+    ]
 
 
 async def collect(

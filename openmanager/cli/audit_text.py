@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,9 @@ def print_status(found: AuditStatus) -> None:
         out.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
 
 
+_LONG_ID = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
+
+
 def entries_table(entries: list[AuditEntry], *, personal: bool) -> Table:
     """Return entries as a table."""
     columns = ["number", "time", "who", "what", "object", "how", *(["personal"] if personal else [])]
@@ -63,15 +67,20 @@ def entries_table(entries: list[AuditEntry], *, personal: bool) -> Table:
         cells = [
             f"{entry.number}",
             entry.create_time.astimezone().strftime("%m-%d %H:%M:%S") if entry.create_time else render.NOTHING,
-            entry.actor,
+            short(entry.actor),
             show_action(entry.action),
-            entry.object or render.NOTHING,
+            short(entry.object) or render.NOTHING,
             show_ending(entry),
         ]
         if personal:
             cells.append(show_personal(entry))
         made.add_row(*cells)
     return made
+
+
+def short(text: str) -> str:
+    """Return a text with the beginnings of the long ids in it; `audit show` and --json have them whole."""
+    return _LONG_ID.sub(r"\1…", text)
 
 
 def show_action(action: str) -> str:

@@ -15,7 +15,7 @@ import click
 from openmanager import config, embedded, suite
 from openmanager.cli import configuration
 from openmanager.config import Configuration, Secret
-from openmanager.datadir import DataDir
+from openmanager.datadir import DataDir, write_durably
 from openmanager.embedded import EmbeddedConfig, Store
 from openmanager.errors import ConfigurationError, UnavailableError
 from openmanager.runtime.clock import SystemClock
@@ -122,8 +122,9 @@ def _services(
         **{variable: store.url.reveal() for variable, store in stores.items()},
         "OPENMANAGER_ALLOW_INSECURE": "1",  # the addresses were checked above
         "OPENMANAGER_AUTH": loaded.section(ServerConfig).auth or "local",
-        **_secrets(data, loaded),
+        **_mesh_key(data, loaded),
     }
+    own = {"metadata": _of_metadata(data, loaded)} | {name: {"OPENMANAGER_SERVER_GRACE": FRONT_GRACE} for name in FRONT}
     identify = _identify(data, loaded)
     if loaded.values["timeseries", "data_dir"].origin == "default":
         environment["OPENMANAGER_TIMESERIES_DATA_DIR"] = str(data.timeseries)
@@ -131,7 +132,7 @@ def _services(
         ChildSpec(
             name=name,
             argv=(sys.executable, "-m", "openmanager.cli", "serve", name),
-            env={"OPENMANAGER_SERVER_GRACE": FRONT_GRACE, **environment} if name in FRONT else environment,
+            env={**own.get(name, {}), **environment},
             stop_group=0 if name in FRONT else 1,
             log_path=data.logs / f"{name}.log",
             lock_path=data.locks / name,
@@ -141,17 +142,42 @@ def _services(
     ]
 
 
-def _secrets(data: DataDir, loaded: Configuration) -> dict[str, str]:
-    """Return where the secrets of the mesh are, by variable: made here unless they were given, and never in an environment."""
-    made = {("server", "mesh_key"): "mesh", ("metadata", "identity_key"): "identity"}
+def _mesh_key(data: DataDir, loaded: Configuration) -> dict[str, str]:
+    """Return where the key of the mesh is: made here unless one was given."""
+    if loaded.values["server", "mesh_key"].origin != "default":
+        return {}
+    return {"OPENMANAGER_MESH_KEY_FILE": str(data.credential_file("mesh"))}
+
+
+def _of_metadata(data: DataDir, loaded: Configuration) -> dict[str, str]:
+    """Return what the metadata service alone is told: its secrets, and where it writes what is for people."""
     files = {
-        f"{loaded.values[place].key.variable}_FILE": str(data.credential_file(name))
-        for place, name in made.items()
-        if loaded.values[place].origin == "default"
+        "identity_key": ("_FILE", data.credential_file("identity")),
+        "admin_file": ("", admin_file(data)),
+        "audit_key": ("_FILE", _audit_key(data)),
+        "audit_checkpoints": ("", data.path / "audit-checkpoints.jsonl"),
     }
-    if loaded.values["metadata", "admin_file"].origin == "default":
-        files["OPENMANAGER_METADATA_ADMIN_FILE"] = str(admin_file(data))
-    return files
+    given = {name: loaded.values["metadata", name] for name in files}
+    return {
+        f"{given[name].key.variable}{suffix}": str(file)
+        for name, (suffix, file) in files.items()
+        if given[name].origin == "default"
+    }
+
+
+def _audit_key(data: DataDir) -> Path:
+    """Return the file of the key that signs the audit log, made when first asked for, with its public half beside the data."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    file = data.credentials / "audit-key.pem"
+    if not file.exists():
+        key = Ed25519PrivateKey.generate()
+        pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+        public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+        write_durably(data.path / "audit-public.pem", public.decode())
+        write_durably(file, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain).decode())
+    return file
 
 
 def admin_file(data: DataDir) -> Path:

@@ -187,10 +187,6 @@ class Auditor:
         wanted = self._prepared(record)
         return await self._now(lambda: self._recorder.event(wanted, outcome, count))
 
-    def noted(self, record: Record) -> None:
-        """Record something of one entry in the background."""
-        self._tell(partial(self._recorder.event, self._prepared(record)))
-
     def denied(self, record: Record, code: int, reason: str = "") -> None:
         """Count a refusal. It is told within ten seconds, with all others of the same actor, action and code."""
         now, key = self._clock.now_nanos(), (record.actor, record.action, code)

@@ -6,6 +6,7 @@ made them do it; and a call that is passed on is written down where it is done.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +17,7 @@ from opentelemetry import trace
 from openmanager import policy
 from openmanager.access import Caller
 from openmanager.audit import Record
-from openmanager.errors import OpenManagerError
+from openmanager.errors import OpenManagerError, UnavailableError
 from openmanager.runtime.audit import Auditor, Intent
 
 UNKNOWN = "unknown"
@@ -44,7 +45,9 @@ class Trail:
         if self._auditor is None or caller.identity.is_of_mesh:
             return None
         if self._rule.noted:
-            self._auditor.noted(self._record(caller, self._rule.noted, request))
+            # Before the read, so that a copy of the audit log tells of itself; but nobody reads less without it.
+            with contextlib.suppress(UnavailableError):
+                await self._auditor.event(self._record(caller, self._rule.noted, request))
         if not self._rule.audited:
             return None
         data = request.SerializeToString(deterministic=True) if isinstance(request, Message) else None

@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from google.protobuf import wrappers_pb2
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from test_edge import NAME, TestService, describe
+from test_edge import NAME, RULES, TestService, describe
 
 from openmanager import authority, certificate
 from openmanager.authority import Authority
@@ -131,7 +131,7 @@ async def serving(files: Tls | None, *, public: bool = False, **config) -> Async
     describe()
     service = Who()
     server = Server(
-        service=Service(servicers={NAME: service}, public=public),
+        service=Service(rules=RULES, servicers={NAME: service}, public=public),
         name="cache",
         address="127.0.0.1:0",
         config=ServerConfig(**{"grace": timedelta(seconds=0.2), **config}),

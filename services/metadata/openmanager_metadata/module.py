@@ -38,6 +38,7 @@ from openmanager_metadata.users import Users
 
 PACKAGE = "openmanager.api.metadata.v1"
 TIDY_SECONDS = 3600.0
+FIRST_COPY_SECONDS = 1.0
 # Between two portions of audit entries that are too old.
 PRUNE_SECONDS = 1.0
 
@@ -81,6 +82,7 @@ class MetadataModule:
             return replace(found, warnings=(*found.warnings, *checkpoints.warnings))
 
         async with database.connecting(), audit.running():
+            await keeping.begin()
             tasks = [
                 asyncio.create_task(work)
                 for work in (
@@ -132,13 +134,22 @@ class _Keeping:
     config: MetadataConfig
     clock: Clock
 
+    async def begin(self) -> None:
+        """Take the first copy before anybody is answered, if it does not take long: who knows nobody refuses everybody."""
+        with contextlib.suppress(OpenManagerError, TimeoutError):
+            async with asyncio.timeout(FIRST_COPY_SECONDS):
+                await self._copy()
+
+    async def _copy(self) -> None:
+        await self.memory.copy(self.database)
+        await self.first_admin.look()
+
     async def run(self) -> None:
         """Go on until cancelled."""
         tidied = -TIDY_SECONDS
         while True:
             try:
-                await self.memory.copy(self.database)
-                await self.first_admin.look()
+                await self._copy()
                 if self.clock.monotonic() - tidied >= TIDY_SECONDS:
                     await Inventory(self.database).forget_requests()
                     await self.sessions.forget_ended()
