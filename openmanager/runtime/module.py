@@ -15,7 +15,7 @@ from openmanager import access
 from openmanager.api.status.v1 import status_pb2
 from openmanager.config import Configuration, Secret, setting
 from openmanager.policy import POLICY, Rule
-from openmanager.runtime.audit import Recorder
+from openmanager.runtime.audit import Auditor
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.gate import Authenticator
@@ -111,8 +111,8 @@ class Service:
     public: bool = False
     # Knows people and programs by their credentials; without one only servers of the mesh are known.
     authenticator: Authenticator | None = None
-    # Where audit entries go; the metadata service, where there is none of one's own.
-    recorder: Recorder | None = None
+    # What writes to the audit; where there is none of one's own, one that tells the metadata service.
+    auditor: Auditor | None = None
     # What its methods need.
     rules: Mapping[str, Mapping[str, Rule]] = field(default_factory=lambda: POLICY)
     # Called when the server is about to stop, before streams are ended.

@@ -243,13 +243,13 @@ def _identify(name: str, mesh_key: MeshKey | None, *, anonymous: bool) -> Identi
 
 
 @contextlib.asynccontextmanager
-async def _auditor(service: Service, runtime: Runtime) -> AsyncIterator[Auditor]:
-    """Open what writes to the audit: the service's own log, or the metadata service's."""
-    async with contextlib.AsyncExitStack() as stack:
-        recorder = service.recorder
-        if recorder is None:
-            recorder = PeerRecorder(await stack.enter_async_context(runtime.peer("metadata")))
-        yield await stack.enter_async_context(Auditor(recorder, runtime.name, clock=runtime.clock))
+async def _telling_metadata(runtime: Runtime) -> AsyncIterator[Auditor]:
+    """Open what writes to the audit through the metadata service."""
+    async with (
+        runtime.peer("metadata") as metadata,
+        Auditor(PeerRecorder(metadata), runtime.name, clock=runtime.clock) as auditor,
+    ):
+        yield auditor
 
 
 def _measure(service: Service) -> None:
@@ -297,7 +297,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
             mesh_key=mesh_key,
             authenticator=service.authenticator,
         )
-        auditor = await stack.enter_async_context(_auditor(service, runtime))
+        auditor = service.auditor or await stack.enter_async_context(_telling_metadata(runtime))
         server = Server(
             service=service,
             name=module.name,

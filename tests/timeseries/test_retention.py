@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from dataclasses import replace
 from datetime import timedelta
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from openmanager_timeseries import durable, sealed_store
+from openmanager_timeseries import durable, evidence, sealed_store
 from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import EXPIRE_SECONDS, Keeper
 from openmanager_timeseries.retention import Hold, Policy, Rule, Selector, check
@@ -34,7 +35,8 @@ from timeseries.shard import (
     write,
 )
 
-from openmanager.errors import FailedPreconditionError, InvalidArgumentError
+from openmanager.audit import Record, check_record
+from openmanager.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 
 MIDNIGHT = END // DAY * DAY
 
@@ -98,6 +100,54 @@ async def test_every_tier_has_its_own_retention(tmp_path: Path):
         deleted = history.retention.deleted
         assert [deleted[name].rows for name in ("raw", "5m", "1h")] == [9 * 24, 5 * 4 + 5 * 2, 3 * 4 + 3 * 2]
         assert all(each.bytes > 0 for each in deleted.values())
+
+
+class Told:
+    """An audit log that takes events, unless it is away."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        self.away = away
+        self.records: list[Record] = []
+
+    async def event(self, record: Record) -> int:
+        if self.away:
+            raise UnavailableError("the audit log does not answer")
+        check_record(replace(record, via="timeseries"))
+        self.records.append(record)
+        return len(self.records)
+
+
+async def told(history: History, auditor: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let evidence be told until nothing waits, or as often as the log is away."""
+    monkeypatch.setattr(evidence, "TELL_SECONDS", 0.001)
+    task = asyncio.create_task(evidence.tell(history, auditor))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.2 if auditor.away else 5):
+            while history.retention.evidence.first() is not None:
+                await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_of_what_retention_deletes_there_is_evidence_until_the_audit_log_has_it(tmp_path: Path, monkeypatch):
+    async with opened(tmp_path, tiers="5m:8d,1h:10d", sketch_metrics="load") as history:
+        await fill(history)
+        history.retention.defaults["raw"] = 4 * DAY
+        keeper = await expire(history)
+        await told(history, Told(away=True), monkeypatch)
+        assert history.retention.evidence.first() is not None
+        await keeper.expire()
+        deleted = {name: each.rows for name, each in history.retention.deleted.items()}
+    async with opened(tmp_path, tiers="5m:8d,1h:10d", sketch_metrics="load") as history:
+        auditor = Told()
+        await told(history, auditor, monkeypatch)
+        said = {each.object: each.details for each in auditor.records}
+        assert {name: int(said[f"tiers/{name}"]["rows"]) for name in deleted} == deleted
+        raw = said["tiers/raw"]
+        assert (raw["why"], raw["policy_version"]) == ("policy", "default")
+        assert raw["first_time"] < raw["last_time"] < raw["began"] <= raw["ended"]
+    async with opened(tmp_path, tiers="5m:8d,1h:10d", sketch_metrics="load") as history:
+        assert history.retention.evidence.first() is None
 
 
 async def test_the_last_rule_that_matches_counts(tmp_path: Path):

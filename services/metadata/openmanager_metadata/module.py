@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from openmanager.attempts import Attempts
 from openmanager.errors import OpenManagerError
+from openmanager.runtime.audit import Auditor
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Finding, Storage
@@ -81,7 +82,11 @@ class MetadataModule:
             found = await database.look()
             return replace(found, warnings=(*found.warnings, *checkpoints.warnings))
 
-        async with database.connecting(), audit.running():
+        async with (
+            database.connecting(),
+            audit.running(),
+            Auditor(audit, self.name, clock=runtime.clock) as auditor,
+        ):
             await keeping.begin()
             tasks = [
                 asyncio.create_task(work)
@@ -104,7 +109,7 @@ class MetadataModule:
                         f"{PACKAGE}.InteractionService": InteractionService(database, erasures, runtime.clock),
                         f"{PACKAGE}.AuditService": AuditService(audit, reader, checkpoints),
                     },
-                    recorder=audit,
+                    auditor=auditor,
                     storages=[
                         Storage(
                             name="postgresql",

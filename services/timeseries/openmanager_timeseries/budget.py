@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import replace
 
 from openmanager_timeseries.disk import Disk
+from openmanager_timeseries.evidence import BUDGET
 from openmanager_timeseries.history import History
 from openmanager_timeseries.retention import Verdicts
 from openmanager_timeseries.sealed import Sealed
@@ -125,7 +126,7 @@ class Budget:
                 continue
             over -= file.size_bytes - (made.size_bytes if made else 0)
             history.blocks.replace([file], made)
-            retention.count(RAW, file, made)
+            retention.count(RAW, file, made, history.clock.now_nanos(), BUDGET)
             if made is not None:
                 self._held.add(made.path.name)
             log.warning("the disk budget is used up: the block %s goes before its retention", file.path.name)

@@ -21,6 +21,7 @@ from openmanager_timeseries import head as recent
 from openmanager_timeseries import sealed, selection, span
 from openmanager_timeseries.catalog import NEVER, Catalog, Selection
 from openmanager_timeseries.erasure import Erasure
+from openmanager_timeseries.evidence import REQUEST
 from openmanager_timeseries.history import History
 from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
 from openmanager_timeseries.retention import Match
@@ -181,7 +182,7 @@ async def carry_out(history: History, erasure: Erasure) -> int:
             if made is None:
                 continue
             store.replace([file], made)
-            history.retention.count(tier, file, made)
+            history.retention.count(tier, file, made, history.clock.now_nanos(), REQUEST)
             freed += file.size_bytes - made.size_bytes
     history.head.drop(-1)
     _mark_edges(history, scope)

@@ -137,7 +137,7 @@ class Keeper:
                 return
             if replaced:
                 store.replace([file], made)
-                retention.count(tier, file, made)
+                retention.count(tier, file, made, now)
                 log.info("retention deleted rows of %s from %s", tier, file.path.name)
 
     async def keep_within_budget(self) -> None:

@@ -8,8 +8,10 @@ import random
 from collections.abc import AsyncIterator
 
 from openmanager.api.status.v1 import status_pb2
+from openmanager.runtime.audit import Auditor, PeerRecorder
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Finding, Storage, as_calls_find
+from openmanager_timeseries import evidence
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.disk import PosixDisk
@@ -39,12 +41,16 @@ class TimeseriesModule:
         """Open log, head and blocks, and run the consumers of this process."""
         config: TimeseriesConfig = runtime.section(TimeseriesConfig)
         disk = await asyncio.to_thread(PosixDisk, config.data_dir / "log")
-        async with open_history(config, disk, runtime.clock) as history, runtime.peer("metadata") as metadata:
+        async with (
+            open_history(config, disk, runtime.clock) as history,
+            runtime.peer("metadata") as metadata,
+            Auditor(PeerRecorder(metadata), self.name, clock=runtime.clock) as auditor,
+        ):
             policies = MetadataPolicies(metadata)
             registrar = Registrar(MetadataInventory(metadata), runtime.clock, history.catalog.info_of)
             link = _engine_link(config, history, runtime)
             consumers: list[Consumer] = [registrar]
-            running = [follow(policies, history)]
+            running = [follow(policies, history), evidence.tell(history, auditor)]
             if link is not None:
                 seconds = config.engine_query_timeout.total_seconds()
                 history.engine = EngineReader(link, history.catalog, seconds, runtime.clock)
@@ -61,6 +67,7 @@ class TimeseriesModule:
                         f"{PACKAGE}.ImportService": ImportService(history),
                     },
                     storages=_storages(history, link, runtime),
+                    auditor=auditor,
                     ledger=lambda: history.ledger.message(history.log),
                     breakers=(link.reads, link.writes) if link is not None else (),
                 )

@@ -19,6 +19,7 @@ from openmanager.errors import InvalidArgumentError, invalid, missing
 from openmanager.frame import check_text
 from openmanager_timeseries import durable, sealed
 from openmanager_timeseries.catalog import Catalog, Selection
+from openmanager_timeseries.evidence import RETENTION, Deletion, Evidence
 from openmanager_timeseries.samples import Bools, Ints
 from openmanager_timeseries.sealed import Rows, Sealed
 from openmanager_timeseries.sealed_store import SealedStore
@@ -148,6 +149,8 @@ class Retention:
         self.changes = 0
         self.defaults = {RAW: raw_retention, **{tier.name: tier.retention for tier in tiers}}
         self.deleted = {name: Deleted() for name in self.defaults}
+        # Of what was deleted and the audit log does not know yet.
+        self.evidence = Evidence()
         self._widths = {RAW: 1, **{tier.name: tier.width for tier in tiers}}
         self._catalog = catalog
         self._state = state
@@ -266,11 +269,25 @@ class Retention:
             self._looked_at[made.path.name] = _stage(made, verdicts, now)
         return made is not None, made
 
-    def count(self, tier: str, before: Sealed, after: Sealed | None) -> None:
-        """Take note of what went."""
+    def count(self, tier: str, before: Sealed, after: Sealed | None, now: int, why: str = RETENTION) -> None:
+        """Take note of what went, at `now` in nanoseconds, and why."""
         done = self.deleted[tier]
-        done.rows += before.about.row_count - (after.about.row_count if after else 0)
-        done.bytes += before.size_bytes - (after.size_bytes if after else 0)
+        rows = before.about.row_count - (after.about.row_count if after else 0)
+        size = before.size_bytes - (after.size_bytes if after else 0)
+        done.rows, done.bytes = done.rows + rows, done.bytes + size
+        deletion = Deletion(
+            tier=tier,
+            why=why,
+            policy=self.policy.etag,
+            rows=rows,
+            bytes=size,
+            files=1,
+            first=before.about.min_time,
+            last=before.about.max_time,
+            begin=now,
+            end=now,
+        )
+        self.evidence.add(deletion)
         self._looked_at.pop(before.path.name, None)
 
     # ── on disk ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -281,6 +298,7 @@ class Retention:
             policy = policy_of(stored["policy"])
             deleted = {name: Deleted(**each) for name, each in stored["deleted"].items()}
             self.certain = bool(stored["certain"])
+            self.evidence.load(stored.get("evidence", []))
         except FileNotFoundError:
             return
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
@@ -296,7 +314,14 @@ class Retention:
     def snapshot(self) -> bytes:
         """Return what `save` writes."""
         deleted = {name: {"rows": each.rows, "bytes": each.bytes} for name, each in self.deleted.items()}
-        return durable.encode({"policy": document(self.policy), "certain": self.certain, "deleted": deleted})
+        return durable.encode(
+            {
+                "policy": document(self.policy),
+                "certain": self.certain,
+                "deleted": deleted,
+                "evidence": self.evidence.document(),
+            }
+        )
 
     def save(self, stored: bytes) -> None:
         """Make the policy and the counts durable (blocking)."""

@@ -1,0 +1,118 @@
+"""Evidence of what retention deletes: how much, of which times, by which policy; kept until the audit log has it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from openmanager.audit import Record
+from openmanager.errors import OpenManagerError
+from openmanager.runtime.audit import Auditor
+
+if TYPE_CHECKING:
+    from openmanager_timeseries.history import History
+
+ACTION = "retention.deletion"
+TELL_SECONDS = 5.0
+# Of deletions that nobody has taken; older ones are added up then.
+MAX_WAITING = 100
+RETENTION, BUDGET, REQUEST = "policy", "disk budget", "request"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Deletion:
+    """What went from a tier: its rows, their times in nanoseconds, why, and the version of the policy."""
+
+    tier: str
+    why: str
+    policy: str
+    rows: int = 0
+    bytes: int = 0
+    files: int = 0
+    first: int = 1 << 62
+    last: int = -(1 << 62)
+    begin: int = 0
+    end: int = 0
+
+    def details(self) -> Mapping[str, str]:
+        """Return it as the audit log keeps it."""
+        return {
+            "why": self.why,
+            "policy_version": self.policy or "default",
+            "rows": str(self.rows),
+            "bytes": str(self.bytes),
+            "files": str(self.files),
+            "first_time": _shown(self.first),
+            "last_time": _shown(self.last),
+            "began": _shown(self.begin),
+            "ended": _shown(self.end),
+        }
+
+
+class Evidence:
+    """The deletions that the audit log has not taken yet; those that follow on each other are one."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Deletion] = []
+
+    def add(self, deletion: Deletion) -> None:
+        """Take note of a deletion; where the last one of the same kind waits it is added to it."""
+        for known in reversed(self._waiting):
+            if (known.tier, known.why, known.policy) == (deletion.tier, deletion.why, deletion.policy):
+                _add(known, deletion)
+                return
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append(deletion)
+        else:
+            _add(self._waiting[-1], deletion)
+
+    def first(self) -> Deletion | None:
+        """Return what has waited longest."""
+        return self._waiting[0] if self._waiting else None
+
+    def take(self, deletion: Deletion) -> None:
+        """Forget one that the audit log has."""
+        self._waiting.remove(deletion)
+
+    def document(self) -> list[dict[str, Any]]:
+        """Return all that waits, for `load`."""
+        return [asdict(each) for each in self._waiting]
+
+    def load(self, stored: Any) -> None:
+        """Undo `document`; TypeError when it is none."""
+        self._waiting = [Deletion(**each) for each in stored]
+
+
+def _add(known: Deletion, more: Deletion) -> None:
+    known.rows, known.bytes, known.files = known.rows + more.rows, known.bytes + more.bytes, known.files + more.files
+    known.first, known.last = min(known.first, more.first), max(known.last, more.last)
+    known.begin, known.end = min(known.begin, more.begin), max(known.end, more.end)
+
+
+async def tell(history: History, auditor: Auditor) -> None:
+    """Tell the audit log of deletions for ever; one that it does not take waits, across restarts too."""
+    evidence = history.retention.evidence
+    while True:
+        await asyncio.sleep(TELL_SECONDS)
+        while (deletion := evidence.first()) is not None:
+            # What is added while it is told is another.
+            evidence.take(deletion)
+            record = Record(
+                actor="services/timeseries", action=ACTION, object=f"tiers/{deletion.tier}", details=deletion.details()
+            )
+            try:
+                await auditor.event(record)
+            except OpenManagerError:
+                evidence.add(deletion)
+                break
+            await asyncio.to_thread(history.retention.save, history.retention.snapshot())
+
+
+def _shown(nanos: int) -> str:
+    return datetime.fromtimestamp(nanos / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
