@@ -16,6 +16,12 @@ class MetadataConfig:
     database_url: Secret = setting(
         Secret(""), "Where PostgreSQL is: postgresql://…; several hosts are tried in turn.", env="DATABASE_URL"
     )
+    migration_url: Secret = setting(
+        Secret(""),
+        "The same database as the role that owns its tables, used when they are not of this version; then the role of"
+        " `database_url` gets its rights, and needs no others.",
+        env="DATABASE_MIGRATION_URL",
+    )
     connections: int = setting(10, "Connections to PostgreSQL, at most.")
     connect_timeout: timedelta = setting(timedelta(milliseconds=500), "How long connecting may take.")
     acquire_timeout: timedelta = setting(timedelta(milliseconds=100), "How long a call waits for a connection.")

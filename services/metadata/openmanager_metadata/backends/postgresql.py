@@ -29,6 +29,7 @@ from openmanager.runtime.credential import Credential
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
 from openmanager_metadata.backends import Statements, StrangerError
+from openmanager_metadata.backends.privileges import grant, role_of
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.memory import Memory
 
@@ -189,7 +190,7 @@ class PostgresqlDatabase:
         connection = await asyncpg.connect(self._url.reveal(), **{**options, "server_settings": {"timezone": "UTC"}})
         try:
             async with asyncio.timeout(MIGRATION_SECONDS):
-                await migrate(connection)
+                await self._prepare(connection)
                 if self._memory is not None:
                     await self._memory.give_back(connection)
         finally:
@@ -204,6 +205,19 @@ class PostgresqlDatabase:
             init=self._memory.recognise if self._memory is not None else None,
             **options,
         )
+
+    async def _prepare(self, connection: Any) -> None:
+        """Bring the tables to this version: with the role that owns them where there is one, which is else not needed."""
+        owner = self._config.migration_url.renewed()
+        if not owner.reveal():
+            await migrate(connection)
+        elif not await is_current(connection):
+            migrating = await asyncpg.connect(owner.reveal(), timeout=self._config.connect_timeout.total_seconds())
+            try:
+                await migrate(migrating)
+                await grant(migrating, role_of(self._url.reveal()))
+            finally:
+                migrating.terminate()
 
     async def fetch(self, sql: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
         """Run one statement."""
@@ -415,6 +429,16 @@ async def migrate(connection: Any) -> None:
                 await connection.execute(
                     "INSERT INTO schema_migrations (number, name, checksum) VALUES ($1, $2, $3)", number, name, checksum
                 )
+
+
+async def is_current(connection: Any) -> bool:
+    """Say whether a database has every migration of this version, as far as a role with few rights can see."""
+    try:
+        rows = await connection.fetch("SELECT number, checksum FROM schema_migrations")
+    except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
+        return False
+    applied = {row["number"]: row["checksum"] for row in rows}
+    return all(applied.get(number) == hashlib.sha256(sql.encode()).hexdigest() for number, _, sql in migrations())
 
 
 def open_database(config: MetadataConfig, memory: Memory, clock: Clock) -> PostgresqlDatabase:
