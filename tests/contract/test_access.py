@@ -17,6 +17,7 @@ from openmanager import access, policy, suite
 from openmanager.access import Grant, Identity, Role
 from openmanager.config import Secret
 from openmanager.errors import OpenManagerError, PermissionDeniedError, UnauthenticatedError
+from openmanager.runtime import reflection
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.edge import raw
 from openmanager.runtime.gate import Gate
@@ -39,6 +40,7 @@ COMMON = {
 
 def served() -> set[str]:
     """Return every service that some server of the suite serves."""
+    reflection._v1_descriptor()  # which is made when a server is
     return {*OWN, *COMMON, *(name for names in suite.SERVICES.values() for name in names)}
 
 
