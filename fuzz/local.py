@@ -12,7 +12,7 @@ import grpc
 
 from openmanager.runtime import grpc_server
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES
-from openmanager.runtime.peer import Absence, Peer
+from openmanager.runtime.peer import Absence, Peer, nobody
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic for type checkers only
 Trailers = Sequence[tuple[str, bytes]]
@@ -173,6 +173,7 @@ class LocalPeer(Peer):
         self._handlers = handlers
         # Nobody is away here for a while only.
         self._patient = frozenset()
+        self._identify = nobody
         self._absence = Absence(None, 0.0)
 
     async def __aenter__(self) -> Self:

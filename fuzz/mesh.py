@@ -36,6 +36,7 @@ FLAGS: dict[tuple[str, str], Any] = {
     # A store is not away because this machine is busy.
     ("cache", "redis_timeout"): "5s",
     ("cache", "redis_connect_timeout"): "5s",
+    ("metadata", "identity_key"): "f" * 40,
     ("metadata", "connect_timeout"): "5s",
     ("metadata", "acquire_timeout"): "5s",
     ("metadata", "statement_timeout"): "5s",
@@ -70,7 +71,7 @@ class LocalRuntime(Runtime):
 
     servers: Mapping[str, Collector]
 
-    def peer(self, name: str, *_: str, patience: timedelta = timedelta()) -> Peer:  # noqa: ARG002  (nobody is away)
+    def peer(self, name: str, *_: str, patience: timedelta = timedelta(), passes_on: bool = False) -> Peer:  # noqa: ARG002  (nobody is away)
         return LocalPeer(name, self.servers[name].handlers)
 
 
@@ -101,8 +102,8 @@ async def open_mesh(
 @contextlib.asynccontextmanager
 async def _served(name: str, runtime: LocalRuntime, server: Collector) -> AsyncIterator[list[str]]:
     """Open one service behind its edge, as `runtime.server.Server` does it; yield the names of what it serves."""
-    edge = Edge(server, Load())  # type: ignore[arg-type]
     async with suite.load_module(name).open(runtime) as service:
+        edge = Edge(server, Load(), auditor=service.auditor)  # type: ignore[arg-type]
         status = StatusReporter(
             service=name,
             address=name,

@@ -178,8 +178,9 @@ class SessionService:
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:  # noqa: ARG002, N802
         """List sessions."""
         check_text("user", request.user, 64)
-        user = request.user or _own_id()
-        if _who().subject != f"{_USERS}{user}" and not _may(Permission.AUDIT):
+        own = _who().subject
+        user = request.user or (own.removeprefix(_USERS) if own.startswith(_USERS) else "")
+        if user and _who().subject != f"{_USERS}{user}" and not _may(Permission.AUDIT):
             raise PermissionDeniedError(f"this needs the permission {Permission.AUDIT}")
         found, token = await self._sessions.list(user, request.page_size, request.page_token)
         return pb.ListSessionsResponse(sessions=map(_session, found), next_page_token=token)
@@ -258,6 +259,8 @@ def _lifetime(request: Any) -> timedelta:
 
 
 def _duration(message: Any, field: str) -> timedelta:
+    if message.seconds < 0 or message.nanos < 0:  # a part of a microsecond would be lost below
+        raise invalid(field, "must not be negative")
     try:
         found: timedelta = message.ToTimedelta()
     except (ValueError, OverflowError) as err:

@@ -97,7 +97,8 @@ class Users:
         """Return a user by id or name."""
         if not name:
             raise missing("id")
-        check_text("id", name, 64)
+        if not NAME.fullmatch(name):  # an id is one, too
+            raise invalid("id", "is neither the id of a user nor a name")
         rows = await self._database.fetch("SELECT * FROM users WHERE id::text = $1 OR name = $1", name)
         if not rows:
             raise _not_found(name)
