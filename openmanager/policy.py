@@ -28,13 +28,15 @@ class Rule:
     """The line of a method.
 
     `audited` is the object of an audited change, with fields of the request in braces; empty for what is not audited.
-    `noted` is a read that is written down too, because of what it gives away.
+    `noted` is a read that is written down too, because of what it gives away. A request that is `secret` leaves no hash:
+    a password could be guessed by it.
     """
 
     permission: Permission
     reach: Reach
     audited: str = ""
     noted: str = ""
+    secret: bool = False
 
 
 _API = "openmanager.api"
@@ -136,8 +138,8 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
         "UpdateUser": Rule(_P.MANAGE, _ALL, audited="users/{user.id}"),
         "DeleteUser": Rule(_P.MANAGE, _ALL, audited="users/{id}"),
         "InviteUser": Rule(_P.MANAGE, _ALL, audited="users/{id}"),
-        "AcceptInvitation": Rule(_P.NOTHING, _NONE, audited="users"),
-        "ChangePassword": Rule(_P.SELF, _NONE, audited="users"),
+        "AcceptInvitation": Rule(_P.NOTHING, _NONE, audited="users", secret=True),
+        "ChangePassword": Rule(_P.SELF, _NONE, audited="users", secret=True),
     },
     f"{_API}.metadata.v1.RoleService": {
         "ListRoles": Rule(_P.SELF, _NONE),
@@ -151,7 +153,7 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
         "DeleteKey": Rule(_P.MANAGE, _ALL, audited="keys/{id}"),
     },
     f"{_API}.metadata.v1.SessionService": {
-        "CreateSession": Rule(_P.NOTHING, _NONE, audited="sessions"),
+        "CreateSession": Rule(_P.NOTHING, _NONE, audited="sessions", secret=True),
         "RefreshSession": Rule(_P.NOTHING, _NONE),
         "ListSessions": Rule(_P.SELF, _NONE),
         "DeleteSession": Rule(_P.SELF, _NONE, audited="sessions/{id}"),

@@ -18,8 +18,10 @@ from openmanager.runtime.peer import Peer
 HOP_SECONDS = 0.05
 LEAST_SECONDS = 0.02
 
-# Ours to set, or the transport's.
-_NOT_PASSED = frozenset({"user-agent", "traceparent", "tracestate", "content-type", "te", "grpc-accept-encoding"})
+# Ours to set, or the transport's; and what somebody came with is between them and the gateway.
+_NOT_PASSED = frozenset(
+    {"authorization", "user-agent", "traceparent", "tracestate", "content-type", "te", "grpc-accept-encoding"}
+)
 _INTERNAL_PREFIX = "x-openmanager-"
 
 

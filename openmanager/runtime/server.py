@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 
 from openmanager import access
 from openmanager.config import Configuration
-from openmanager.errors import ConfigurationError
+from openmanager.errors import ConfigurationError, FailedPreconditionError, Reason
 from openmanager.runtime import grpc_server, measure, reflection, telemetry, tls
 from openmanager.runtime.address import is_loopback
 from openmanager.runtime.audit import Auditor, PeerRecorder
@@ -227,10 +227,20 @@ def is_local(config: ServerConfig) -> bool:
     return False
 
 
+def _unsigned(caller: access.Caller | None) -> tuple[tuple[str, str], ...]:
+    """Say nothing of who is calling; of somebody with rights of their own that would give them ours."""
+    if caller is not None and caller.identity is not access.LOCAL:
+        raise FailedPreconditionError(
+            "without the key of the mesh only anonymous calls can be passed on: set OPENMANAGER_MESH_KEY_FILE",
+            reason=Reason.CONFIGURATION,
+        )
+    return ()
+
+
 def _identify(name: str, mesh_key: MeshKey | None, *, anonymous: bool) -> IdentifyAs:
     """Return what says to the next server who is calling: somebody whose call is passed on, or we ourselves."""
     if mesh_key is None:
-        return lambda _: ()
+        return _unsigned
     own = access.Caller(access.server(name))
 
     def identify(caller: access.Caller | None) -> tuple[tuple[str, str], ...]:

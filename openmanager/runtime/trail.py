@@ -15,12 +15,16 @@ from google.protobuf.message import Message
 from opentelemetry import trace
 
 from openmanager import policy
-from openmanager.access import Caller
+from openmanager.access import Caller, Permission
+from openmanager.attempts import Attempts
 from openmanager.audit import Record
 from openmanager.errors import OpenManagerError, UnavailableError
 from openmanager.runtime.audit import Auditor, Intent
+from openmanager.runtime.clock import SystemClock
 
 UNKNOWN = "unknown"
+# Of an address in a minute, at a method that needs no credentials.
+MAX_KNOCKS = 60
 _FIELD = re.compile(r"\{([a-z_.]+)\}")
 
 
@@ -31,6 +35,7 @@ class Trail:
         self._auditor = auditor
         self._action = action
         self._rule = rule
+        self._knocks = Attempts(SystemClock(), MAX_KNOCKS)
 
     def refused(self, actor: str, source: str, err: OpenManagerError) -> None:
         """Count a call that was not let in."""
@@ -50,7 +55,12 @@ class Trail:
                 await self._auditor.event(self._record(caller, self._rule.noted, request))
         if not self._rule.audited:
             return None
-        data = request.SerializeToString(deterministic=True) if isinstance(request, Message) else None
+        if self._rule.permission is Permission.NOTHING:
+            # Whoever knocks is written down, but nobody fills the log by knocking.
+            self._knocks.check(caller.source, "")
+            self._knocks.failed(caller.source, "")
+        shown = isinstance(request, Message) and not self._rule.secret
+        data = request.SerializeToString(deterministic=True) if shown else None
         return await self._auditor.intent(self._record(caller, self._rule.audited, request), data)
 
     def _record(self, caller: Caller, template: str, request: Any) -> Record:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from openmanager_gateway import authenticator as module
 from openmanager_gateway.authenticator import Authenticator
+from openmanager_gateway.router import passed
 
 from openmanager.access import Grant, Identity, Role
 from openmanager.api.metadata.v1 import identity_pb2 as pb
@@ -164,3 +165,17 @@ async def test_who_does_not_come_any_more_is_forgotten_unless_a_stream_is_open(
     await found._recheck()
     assert list(found._entries) == ["other"]
     assert held.error is None
+
+
+def test_what_somebody_came_with_is_not_passed_on():
+    class Context:
+        def invocation_metadata(self):
+            return (
+                ("authorization", "Bearer omk_x"),
+                ("x-openmanager-identity", "made up"),
+                ("x-openmanager-rationed", "0"),
+                ("x-request-id", "7"),
+                ("user-agent", "curl"),
+            )
+
+    assert passed(Context()) == [("x-request-id", "7")]
