@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ from openmanager.runtime.peer import Identify
 from openmanager.runtime.supervisor import ChildSpec, ChildStatus, State, Supervisor
 
 START_SECONDS = 60.0
+# For the first administrator's invitation.
+FIRST_SECONDS = 5.0
 FRONT = ("gateway", "simulator")
 # These end first, within 3 s, and what they wait for is about to end too.
 FRONT_GRACE = "1s"
@@ -75,6 +78,7 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
     mesh = loaded.section(MeshConfig)
     _check_addresses(mesh, loaded.section(ServerConfig))
     stores = _stores(data, loaded)
+    is_first = not (data.credentials / "identity").exists()
     services = _services(data, loaded, flags, stores)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -82,6 +86,8 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
     progress = _Progress()
     async with Supervisor([*(store.spec for store in stores.values()), *services], on_change=progress.show) as children:
         if await _ready_or(stop, children):
+            if is_first:
+                await _appears(admin_file(data))
             progress.end()
             _print_screen(data, mesh, stores, children, loaded.section(ServerConfig).auth)
             await stop.wait()
@@ -264,6 +270,14 @@ class _Progress:
         if text.endswith("\n") or self._tty:
             sys.stderr.write(text)
         sys.stderr.flush()
+
+
+async def _appears(file: Path) -> None:
+    """Wait for what the metadata service writes as soon as it has read its database for the first time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_SECONDS):
+            while not file.exists():  # noqa: ASYNC110, ASYNC240  (nobody tells, and it is quick)
+                await asyncio.sleep(0.05)
 
 
 def _access(data: DataDir, auth: str) -> str:

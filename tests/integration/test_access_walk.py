@@ -68,21 +68,22 @@ def test_from_the_first_start_to_the_verified_audit(guarded: Mesh, tmp_path: Pat
     commands = [line.removeprefix("$ openmanager ") for line in lines if line.startswith("$ openmanager ")]
     said = {}
     for command in commands:
-        words = shlex.split(command.replace(HOME, str(guarded.data)))
+        # The mesh of the tests has three servers in one environment.
+        words = shlex.split(command.replace(HOME, str(guarded.data)).replace("environment = aws", "role = web"))
         said[" ".join(words[:2])] = admin.told(*words, stdin=f"{PASSWORD}\n")
     assert "are as they were" in said["audit verify"]
     report = (admin.home / "report.html").read_text()
     assert "alice" in report
     assert "agent of web-01" in report
-    # Alice sees one environment and changes nothing.
+    # Alice sees some servers and changes nothing.
     alice = Person(guarded, tmp_path / "alice")
     (alice.home / "invitation").write_text(re.search(r"omi_\S+", said["users create"])[0])
     alice.told("login", "--invitation-file", "invitation", stdin=f"{PASSWORD}\n")
-    assert "viewer over servers where environment = aws" in alice.told("whoami")
+    assert "viewer over servers where role = web" in alice.told("whoami")
     fleet = json.loads(admin.told("servers", "--json"))["servers"]
     seen = json.loads(alice.told("servers", "--json"))["servers"]
-    assert [each["id"] for each in seen] == [each["id"] for each in fleet if each["environment"] == "aws"]
-    beyond = next(each["id"] for each in fleet if each["environment"] != "aws")
+    assert [each["id"] for each in seen] == [each["id"] for each in fleet if each["role"] == "web"] != []
+    beyond = next(each["id"] for each in fleet if each["role"] != "web")
     assert "there is no such server" in alice.refused("servers", beyond)
     assert "this needs the permission operate" in alice.refused("simulate", "stop")
     assert "this needs the permission audit" in alice.refused("audit", "list")
