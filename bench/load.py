@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
+from functools import partial
 
 import grpc
 
@@ -43,7 +45,9 @@ async def closed_loop(call, request: bytes, count: int) -> list[float]:  # type:
 async def main(target: str, path: str, request: bytes, rate: float, amount: float) -> None:
     """Print the latencies in seconds as JSON; rate 0 means closed loop, `amount` then counts calls."""
     async with grpc.aio.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
-        call = channel.unary_unary(path)
+        key = os.environ.get("OPENMANAGER_TOKEN")
+        shown = (("authorization", f"Bearer {key}"),) if key else ()
+        call = partial(channel.unary_unary(path), metadata=shown)
         await closed_loop(call, request, 100)
         found = await (open_loop(call, request, rate, amount) if rate else closed_loop(call, request, int(amount)))
     print(json.dumps(found))

@@ -24,6 +24,8 @@ from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.client import Client
+from openmanager.client.people import Grant
 from openmanager.runtime.peer import Peer
 
 GET_SERVER = "/openmanager.api.gateway.v1.GatewayService/GetServer"
@@ -114,11 +116,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def load(target: str, path: str, request: bytes, pids: list[int], *, rate: float, amount: float) -> Load:
-    """Put a load on a server from another process."""
+def load(target: str, path: str, request: bytes, pids: list[int], *, rate: float, amount: float, key: str = "") -> Load:
+    """Put a load on a server from another process, which comes with a key where one is given."""
     before = sum(cpu_seconds(pid) for pid in pids)
     command = [sys.executable, "-m", "bench.load", target, path, request.hex(), str(rate), str(amount)]
-    latencies = sorted(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    environment = {**os.environ, "OPENMANAGER_TOKEN": key}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    latencies = sorted(json.loads(done.stdout))
     used = sum(cpu_seconds(pid) for pid in pids) - before
     at = [latencies[int(len(latencies) * share)] * 1e3 for share in (0.5, 0.99)]
     return Load(at[0], at[1], used / (len(latencies) + 100) * 1e6)
@@ -140,6 +144,11 @@ def compare(name: str, ours, peer, goals: dict[str, float]) -> list[Row]:  # typ
 async def _reply_size(target: str, path: str, request: bytes) -> int:
     async with Peer("bench", target) as peer:
         return len(await peer.unary_bytes(path, request, seconds=5))
+
+
+async def _key(target: str) -> str:
+    async with Client(target) as client:
+        return (await client.keys.create("bench", [Grant("viewer")]))[1]
 
 
 async def _first_server(target: str) -> str:
@@ -171,6 +180,13 @@ def rows() -> list[Row]:
                 lambda: _twice(load(peer, ECHO, b"", [peer_pid], rate=0, amount=600)),
                 {"p50": 1.0},
             )
+        key = asyncio.run(_key(gateway))
+        out += compare(
+            "cached read by who comes with a key, against by anybody",
+            lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=0, amount=1500, key=key),
+            lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=0, amount=1500),
+            {"p50": 1.1, "cpu": 1.1},
+        )
         request = timeseries_pb2.ListSeriesRequest(page_size=1000)
         request.selector.servers.append(server)
         series = request.SerializeToString()
