@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from openmanager.access import Permission, Role
+from openmanager.access import PERMISSIONS, Permission, Role
 
 # Goes into every audit entry; counted up whenever a line changes.
 VERSION = 1
@@ -184,8 +184,6 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
 
 def methods_of(role: Role) -> list[str]:
     """Return the methods that a role opens, by full name."""
-    from openmanager.access import PERMISSIONS
-
     held = PERMISSIONS[role] | {Permission.NOTHING, Permission.SELF}
     return [
         f"{service}/{method}"

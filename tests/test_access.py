@@ -90,7 +90,7 @@ def test_all_grants_that_can_be_given_together_make_one_filter():
         access.check_grants((Grant(Role.VIEWER),) * (access.MAX_GRANTS + 1), "user.grants")
 
 
-def test_a_secret_of_a_role_that_there_is_not_is_refused():
+def test_a_role_that_there_is_not_is_refused_and_so_is_that_of_servers():
     with pytest.raises(InvalidArgumentError):
         access.check_role("mesh", "user.grants.role")
     with pytest.raises(InvalidArgumentError):
