@@ -64,6 +64,12 @@ def show_command(*, number: int, as_json: bool) -> None:
     connection.run(lambda client: _show(client, number, as_json=as_json))
 
 
+@audit.command("public-key", epilog=render.examples("audit public-key > audit-public.pem"))
+def public_key_command() -> None:
+    """Print the public key that checkpoints are verified with, in PEM. Keep it elsewhere: today's says what today's signed."""
+    connection.run(_public_key)
+
+
 @audit.command("export", epilog=render.examples("audit export audit.log", "audit export audit.log --append"))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--append", is_flag=True, help="Go on with FILE after its last whole entry.")
@@ -247,6 +253,20 @@ async def _list(client: Client, options: Mapping[str, Any]) -> None:
         return
     out = render.console()
     out.print(entries_table(found[: options["limit"]], personal=options["personal"]))
+
+
+async def _public_key(client: Client) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    from openmanager.api.metadata.v1 import audit_pb2
+    from openmanager.client import rpc
+
+    reply = await client.rpc.call(rpc.GET_AUDIT_STATUS, audit_pb2.GetAuditStatusRequest())
+    if not reply.public_key:
+        raise FailedPreconditionError("the audit log is not signed: metadata.audit_key is not set")
+    key = Ed25519PublicKey.from_public_bytes(reply.public_key)
+    click.echo(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(), nl=False)
 
 
 async def _show(client: Client, number: int, *, as_json: bool) -> None:

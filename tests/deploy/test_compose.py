@@ -324,7 +324,7 @@ def test_secrets_reach_containers_by_their_environment_alone():
 
 def test_each_secret_is_known_only_to_those_who_need_it():
     holders = {
-        name: {each for each in SERVICES if any(f"canary-{name.lower()}" in v for v in texts(SERVICES[each]))}
+        name: {each for each in SERVICES if any(FILLED[name] in v for v in texts(SERVICES[each]))}
         for name in EXAMPLE
         if SECRET_NAME.search(name)
     }
@@ -336,6 +336,7 @@ def test_each_secret_is_known_only_to_those_who_need_it():
         "GRAFANA_PASSWORD": {"grafana"},
         "MESH_KEY": set(OWN),
         "IDENTITY_KEY": {"metadata"},
+        "AUDIT_KEY": {"metadata"},
     }
 
 

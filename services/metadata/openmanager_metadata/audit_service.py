@@ -93,6 +93,7 @@ class AuditService:
             orphaned_intent_count=len(found.orphans),
             orphaned_intents=found.orphans[:MAX_ORPHANS],
             warnings=(*self._checkpoints.warnings, *_unscanned(found)),
+            public_key=self._checkpoints.public_key,
         )
         if found.checkpoint is not None:
             reply.checkpoint.CopyFrom(_checkpoint(found.checkpoint))

@@ -896,6 +896,7 @@ class GetAuditStatusResponse(_message.Message):
     ORPHANED_INTENT_COUNT_FIELD_NUMBER: _builtins.int
     ORPHANED_INTENTS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     log_id: _builtins.bytes
     """The id of the log: 16 bytes."""
     size: _builtins.int
@@ -910,6 +911,10 @@ class GetAuditStatusResponse(_message.Message):
     """Up to which size checkpoints were copied to the second place; 0 when there is none."""
     orphaned_intent_count: _builtins.int
     """How many intents have had no outcome for more than 60 s."""
+    public_key: _builtins.bytes
+    """The public half of the key that signs checkpoints: 32 bytes of Ed25519, or none. Keep it where nobody of the mesh can
+    change it: whoever verifies with what the server says now believes the server.
+    """
     @_builtins.property
     def checkpoint(self) -> Global___AuditCheckpoint:
         """The newest checkpoint; not set while there is none."""
@@ -935,10 +940,11 @@ class GetAuditStatusResponse(_message.Message):
         orphaned_intent_count: _builtins.int = ...,
         orphaned_intents: _abc.Iterable[_builtins.int] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        public_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "copied_size", b"copied_size", "first_number", b"first_number", "log_id", b"log_id", "orphaned_intent_count", b"orphaned_intent_count", "orphaned_intents", b"orphaned_intents", "root", b"root", "size", b"size", "uncovered_count", b"uncovered_count", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "copied_size", b"copied_size", "first_number", b"first_number", "log_id", b"log_id", "orphaned_intent_count", b"orphaned_intent_count", "orphaned_intents", b"orphaned_intents", "public_key", b"public_key", "root", b"root", "size", b"size", "uncovered_count", b"uncovered_count", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

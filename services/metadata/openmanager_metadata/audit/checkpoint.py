@@ -86,6 +86,11 @@ class Checkpoints:
         return self._copy.size if self._copy else 0
 
     @property
+    def public_key(self) -> bytes:
+        """The public half of the key that signs, 32 bytes; empty without one."""
+        return self._signers[0].public if self._signers else b""
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What an operator should know of."""
         found = [] if self._signers else ["the audit log is not signed: metadata.audit_key is not set"]

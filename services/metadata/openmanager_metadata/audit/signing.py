@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from openmanager.config import Secret
 from openmanager.errors import ConfigurationError
 
-_PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?-----END [A-Z0-9 ]+-----", re.DOTALL)
+# In PEM, or the seed of RFC 8032 in hexadecimal, which fits into an environment.
+_KEY = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?-----END [A-Z0-9 ]+-----|^[0-9a-f]{64}$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,24 @@ class Signer:
 
 
 def signers(secret: Secret) -> tuple[Signer, ...]:
-    """Return the keys of a PEM text: the first signs, the others may hand over to it. ConfigurationError for no keys."""
+    """Return the keys of a text, in PEM or as seeds: the first signs, the others may hand over to it.
+
+    ConfigurationError for a text without keys.
+    """
     text = secret.reveal()
     if not text:
         return ()
     try:
-        keys = [serialization.load_pem_private_key(each.encode(), None) for each in _PEM.findall(text)]
+        keys = [_private(each) for each in _KEY.findall(text)]
     except (ValueError, TypeError) as err:
         raise ConfigurationError("metadata.audit_key is not a private key in PEM without a password") from err
     found = tuple(Signer.of(key) for key in keys if isinstance(key, Ed25519PrivateKey))
     if not found or len(found) != len(keys):
         raise ConfigurationError("metadata.audit_key must be an Ed25519 key: openssl genpkey -algorithm ed25519")
     return found
+
+
+def _private(text: str) -> object:
+    if text.startswith("-"):
+        return serialization.load_pem_private_key(text.encode(), None)
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(text))
