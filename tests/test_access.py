@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from openmanager import access
@@ -10,6 +12,13 @@ from openmanager.errors import InvalidArgumentError, NotFoundError, PermissionDe
 from openmanager.frame import ServerInfo
 
 WEB = "role = web"
+
+
+@pytest.fixture(autouse=True)
+def nobody_calls() -> Iterator[None]:
+    """Let a test say who is calling for itself alone: outside of a server nobody's task ends with the call."""
+    yield
+    access._caller.set(None)
 
 
 def who(*grants: Grant) -> Identity:
