@@ -49,8 +49,8 @@ _MACHINE_ID = Path("/etc/machine-id")
 
 # What tells of the host; the interpreter's own figures would be those of the agent.
 _CONFIG: dict[str, Any] = {
-    "system.cpu.time": ["idle", "user", "system", "irq", "iowait", "steal"],
-    "system.cpu.utilization": ["idle", "user", "system", "irq", "iowait", "steal"],
+    "system.cpu.time": ["idle", "user", "nice", "system", "irq", "softirq", "iowait", "steal"],
+    "system.cpu.utilization": ["idle", "user", "nice", "system", "irq", "softirq", "iowait", "steal"],
     "system.memory.usage": ["used", "free", "cached", "buffers"],
     "system.memory.utilization": ["used", "free", "cached", "buffers"],
     "system.swap.usage": ["used", "free"],
