@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 from dataclasses import replace
 from datetime import timedelta
@@ -117,37 +116,25 @@ class Told:
         return len(self.records)
 
 
-async def told(history: History, auditor: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let evidence be told until nothing waits, or as often as the log is away."""
-    monkeypatch.setattr(evidence, "TELL_SECONDS", 0.001)
-    task = asyncio.create_task(evidence.tell(history, auditor))
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0.2 if auditor.away else 5):
-            while history.retention.evidence.first() is not None:
-                await asyncio.sleep(0.005)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-async def test_of_what_retention_deletes_there_is_evidence_until_the_audit_log_has_it(tmp_path: Path, monkeypatch):
+async def test_of_what_retention_deletes_there_is_evidence_until_the_audit_log_has_it(tmp_path: Path):
     async with opened(tmp_path, tiers="5m:8d,1h:10d", sketch_metrics="load") as history:
         await fill(history)
         history.retention.defaults["raw"] = 4 * DAY
         keeper = await expire(history)
-        await told(history, Told(away=True), monkeypatch)
-        assert history.retention.evidence.first() is not None
+        await evidence.tell_waiting(history, Told(away=True))
+        assert len(history.retention.evidence.document()) == 3
         await keeper.expire()
         deleted = {name: each.rows for name, each in history.retention.deleted.items()}
     async with opened(tmp_path, tiers="5m:8d,1h:10d", sketch_metrics="load") as history:
         auditor = Told()
-        await told(history, auditor, monkeypatch)
+        await evidence.tell_waiting(history, auditor)
         said = {each.object: each.details for each in auditor.records}
         assert {name: int(said[f"tiers/{name}"]["rows"]) for name in deleted} == deleted
         raw = said["tiers/raw"]
         assert (raw["why"], raw["policy_version"]) == ("policy", "default")
         assert raw["first_time"] < raw["last_time"] < raw["began"] <= raw["ended"]
     async with opened(tmp_path, tiers="5m:8d,1h:10d", sketch_metrics="load") as history:
-        assert history.retention.evidence.first() is None
+        assert history.retention.evidence.document() == []
 
 
 async def test_the_last_rule_that_matches_counts(tmp_path: Path):

@@ -60,6 +60,8 @@ class Evidence:
 
     def __init__(self) -> None:
         self._waiting: list[Deletion] = []
+        # The one that is being told: what is added meanwhile is another.
+        self._telling: Deletion | None = None
 
     def add(self, deletion: Deletion) -> None:
         """Take note of a deletion; where the last one of the same kind waits it is added to it."""
@@ -72,17 +74,21 @@ class Evidence:
         else:
             _add(self._waiting[-1], deletion)
 
-    def first(self) -> Deletion | None:
-        """Return what has waited longest."""
-        return self._waiting[0] if self._waiting else None
+    def begin(self) -> Deletion | None:
+        """Return what has waited longest, to be told; None when nothing waits. `end` says how that went."""
+        self._telling = self._waiting.pop(0) if self._waiting else None
+        return self._telling
 
-    def take(self, deletion: Deletion) -> None:
-        """Forget one that the audit log has."""
-        self._waiting.remove(deletion)
+    def end(self, *, told: bool) -> None:
+        """Forget what the audit log has, or let it wait again."""
+        if not told and self._telling is not None:
+            self._waiting.insert(0, self._telling)
+        self._telling = None
 
     def document(self) -> list[dict[str, Any]]:
         """Return all that waits, for `load`."""
-        return [asdict(each) for each in self._waiting]
+        telling = [self._telling] if self._telling is not None else []
+        return [asdict(each) for each in (*telling, *self._waiting)]
 
     def load(self, stored: Any) -> None:
         """Undo `document`; TypeError when it is none."""
@@ -96,22 +102,37 @@ def _add(known: Deletion, more: Deletion) -> None:
 
 
 async def tell(history: History, auditor: Auditor) -> None:
-    """Tell the audit log of deletions for ever; one that it does not take waits, across restarts too."""
-    evidence = history.retention.evidence
+    """Tell the audit log of deletions for ever."""
     while True:
         await asyncio.sleep(TELL_SECONDS)
-        while (deletion := evidence.first()) is not None:
-            # What is added while it is told is another.
-            evidence.take(deletion)
-            record = Record(
-                actor="services/timeseries", action=ACTION, object=f"tiers/{deletion.tier}", details=deletion.details()
-            )
-            try:
-                await auditor.event(record)
-            except OpenManagerError:
-                evidence.add(deletion)
-                break
-            await asyncio.to_thread(history.retention.save, history.retention.snapshot())
+        try:
+            await tell_waiting(history, auditor)
+        except Exception:
+            log.exception("evidence of deletions could not be told, and is tried again")
+
+
+async def tell_waiting(history: History, auditor: Auditor) -> None:
+    """Tell the audit log of all deletions that wait; what it does not take waits on, across restarts too.
+
+    One that was told just before a crash is told again: twice is better than never.
+    """
+    evidence = history.retention.evidence
+    while (deletion := evidence.begin()) is not None:
+        record = Record(
+            actor="services/timeseries",
+            action=ACTION,
+            object=f"tiers/{deletion.tier}",
+            details=deletion.details(),
+        )
+        told = False
+        try:
+            await auditor.event(record)
+            told = True
+        except OpenManagerError:
+            return
+        finally:
+            evidence.end(told=told)
+        await asyncio.to_thread(history.retention.save, history.retention.snapshot())
 
 
 def _shown(nanos: int) -> str:
