@@ -7,7 +7,7 @@ a method needs stands in `openmanager.policy`, and nothing is allowed that neith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -77,6 +77,12 @@ class Grant:
 
     role: Role
     server_filter: str = ""
+
+
+def known_grants(pairs: Iterable[tuple[str, str]]) -> tuple[Grant, ...]:
+    """Return grants by role and filter; one of a role that this version does not know allows nothing and is left out."""
+    roles = set(Role)
+    return tuple(Grant(Role(role), text) for role, text in pairs if role in roles)
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,11 @@ def invalid(field: str, why: str) -> InvalidArgumentError:
     return InvalidArgumentError(f"{field} {why}", field=field)
 
 
+def credentials_invalid(message: str = "the credentials are not valid") -> UnauthenticatedError:
+    """Return the error for credentials that are nobody's; as a rule it does not tell why."""
+    return UnauthenticatedError(message, reason=Reason.CREDENTIALS_INVALID)
+
+
 def store_unavailable(store: str) -> UnavailableError:
     """Return the error for a store that does not answer."""
     return UnavailableError(f"{store} does not answer", reason=Reason.STORE_UNAVAILABLE)

@@ -13,10 +13,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import timedelta
 
-from openmanager.access import Grant, Identity, Role
+from openmanager.access import Identity, known_grants
 from openmanager.api.metadata.v1 import identity_pb2 as pb
 from openmanager.attempts import Attempts
-from openmanager.errors import OpenManagerError, Reason, UnauthenticatedError, UnavailableError
+from openmanager.errors import OpenManagerError, Reason, UnauthenticatedError, UnavailableError, credentials_invalid
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.gate import Pass
 from openmanager.runtime.peer import Peer
@@ -65,7 +65,7 @@ class Authenticator:
         now = self._clock.monotonic()
         if self._refused.get(credential, 0.0) > now:
             self._attempts.failed(source, "")
-            raise _refused()
+            raise credentials_invalid()
         try:
             identity = await self._ask_once(credential)
         except UnauthenticatedError:
@@ -75,7 +75,7 @@ class Authenticator:
         found = _Entry(Pass(identity, source), now, now)
         self._entries[credential] = found
         if len(self._entries) > MAX_KNOWN:
-            self._end(next(iter(self._entries)), _refused())
+            self._end(next(iter(self._entries)), credentials_invalid())
         return found.held
 
     async def run(self) -> None:
@@ -91,7 +91,7 @@ class Authenticator:
         for credential, entry in list(self._entries.items()):
             now = self._clock.monotonic()
             if entry.held.identity.end * 1e9 <= self._clock.now_nanos():
-                self._end(credential, _refused())
+                self._end(credential, credentials_invalid())
             elif now - entry.used > FORGET_SECONDS and not entry.held.streams:
                 del self._entries[credential]
             else:
@@ -140,11 +140,6 @@ class Authenticator:
         request = pb.AuthenticateRequest(credential=credential)
         reply = await self._metadata.unary(AUTHENTICATE, request, pb.AuthenticateResponse, seconds=ASK_SECONDS)
         message = reply.identity
-        known = {str(role) for role in Role}
-        grants = tuple(Grant(Role(each.role), each.server_filter) for each in message.grants if each.role in known)
+        grants = known_grants((each.role, each.server_filter) for each in message.grants)
         end = message.end_time.ToNanoseconds() / 1e9 if message.HasField("end_time") else float("inf")
         return Identity(message.subject, grants, end=end, session=message.session)
-
-
-def _refused() -> UnauthenticatedError:
-    return UnauthenticatedError("the credentials are not valid", reason=Reason.CREDENTIALS_INVALID)

@@ -15,7 +15,7 @@ import click
 from openmanager.cli import connection, render, selection, sink
 from openmanager.cli.part import PartFile, told
 from openmanager.cli.progress import Bar, show_rate, show_rows
-from openmanager.errors import FailedPreconditionError, NotFoundError, OpenManagerError
+from openmanager.errors import NotFoundError, OpenManagerError
 
 if TYPE_CHECKING:
     from openmanager.api.timeseries.v1.timeseries_pb2 import ExportHeader, ExportSeriesRequest
@@ -235,21 +235,14 @@ def _open_part(job: _Job, path: Path) -> PartFile:
 
     from openmanager.api.timeseries.v1 import timeseries_pb2
 
-    if path.exists() and not job.force:
-        raise FailedPreconditionError(f"{path} exists: --force overwrites it")
-    asked = MessageToDict(job.request)
+    state = {"request": MessageToDict(job.request), "format": job.form, "rows": 0, "token": ""}
+    part = PartFile.open(path, state, resume=job.resume, force=job.force)
     if not job.resume:
-        if PartFile.is_there(path) and not job.force:
-            raise FailedPreconditionError(
-                f"an interrupted export to {path} is there: --resume goes on with it, --force begins anew"
-            )
-        return PartFile.begin(path, {"request": asked, "format": job.form, "rows": 0, "token": ""})
-    part = PartFile.resume(path)
+        return part
     begun = ParseDict(part.state["request"], timeseries_pb2.ExportSeriesRequest())
     same = (begun.selector, begun.tier, part.state["format"]) == (job.request.selector, job.request.tier, job.form)
     if not same:
-        part.close()
-        raise FailedPreconditionError(f"the interrupted export to {path} is of something else: --force begins anew")
+        raise part.refuse()
     job.request.CopyFrom(begun)
     job.request.resume_token = part.state["token"]
     return part

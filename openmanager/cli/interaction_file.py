@@ -15,7 +15,7 @@ from openmanager.cli import render
 from openmanager.cli.part import PartFile, told
 from openmanager.cli.progress import Bar, show_rate
 from openmanager.cli.sink import Stdout, table_of
-from openmanager.errors import FailedPreconditionError, OpenManagerError
+from openmanager.errors import OpenManagerError
 
 if TYPE_CHECKING:
     from openmanager.api.metadata.v1.interaction_pb2 import ExportInteractionsRequest, InteractionExportChunk
@@ -101,19 +101,10 @@ def _open(job: Job) -> PartFile | Stdout:
 
     if job.path is None:
         return Stdout()
-    if job.path.exists() and not job.force:
-        raise FailedPreconditionError(f"{job.path} exists: --force overwrites it")
     asked = MessageToDict(job.request)
-    if not job.resume:
-        if PartFile.is_there(job.path) and not job.force:
-            raise FailedPreconditionError(
-                f"an interrupted export to {job.path} is there: --resume goes on with it, --force begins anew"
-            )
-        return PartFile.begin(job.path, {"request": asked, "rows": 0, "token": ""})
-    part = PartFile.resume(job.path)
+    part = PartFile.open(job.path, {"request": asked, "rows": 0, "token": ""}, resume=job.resume, force=job.force)
     if part.state["request"] != asked:
-        part.close()
-        raise FailedPreconditionError(f"the interrupted export to {job.path} is of something else: --force begins anew")
+        raise part.refuse()
     job.request.resume_token = part.state["token"]
     return part
 

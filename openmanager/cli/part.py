@@ -41,6 +41,26 @@ class PartFile:
         file.seek(state["size_bytes"])
         return cls(path, file, state)
 
+    @classmethod
+    def open(cls, path: Path, state: Mapping[str, Any], *, resume: bool, force: bool) -> Self:
+        """Begin a file anew, or take one up; FailedPreconditionError for one that would be lost by that, unless forced."""
+        if path.exists() and not force:
+            raise FailedPreconditionError(f"{path} exists: --force overwrites it")
+        if resume:
+            return cls.resume(path)
+        if cls.is_there(path) and not force:
+            raise FailedPreconditionError(
+                f"an interrupted export to {path} is there: --resume goes on with it, --force begins anew"
+            )
+        return cls.begin(path, state)
+
+    def refuse(self) -> FailedPreconditionError:
+        """Leave a file that was taken up and is of something else, and return the error that says so."""
+        self.close()
+        return FailedPreconditionError(
+            f"the interrupted export to {self.path} is of something else: --force begins anew"
+        )
+
     @staticmethod
     def is_there(path: Path) -> bool:
         """Say whether a file was left in the making."""

@@ -68,9 +68,9 @@ def show_command(*, name: str, as_json: bool) -> None:
 @click.argument("name")
 @grants.option
 @render.json_option
-def grant_command(*, name: str, grants: tuple[str, ...], as_json: bool) -> None:
+def grant_command(*, name: str, as_json: bool, **options: Any) -> None:
     """Replace what a user may do; without --grant they may do nothing."""
-    connection.run(lambda client: _change(client, name, {"grants": _parsed(grants)}, as_json=as_json))
+    connection.run(lambda client: _change(client, name, {"grants": grants.parse(options["grants"])}, as_json=as_json))
 
 
 @users.command("rename", epilog=render.examples("users rename alice alice.smith"))
@@ -106,10 +106,6 @@ def delete_command(*, name: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Remove {name} for good?", abort=True, err=True)
     connection.run(lambda client: _delete(client, name))
-
-
-def _parsed(texts: tuple[str, ...]) -> Any:
-    return grants.parse(texts)
 
 
 # ── doing it ───────────────────────────────────────────────────────────────────────────────────────────────────────

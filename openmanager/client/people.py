@@ -229,7 +229,7 @@ class Sessions:
             subject=reply.identity.subject,
             grants=_read_grants(reply.identity.grants),
             permissions=tuple(reply.permissions),
-            end_time=_time(reply.identity, "end_time"),
+            end_time=codec.moment(reply.identity, "end_time"),
         )
 
 
@@ -241,10 +241,6 @@ def _read_grants(messages: Any) -> tuple[Grant, ...]:
     return tuple(Grant(each.role, each.server_filter) for each in messages)
 
 
-def _time(message: Any, name: str) -> datetime | None:
-    return getattr(message, name).ToDatetime(tzinfo=UTC) if message.HasField(name) else None
-
-
 def _user(message: pb.User) -> User:
     return User(
         id=message.id,
@@ -252,10 +248,10 @@ def _user(message: pb.User) -> User:
         grants=_read_grants(message.grants),
         disabled=message.disabled,
         activated=message.activated,
-        lock_end_time=_time(message, "lock_end_time"),
+        lock_end_time=codec.moment(message, "lock_end_time"),
         etag=message.etag,
-        create_time=_time(message, "create_time"),
-        sign_in_time=_time(message, "sign_in_time"),
+        create_time=codec.moment(message, "create_time"),
+        sign_in_time=codec.moment(message, "sign_in_time"),
     )
 
 
@@ -264,11 +260,11 @@ def _key(message: pb.Key) -> Key:
         id=message.id,
         description=message.description,
         grants=_read_grants(message.grants),
-        end_time=_time(message, "end_time"),
+        end_time=codec.moment(message, "end_time"),
         creator=message.creator,
-        create_time=_time(message, "create_time"),
-        use_time=_time(message, "use_time"),
-        rotate_time=_time(message, "rotate_time"),
+        create_time=codec.moment(message, "create_time"),
+        use_time=codec.moment(message, "use_time"),
+        rotate_time=codec.moment(message, "rotate_time"),
     )
 
 

@@ -26,7 +26,7 @@ from openmanager.errors import (
     Reason,
     UnavailableError,
 )
-from openmanager.runtime.clock import Clock, SystemClock, to_datetime
+from openmanager.runtime.clock import Clock, SystemClock, show_time
 from openmanager.runtime.peer import Peer, backoff
 
 SECONDS = 1.0
@@ -267,7 +267,7 @@ class Auditor:
     def _take_refusals(self) -> None:
         found, self._refusals = self._refusals, {}
         for each in found.values():
-            details = {**each.record.details, "first_time": _shown(each.first), "last_time": _shown(each.last)}
+            details = {**each.record.details, "first_time": show_time(each.first), "last_time": show_time(each.last)}
             record = replace(each.record, details=details)
             self._tell(partial(self._recorder.event, record, each.outcome, each.count))
 
@@ -282,7 +282,3 @@ async def _is_told(job: Callable[[], Awaitable[int]]) -> bool:
     except (OpenManagerError, TimeoutError):
         return False
     return True
-
-
-def _shown(nanos: int) -> str:
-    return to_datetime(nanos).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -36,3 +36,8 @@ class SystemClock:
 def to_datetime(nanos: int) -> datetime:
     """Return the aware datetime of nanoseconds since the epoch, truncated to microseconds."""
     return _EPOCH + timedelta(microseconds=nanos // 1000)
+
+
+def show_time(nanos: int) -> str:
+    """Return nanoseconds since the epoch as RFC 3339, truncated to milliseconds."""
+    return to_datetime(nanos).isoformat(timespec="milliseconds").replace("+00:00", "Z")

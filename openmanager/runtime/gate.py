@@ -70,9 +70,7 @@ class Gate:
         if token and self._mesh_key is not None:
             word = self._mesh_key.read(token)
             if peer is not None and peer != word.speaker:
-                raise errors.UnauthenticatedError(
-                    "the credentials are not those of the certificate", reason=errors.Reason.CREDENTIALS_INVALID
-                )
+                raise errors.credentials_invalid("the credentials are not those of the certificate")
             return Pass(word.identity, word.source)
         if authorization and self._authenticator is not None and rule.permission is not Permission.NOTHING:
             credential = _credential(authorization)
@@ -96,9 +94,7 @@ def admit(found: Pass, rule: Rule) -> Caller:
 
 def _credential(authorization: str) -> str:
     if authorization[: len(BEARER)].lower() != BEARER or len(authorization) > MAX_CREDENTIAL:
-        raise errors.UnauthenticatedError(
-            "authorization must be “Bearer” and a token or key", reason=errors.Reason.CREDENTIALS_INVALID
-        )
+        raise errors.credentials_invalid("authorization must be “Bearer” and a token or key")
     return authorization[len(BEARER) :].strip()
 
 

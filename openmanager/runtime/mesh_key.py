@@ -16,7 +16,7 @@ import jwt
 
 from openmanager.access import Grant, Identity, Role, server
 from openmanager.config import Secret
-from openmanager.errors import ConfigurationError, Reason, UnauthenticatedError
+from openmanager.errors import ConfigurationError, credentials_invalid
 from openmanager.runtime.clock import Clock
 
 HEADER = "x-openmanager-identity"
@@ -97,9 +97,9 @@ class MeshKey:
             word = Word(identity, str(claims["src"]), str(claims["iss"]))
             left = float(claims["exp"]) - self._wall()
         except (KeyError, TypeError, ValueError) as err:
-            raise _refused() from err
+            raise credentials_invalid() from err
         if word.speaker != SPEAKER and identity.subject != server(word.speaker).subject:
-            raise _refused()
+            raise credentials_invalid()
         _keep(self._known, token, (now + min(max(left, 0.0), LIFETIME_SECONDS), word))
         return word
 
@@ -118,9 +118,9 @@ class MeshKey:
                 options={"require": list(_REQUIRED), "verify_exp": False, "verify_iat": False},
             )
         except (jwt.InvalidTokenError, KeyError, ValueError) as err:
-            raise _refused() from err
+            raise credentials_invalid() from err
         if self._ends and not claims["iat"] - SKEW_SECONDS <= self._wall() < claims["exp"] + SKEW_SECONDS:
-            raise _refused()
+            raise credentials_invalid()
         return claims
 
     def _wall(self) -> int:
@@ -150,7 +150,3 @@ def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
     kept[key] = value
     if len(kept) > _REMEMBERED:
         kept.popitem(last=False)
-
-
-def _refused() -> UnauthenticatedError:
-    return UnauthenticatedError("the credentials are not valid", reason=Reason.CREDENTIALS_INVALID)

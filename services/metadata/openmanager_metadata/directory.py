@@ -6,20 +6,23 @@ Changes made here show at once, those of another metadata service with the next 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
 
 from openmanager.access import Identity
-from openmanager.errors import OpenManagerError
-from openmanager.runtime.clock import Clock
+from openmanager.errors import OpenManagerError, credentials_invalid
+from openmanager.runtime.clock import Clock, to_datetime
 from openmanager_metadata.backends import Database, Row
-from openmanager_metadata.identity import Key, Session, User, key_of, plain, session_of, user_of
-from openmanager_metadata.keyring import Keyring, refused
+from openmanager_metadata.identity import Key, Session, User, key_of, session_of, user_of
+from openmanager_metadata.keyring import Keyring
+from openmanager_metadata.sql import plain
 
 # `omk_<id>_<secret>` is a key, `omr_…` refreshes a session, `omi_…` is an invitation: who finds one knows what it is.
 KEY = re.compile(r"omk_([a-z2-7]{16})_([A-Za-z0-9_-]{43})")
 USERS, KEYS, SESSIONS = "users", "api_keys", "sessions"
 TABLES = (USERS, KEYS, SESSIONS)
+_OF_ROW: dict[str, Callable[[Row], Any]] = {USERS: user_of, KEYS: key_of, SESSIONS: session_of}
 
 
 class Directory:
@@ -34,10 +37,11 @@ class Directory:
         self._keyring = keyring
         self._clock = clock
         self._used: dict[str, datetime] = {}
+        self._kept: dict[str, dict[str, Any]] = {USERS: self.users, KEYS: self.keys, SESSIONS: self.sessions}
 
     def now(self) -> datetime:
         """Return the time."""
-        return datetime.fromtimestamp(self._clock.now_nanos() / 1e9, UTC)
+        return to_datetime(self._clock.now_nanos())
 
     # ── keeping it ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -51,7 +55,7 @@ class Directory:
         }
         for table, rows in found.items():
             self.rows[table] = {}
-            getattr(self, "keys" if table == KEYS else table).clear()
+            self._kept[table].clear()
             self.put(table, rows)
         self.known = True
 
@@ -60,20 +64,13 @@ class Directory:
         for row in rows:
             name = str(row["id"])
             self.rows[table][name] = row
-            match table:
-                case "users":
-                    self.users[name] = user_of(row)
-                case "api_keys":
-                    self.keys[name] = key_of(row)
-                case _:
-                    self.sessions[name] = session_of(row)
+            self._kept[table][name] = _OF_ROW[table](row)
 
     def drop(self, table: str, names: Iterable[str]) -> None:
         """Forget rows that were just deleted."""
-        kept = {USERS: self.users, KEYS: self.keys, SESSIONS: self.sessions}[table]
         for name in names:
             self.rows[table].pop(name, None)
-            kept.pop(name, None)  # type: ignore[attr-defined]
+            self._kept[table].pop(name, None)
 
     async def _write_uses(self, database: Database) -> None:
         used, self._used = self._used, {}
@@ -102,11 +99,11 @@ class Directory:
         is_current = self._keyring.matches(secret, key.secret_hash if key else None)
         is_old = self._keyring.matches(secret, key.old_secret_hash if key else None)
         if key is None or key.end <= now:
-            raise refused()
+            raise credentials_invalid()
         end = key.end
         if not is_current:
             if not is_old or key.old_secret_end is None or key.old_secret_end <= now:
-                raise refused()
+                raise credentials_invalid()
             end = min(end, key.old_secret_end)
         self._used[name] = now
         return Identity(f"keys/{name}", key.grants, end=end.timestamp())
@@ -115,7 +112,7 @@ class Directory:
         access = self._keyring.read_access_token(token, self._clock.now_nanos() / 1e9)
         session, user = self.sessions.get(access.session), self.users.get(access.user)
         if session is None or user is None or session.user != user.id or user.disabled or session.end <= self.now():
-            raise refused()
+            raise credentials_invalid()
         return Identity(user.subject, user.grants, end=float(access.end), session=session.id)
 
     def user_named(self, name: str) -> User | None:

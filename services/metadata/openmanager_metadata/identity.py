@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from openmanager.access import Grant, Role
+from openmanager.access import Grant, known_grants
+from openmanager_metadata.sql import aware
 
 Row = Mapping[str, Any]
 
@@ -72,9 +73,8 @@ class Session:
 
 
 def grants_of(text: str) -> tuple[Grant, ...]:
-    """Return the grants of a column; one of a role that this version does not know allows nothing and is left out."""
-    known = set(Role)
-    return tuple(Grant(Role(each["role"]), each["server_filter"]) for each in json.loads(text) if each["role"] in known)
+    """Return the grants of a column."""
+    return known_grants((each["role"], each["server_filter"]) for each in json.loads(text))
 
 
 def grants_text(grants: Sequence[Grant]) -> str:
@@ -91,11 +91,11 @@ def user_of(row: Row) -> User:
         disabled=row["disabled"],
         password_hash=row["password_hash"],
         invitation_hash=row["invitation_hash"],
-        invitation_end=_aware(row["invitation_ends"]),
+        invitation_end=aware(row["invitation_ends"]),
         failures=row["failures"],
-        lock_end=_aware(row["locked_until"]),
-        create_time=known_time(row["created_at"]),
-        sign_in_time=_aware(row["signed_in_at"]),
+        lock_end=aware(row["locked_until"]),
+        create_time=aware(row["created_at"]),
+        sign_in_time=aware(row["signed_in_at"]),
         version=row["version"],
     )
 
@@ -108,12 +108,12 @@ def key_of(row: Row) -> Key:
         grants=grants_of(row["grants"]),
         secret_hash=row["secret_hash"],
         old_secret_hash=row["old_secret_hash"],
-        old_secret_end=_aware(row["old_secret_ends"]),
-        end=known_time(row["ends"]),
+        old_secret_end=aware(row["old_secret_ends"]),
+        end=aware(row["ends"]),
         creator=row["creator"],
-        create_time=known_time(row["created_at"]),
-        use_time=_aware(row["used_at"]),
-        rotate_time=known_time(row["rotated_at"]),
+        create_time=aware(row["created_at"]),
+        use_time=aware(row["used_at"]),
+        rotate_time=aware(row["rotated_at"]),
     )
 
 
@@ -124,21 +124,7 @@ def session_of(row: Row) -> Session:
         user=str(row["user_id"]),
         refresh_hash=row["refresh_hash"],
         old_refresh_hash=row["old_refresh_hash"],
-        end=known_time(row["ends"]),
-        create_time=known_time(row["created_at"]),
-        refresh_time=known_time(row["updated_at"]),
+        end=aware(row["ends"]),
+        create_time=aware(row["created_at"]),
+        refresh_time=aware(row["updated_at"]),
     )
-
-
-def known_time(time: datetime) -> datetime:
-    """Return a time of the database, which keeps UTC without saying so, as what it is."""
-    return time.replace(tzinfo=UTC)
-
-
-def _aware(time: datetime | None) -> datetime | None:
-    return known_time(time) if time else None
-
-
-def plain(time: datetime) -> datetime:
-    """Return a time as the database keeps it."""
-    return time.astimezone(UTC).replace(tzinfo=None)

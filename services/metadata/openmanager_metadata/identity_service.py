@@ -21,12 +21,18 @@ from openmanager.access import (
     check_role,
 )
 from openmanager.api.metadata.v1 import identity_pb2 as pb
-from openmanager.errors import FailedPreconditionError, NotFoundError, PermissionDeniedError, invalid, missing
+from openmanager.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    PermissionDeniedError,
+    credentials_invalid,
+    invalid,
+    missing,
+)
 from openmanager.frame import check_text
 from openmanager_metadata import keys, users
 from openmanager_metadata.directory import Directory
 from openmanager_metadata.identity import Key, Session, User
-from openmanager_metadata.keyring import refused
 from openmanager_metadata.keys import Keys
 from openmanager_metadata.sessions import Sessions, Tokens
 from openmanager_metadata.users import Changes, Users
@@ -205,7 +211,7 @@ class SessionService:
         if not request.credential:
             raise missing("credential")
         if len(request.credential) > MAX_CREDENTIAL:
-            raise refused()
+            raise credentials_invalid()
         return pb.AuthenticateResponse(identity=_identity(self._directory.identity(request.credential)))
 
 

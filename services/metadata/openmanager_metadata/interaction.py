@@ -22,6 +22,7 @@ from openmanager.errors import (
 )
 from openmanager.frame import check_labels, check_server_id, check_text
 from openmanager_metadata.backends import Database, Row, Statements
+from openmanager_metadata.sql import aware, plain
 
 MAX_TEXT_BYTES = 256 * 1024
 MAX_COMMENT = 4096
@@ -200,16 +201,6 @@ def of_row(row: Row) -> Interaction:
         labels={str(name): str(value) for name, value in labels.items()} if isinstance(labels, dict) else {},
         truncated=bool(row.get("truncated")),
     )
-
-
-def aware(moment: datetime | None) -> datetime | None:
-    """Return a time of the database, which is UTC without saying so, as an aware one."""
-    return moment.replace(tzinfo=UTC) if moment else None
-
-
-def plain(moment: datetime | None) -> datetime | None:
-    """Return an aware time as the database takes it."""
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment else None
 
 
 def _values(asked: Interaction) -> dict[str, Any]:

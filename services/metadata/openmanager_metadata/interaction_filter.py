@@ -7,7 +7,7 @@ from typing import Any
 
 from openmanager import filter as filters
 from openmanager.errors import invalid
-from openmanager_metadata.interaction import plain
+from openmanager_metadata.sql import condition, plain
 
 _TEXTS = ("session_id", "subject", "model", "intent", "trace_id")
 _ARRAYS = {"server": "servers", "metric": "metrics"}
@@ -31,7 +31,8 @@ class Where:
 
     def __init__(self, filter: str = "") -> None:  # noqa: A002  (the contract's word)
         self.arguments: list[Any] = []
-        self._parts = [self._sql(checked(filter))]
+        # What is not known fulfils nothing, and so it fulfils that it does not.
+        self._parts = [condition(checked(filter), self._comparison, negated="({}) IS NOT TRUE")]
 
     def parameter(self, value: Any) -> str:
         """Return how SQL names a value."""
@@ -46,20 +47,6 @@ class Where:
     def sql(self) -> str:
         """All conditions."""
         return " AND ".join(self._parts)
-
-    def _sql(self, node: filters.Node | None) -> str:
-        match node:
-            case None:
-                return "true"
-            case filters.And(parts=parts):
-                return "(" + " AND ".join(map(self._sql, parts)) + ")"
-            case filters.Or(parts=parts):
-                return "(" + " OR ".join(map(self._sql, parts)) + ")"
-            case filters.Not(part=part):
-                # What is not known fulfils nothing, and so it fulfils that it does not.
-                return f"({self._sql(part)}) IS NOT TRUE"
-            case filters.Comparison():
-                return self._comparison(node)
 
     def _comparison(self, node: filters.Comparison) -> str:
         if node.field == "create_time":

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from openmanager.errors import Reason, ResourceExhaustedError, invalid
 from openmanager_metadata.backends import Database, Row, Statements
-from openmanager_metadata.interaction import aware, check_time, plain
+from openmanager_metadata.interaction import check_time
 from openmanager_metadata.interaction_filter import Where
+from openmanager_metadata.sql import aware, plain
 
 MAX_BUCKETS, MAX_ROWS = 11_000, 4000
 MIN_STEP, MAX_STEP = timedelta(seconds=1), timedelta(days=3660)
@@ -96,7 +97,7 @@ async def statistics(database: Database, query: StatisticsQuery, now: datetime) 
 def _of_row(row: Row) -> Statistics:
     half, most = row["latency"] or (None, None)
     return Statistics(
-        start_time=aware(row["bucket"]) or _EPOCH,
+        start_time=aware(row["bucket"]),
         model=row["model"],
         intent=row["intent"],
         interaction_count=row["count"],

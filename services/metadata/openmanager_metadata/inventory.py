@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from openmanager import filter as server_filter
@@ -23,6 +23,7 @@ from openmanager.errors import (
 )
 from openmanager.frame import MAX_LABELS, ServerInfo, check_labels, check_server_id, check_text
 from openmanager_metadata.backends import Database, Row, Statements
+from openmanager_metadata.sql import aware, condition, plain
 
 TEXTS = {"hostname": 255, "environment": 50, "role": 50, "location": 100}
 UPDATABLE = (*TEXTS, "labels", "thresholds")
@@ -125,9 +126,9 @@ def _server(row: Row) -> Server:
         thresholds=thresholds,
         set_by_people=tuple(row["set_by_people"]),
         etag=f"v{row['version']}",
-        create_time=_aware(row["created_at"]),
-        update_time=_aware(row["updated_at"]),
-        delete_time=_aware(row["deleted_at"]),
+        create_time=aware(row["created_at"]),
+        update_time=aware(row["updated_at"]),
+        delete_time=aware(row["deleted_at"]),
     )
 
 
@@ -144,10 +145,6 @@ def _readable(rows: Sequence[Row]) -> list[Server]:
         except DataLossError:
             log.warning("the row of server %s cannot be read", row["id"])
     return found
-
-
-def _aware(time: datetime | None) -> datetime | None:
-    return time.replace(tzinfo=UTC) if time else None
 
 
 def _not_found(server_id: str) -> NotFoundError:
@@ -266,7 +263,7 @@ class Inventory:
         after = page.decode_token(key, query.page_token, parts=2)
         column, descending = parse_order(query.order_by)
         arguments: list[Any] = []
-        where = _Where(arguments).sql(checked_filter(query.filter))
+        where = condition(checked_filter(query.filter), lambda node: _comparison(node, arguments))
         if not query.show_deleted:
             where = f"{where} AND deleted_at IS NULL"
         rank = f"coalesce({_TIMES.get(column, column)}::text, '') COLLATE \"C\""
@@ -439,45 +436,27 @@ def _changed() -> AbortedError:
     return AbortedError("the server was changed in between: read it again")
 
 
-class _Where:
-    """Writes a filter as SQL: values are parameters, names come from our own list."""
+def _comparison(node: server_filter.Comparison, arguments: list[Any]) -> str:
+    """Return a comparison as SQL: its values are added to `arguments`, names come from our own list."""
 
-    def __init__(self, arguments: list[Any]) -> None:
-        self._arguments = arguments
+    def parameter(value: Any) -> str:
+        arguments.append(value)
+        return f"${len(arguments)}"
 
-    def sql(self, node: server_filter.Node | None) -> str:
-        match node:
-            case None:
-                return "true"
-            case server_filter.And(parts=parts):
-                return "(" + " AND ".join(map(self.sql, parts)) + ")"
-            case server_filter.Or(parts=parts):
-                return "(" + " OR ".join(map(self.sql, parts)) + ")"
-            case server_filter.Not(part=part):
-                return f"NOT ({self.sql(part)})"
-            case server_filter.Comparison():
-                return self._comparison(node)
-
-    def _parameter(self, value: Any) -> str:
-        self._arguments.append(value)
-        return f"${len(self._arguments)}"
-
-    def _comparison(self, node: server_filter.Comparison) -> str:
-        if node.field == "update_time":
-            sign = "<>" if node.operator == "!=" else node.operator
-            moment = server_filter.parse_time(node.value).replace(tzinfo=None)
-            return f"updated_at {sign} {self._parameter(moment)}"
-        column = node.field
-        if node.field.startswith("labels."):
-            column = f"labels->>{self._parameter(node.field.removeprefix('labels.'))}"
-        value = self._parameter(node.value)
-        match node.operator:
-            case "=":
-                return f"coalesce({column}, '') = {value}"
-            case "!=":
-                return f"coalesce({column}, '') <> {value}"
-            case _:
-                return f"position({value} in coalesce({column}, '')) > 0"
+    if node.field == "update_time":
+        sign = "<>" if node.operator == "!=" else node.operator
+        return f"updated_at {sign} {parameter(plain(server_filter.parse_time(node.value)))}"
+    column = node.field
+    if node.field.startswith("labels."):
+        column = f"labels->>{parameter(node.field.removeprefix('labels.'))}"
+    value = parameter(node.value)
+    match node.operator:
+        case "=":
+            return f"coalesce({column}, '') = {value}"
+        case "!=":
+            return f"coalesce({column}, '') <> {value}"
+        case _:
+            return f"position({value} in coalesce({column}, '')) > 0"
 
 
 class Snapshot:

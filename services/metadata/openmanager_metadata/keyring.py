@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from openmanager.config import Secret
-from openmanager.errors import ConfigurationError, FailedPreconditionError, Reason, UnauthenticatedError
+from openmanager.errors import ConfigurationError, FailedPreconditionError, Reason, credentials_invalid
 
 ALGORITHM = "HS256"
 ISSUER = "openmanager"
@@ -80,7 +80,7 @@ class Keyring:
         """Return what a token says; UnauthenticatedError unless we signed it, for this use, and it has not ended."""
         try:
             if jwt.get_unverified_header(token).get("kid") != self._kid:
-                raise refused()
+                raise credentials_invalid()
             claims: dict[str, Any] = jwt.decode(
                 token,
                 self._signing,
@@ -91,10 +91,10 @@ class Keyring:
                 options={"require": list(_REQUIRED), "verify_exp": False, "verify_iat": False},
             )
         except (jwt.InvalidTokenError, ValueError) as err:
-            raise refused() from err
+            raise credentials_invalid() from err
         end, begin = claims["exp"], claims["iat"]
         if not isinstance(end, int) or not isinstance(begin, int) or not begin - SKEW_SECONDS <= now < end:
-            raise refused()
+            raise credentials_invalid()
         return Access(user=str(claims["sub"]), session=str(claims["sid"]), end=end)
 
 
@@ -105,8 +105,3 @@ def _derive(root: bytes, use: bytes) -> bytes:
 def new_secret() -> str:
     """Return a secret of 256 bits as text of 43 characters."""
     return secrets.token_urlsafe(_SECRET_BYTES)
-
-
-def refused() -> UnauthenticatedError:
-    """Return the one error for every credential that is nobody's: it does not tell why."""
-    return UnauthenticatedError("the credentials are not valid", reason=Reason.CREDENTIALS_INVALID)

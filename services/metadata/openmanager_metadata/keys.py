@@ -13,8 +13,9 @@ from openmanager.errors import NotFoundError, invalid, missing
 from openmanager.frame import check_text
 from openmanager_metadata.backends import Database
 from openmanager_metadata.directory import KEYS, Directory
-from openmanager_metadata.identity import Key, grants_text, key_of, plain
+from openmanager_metadata.identity import Key, grants_text, key_of
 from openmanager_metadata.keyring import Keyring, new_secret
+from openmanager_metadata.sql import plain
 
 ID = re.compile(r"[a-z2-7]{16}")
 LIFETIME, MAX_LIFETIME = timedelta(days=90), timedelta(days=366)

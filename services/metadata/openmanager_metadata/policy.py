@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from openmanager import page
@@ -14,6 +14,7 @@ from openmanager.frame import check_server_id, check_text
 from openmanager_metadata.audit import rule as audit_rule
 from openmanager_metadata.backends import Database, Row
 from openmanager_metadata.inventory import THRESHOLDS, check_thresholds
+from openmanager_metadata.sql import aware
 
 KINDS = ("thresholds", "fault", "retention", "audit")
 MAX_DOCUMENT_BYTES = 64 * 1024
@@ -112,7 +113,7 @@ def _policy(row: Row) -> Policy:
         id=row["id"],
         document=json.loads(row["document"]),
         etag=f"v{row['version']}",
-        update_time=row["updated_at"].replace(tzinfo=UTC),
+        update_time=aware(row["updated_at"]),
     )
 
 

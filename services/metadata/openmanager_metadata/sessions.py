@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from openmanager import page
-from openmanager.errors import NotFoundError, invalid
+from openmanager.errors import NotFoundError, credentials_invalid, invalid
 from openmanager_metadata.backends import Database
 from openmanager_metadata.directory import SESSIONS, Directory
-from openmanager_metadata.identity import Session, User, plain, session_of, user_of
-from openmanager_metadata.keyring import Access, Keyring, new_secret, refused
+from openmanager_metadata.identity import Session, User, session_of, user_of
+from openmanager_metadata.keyring import Access, Keyring, new_secret
+from openmanager_metadata.sql import plain
 
 REFRESH = re.compile(r"omr_([0-9a-f]{32})_([A-Za-z0-9_-]{43})")
 ACCESS_LIFETIME = timedelta(minutes=15)
@@ -61,13 +62,13 @@ class Sessions:
         is_current = self._keyring.matches(secret, known.refresh_hash if known else None)
         is_old = self._keyring.matches(secret, known.old_refresh_hash if known else None)
         if known is None or known.end <= now or not (is_current or is_old):
-            raise refused()
+            raise credentials_invalid()
         if not is_current and now > known.refresh_time + AGAIN:
             await self._end(key)
-            raise refused()
+            raise credentials_invalid()
         users = await self._database.fetch("SELECT * FROM users WHERE id = $1", UUID(known.user))
         if not users or user_of(users[0]).disabled:
-            raise refused()
+            raise credentials_invalid()
         new = new_secret()
         rows = await self._database.fetch(
             "UPDATE sessions SET refresh_hash = $2, old_refresh_hash = $3, updated_at = $4, version = version + 1"
@@ -78,7 +79,7 @@ class Sessions:
             plain(now),
         )
         if not rows:
-            raise refused()
+            raise credentials_invalid()
         self._directory.put(SESSIONS, rows)
         return self._tokens(session_of(rows[0]), new)
 

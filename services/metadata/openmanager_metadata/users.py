@@ -17,17 +17,20 @@ from openmanager.errors import (
     FailedPreconditionError,
     NotFoundError,
     Reason,
+    credentials_invalid,
     invalid,
     missing,
 )
 from openmanager.frame import check_text
 from openmanager_metadata.backends import Database, Row, Statements
 from openmanager_metadata.directory import SESSIONS, USERS, Directory
-from openmanager_metadata.identity import User, grants_text, plain, user_of
-from openmanager_metadata.keyring import Keyring, new_secret, refused
+from openmanager_metadata.identity import User, grants_text, user_of
+from openmanager_metadata.keyring import Keyring, new_secret
 from openmanager_metadata.password import Passwords, check_password, is_outdated
+from openmanager_metadata.sql import plain
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
+NAME_LENGTH = 64
+NAME = re.compile(rf"[a-z0-9][a-z0-9._@-]{{0,{NAME_LENGTH - 1}}}")
 INVITATION = re.compile(r"omi_([0-9a-f]{32})_([A-Za-z0-9_-]{43})")
 INVITATION_LIFETIME, MAX_INVITATION_LIFETIME = timedelta(days=7), timedelta(days=30)
 UPDATABLE = ("name", "grants", "disabled", "lock_end_time")
@@ -205,7 +208,7 @@ class Users:
         fits = self._keyring.matches(match[2] if match else "", user.invitation_hash if user else None)
         if user is None or not fits or user.disabled or not self._holds(user.invitation_end):
             self._attempts.failed(source, "")
-            raise refused()
+            raise credentials_invalid()
         check_password(password, user.name, "password")
         rows = await self._database.fetch(
             "UPDATE users SET password_hash = $3, invitation_hash = NULL, invitation_ends = NULL, failures = 0,"
@@ -216,7 +219,7 @@ class Users:
             await self._passwords.hash(password),
         )
         if not rows:
-            raise refused()  # somebody else took it in between
+            raise credentials_invalid()  # somebody else took it in between
         await self._end_sessions(user.id)
         return self._took(rows[0])
 
@@ -231,25 +234,22 @@ class Users:
             self._attempts.failed(source, name)
             if user is not None and not locked and not fits:
                 await self._count_failure(user)
-            raise refused()
+            raise credentials_invalid()
         known = user.password_hash or ""
         renewed = await self._passwords.hash(password) if is_outdated(known) else known
-        return self._took(
-            (
-                await self._database.fetch(
-                    "UPDATE users SET failures = 0, locked_until = NULL, signed_in_at = now(), password_hash = $2"
-                    " WHERE id = $1 RETURNING *",
-                    UUID(user.id),
-                    renewed,
-                )
-            )[0]
+        rows = await self._database.fetch(
+            "UPDATE users SET failures = 0, locked_until = NULL, signed_in_at = now(), password_hash = $2"
+            " WHERE id = $1 RETURNING *",
+            UUID(user.id),
+            renewed,
         )
+        return self._took(rows[0])
 
     async def change_password(self, user_id: str, password: str, new_password: str, source: str) -> User:
         """Change the password of who knows it, and end every session."""
         rows = await self._database.fetch("SELECT * FROM users WHERE id = $1", UUID(user_id))
         if not rows:
-            raise refused()
+            raise credentials_invalid()
         check_password(new_password, rows[0]["name"], "new_password")
         user = await self.sign_in(rows[0]["name"], password, source)
         rows = await self._database.fetch(
@@ -284,9 +284,6 @@ class Users:
     def _took(self, row: Row) -> User:
         self._directory.put(USERS, [row])
         return user_of(row)
-
-
-NAME_LENGTH = 64
 
 
 def check_name(name: str, field: str) -> None:

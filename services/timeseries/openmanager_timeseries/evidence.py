@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from openmanager.audit import Record
 from openmanager.errors import OpenManagerError
 from openmanager.runtime.audit import Auditor
+from openmanager.runtime.clock import show_time
 
 if TYPE_CHECKING:
     from openmanager_timeseries.history import History
@@ -48,10 +48,10 @@ class Deletion:
             "rows": str(self.rows),
             "bytes": str(self.bytes),
             "files": str(self.files),
-            "first_time": _shown(self.first),
-            "last_time": _shown(self.last),
-            "began": _shown(self.begin),
-            "ended": _shown(self.end),
+            "first_time": show_time(self.first),
+            "last_time": show_time(self.last),
+            "began": show_time(self.begin),
+            "ended": show_time(self.end),
         }
 
 
@@ -133,7 +133,3 @@ async def tell_waiting(history: History, auditor: Auditor) -> None:
         finally:
             evidence.end(told=told)
         await asyncio.to_thread(history.retention.save, history.retention.snapshot())
-
-
-def _shown(nanos: int) -> str:
-    return datetime.fromtimestamp(nanos / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -22,7 +22,7 @@ from openmanager.config import Secret
 from openmanager.errors import ConfigurationError, DataLossError, OpenManagerError
 from openmanager.runtime.clock import Clock
 from openmanager_metadata.audit.entry import NO_HASH, Checkpoint
-from openmanager_metadata.audit.head import catch_up, lock
+from openmanager_metadata.audit.head import catch_up, lock, log_of
 from openmanager_metadata.audit.log import AuditLog
 from openmanager_metadata.audit.signing import Signer, signers
 from openmanager_metadata.backends import Database, Row, Statements
@@ -56,6 +56,12 @@ def checkpoint(row: Row, log_id: bytes) -> Checkpoint:
         key_id=bytes(row["key_id"]),
         signature=bytes(row["signature"]),
     )
+
+
+async def newest_checkpoint(statements: Statements, log_id: bytes) -> Checkpoint | None:
+    """Return the newest checkpoint, None while there is none."""
+    rows = await statements.fetch(_LAST)
+    return checkpoint(rows[0], log_id) if rows else None
 
 
 class Checkpoints:
@@ -164,8 +170,7 @@ class Checkpoints:
     async def _make(self, statements: Statements) -> Checkpoint | None:
         await lock(statements)
         head, _ = await catch_up(self._audit.head, statements)
-        rows = await statements.fetch(_LAST)
-        last = checkpoint(rows[0], head.log_id) if rows else None
+        last = await newest_checkpoint(statements, head.log_id)
         self._covered = last.size if last else 0
         if head.size <= self._covered:
             return None
@@ -205,7 +210,7 @@ class Checkpoints:
         try:
             await asyncio.to_thread(self._copy.open)
             await self._go_back()
-            log_id = (await self._database.fetch("SELECT id FROM audit_log"))[0]["id"].bytes
+            log_id = await log_of(self._database)
             while rows := await self._database.fetch(_AFTER, self._copy.size, COPIES):
                 await asyncio.to_thread(self._copy.append, [checkpoint(row, log_id) for row in rows])
             self._uncopied = ""

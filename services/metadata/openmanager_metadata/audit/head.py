@@ -37,6 +37,12 @@ class Head:
         return self.tree.size
 
 
+async def log_of(statements: Statements) -> bytes:
+    """Return the id of the log, 16 bytes."""
+    found: bytes = (await statements.fetch("SELECT id FROM audit_log"))[0]["id"].bytes
+    return found
+
+
 async def lock(statements: Statements) -> None:
     """Have the end of the log for oneself until the transaction ends."""
     await statements.fetch("SELECT pg_advisory_xact_lock($1)", LOCK)
@@ -61,7 +67,7 @@ async def catch_up(known: Head, statements: Statements) -> tuple[Head, bool]:
 
 async def load(statements: Statements) -> Head:
     """Return the end of the log from what is stored: whole tiles, and the leaves after them."""
-    log_id = (await statements.fetch("SELECT id FROM audit_log"))[0]["id"].bytes
+    log_id = await log_of(statements)
     newest = await statements.fetch(_NEWEST)
     size = newest[0]["number"] if newest else 0
     tree = await edge(size // TILE, statements)

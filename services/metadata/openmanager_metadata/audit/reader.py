@@ -21,9 +21,9 @@ from openmanager.errors import (
 from openmanager.merkle import CompactRange, fold, inclusion_ranges, subtrees
 from openmanager.runtime.clock import Clock
 from openmanager_metadata.audit import where
-from openmanager_metadata.audit.checkpoint import checkpoint
+from openmanager_metadata.audit.checkpoint import checkpoint, newest_checkpoint
 from openmanager_metadata.audit.entry import Checkpoint, Entry, decode, file_head, framed
-from openmanager_metadata.audit.head import TILE, TILE_LEVEL, Head, edge, load
+from openmanager_metadata.audit.head import TILE, TILE_LEVEL, Head, edge, load, log_of
 from openmanager_metadata.audit.seal import opened
 from openmanager_metadata.backends import Database, Row, Statements
 
@@ -182,7 +182,7 @@ class AuditReader:
             rows = await statements.fetch("SELECT number, entry FROM audit_entries WHERE number = $1", number)
             if not rows:
                 raise await _gone(number, statements)
-            log_id = (await statements.fetch("SELECT id FROM audit_log"))[0]["id"].bytes
+            log_id = await log_of(statements)
             newest = await newest_checkpoint(statements, log_id)
             if newest is None or newest.size < number:
                 return rows[0], None, ()
@@ -236,7 +236,7 @@ class AuditReader:
             f"SELECT * FROM audit_checkpoints WHERE {condition} ORDER BY {order} LIMIT $1", *arguments
         )
         more = page.encode_token(key, [str(rows[size - 1]["size"])]) if len(rows) > size else ""
-        log_id = await self._log()
+        log_id = await log_of(self._database)
         return [checkpoint(row, log_id) for row in rows[:size]], more
 
     async def standing(self) -> Standing:
@@ -298,16 +298,6 @@ class AuditReader:
 
     async def _first(self) -> int:
         return (await self._database.fetch(_FIRST))[0]["number"] or 0
-
-    async def _log(self) -> bytes:
-        found: bytes = (await self._database.fetch("SELECT id FROM audit_log"))[0]["id"].bytes
-        return found
-
-
-async def newest_checkpoint(statements: Statements, log_id: bytes) -> Checkpoint | None:
-    """Return the newest checkpoint, None while there is none."""
-    rows = await statements.fetch("SELECT * FROM audit_checkpoints ORDER BY size DESC LIMIT 1")
-    return checkpoint(rows[0], log_id) if rows else None
 
 
 async def _proof(index: int, size: int, statements: Statements) -> Sequence[bytes]:

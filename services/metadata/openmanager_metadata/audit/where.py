@@ -8,6 +8,7 @@ from typing import Any
 from openmanager import filter as entry_filter
 from openmanager.audit import Kind
 from openmanager.errors import invalid
+from openmanager_metadata.sql import condition
 
 _EQUAL = frozenset({"=", "!="})
 TEXTS = ("actor", "via", "action", "object", "reason", "request_id", "trace_id")
@@ -61,21 +62,15 @@ def tree(node: entry_filter.Node | None, name: str = "filter") -> dict[str, Any]
 
 def sql(node: entry_filter.Node | None, arguments: list[Any]) -> str:
     """Return a filter as SQL; its values are added to `arguments`, names are our own."""
-    match node:
-        case None:
-            return "true"
-        case entry_filter.And(parts=parts):
-            return "(" + " AND ".join(sql(part, arguments) for part in parts) + ")"
-        case entry_filter.Or(parts=parts):
-            return "(" + " OR ".join(sql(part, arguments) for part in parts) + ")"
-        case entry_filter.Not(part=part):
-            return f"NOT ({sql(part, arguments)})"
-        case entry_filter.Comparison():
-            arguments.append(_value(node, "filter"))
-            column, value = _COLUMNS.get(node.field, node.field), f"${len(arguments)}"
-            if node.operator == ":":
-                return f"position({value} in {column}) > 0"
-            return f"{column} {'<>' if node.operator == '!=' else node.operator} {value}"
+
+    def comparison(node: entry_filter.Comparison) -> str:
+        arguments.append(_value(node, "filter"))
+        column, value = _COLUMNS.get(node.field, node.field), f"${len(arguments)}"
+        if node.operator == ":":
+            return f"position({value} in {column}) > 0"
+        return f"{column} {'<>' if node.operator == '!=' else node.operator} {value}"
+
+    return condition(node, comparison)
 
 
 def _value(node: entry_filter.Comparison, name: str) -> str | int:
