@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from openmanager_timeseries import durable, evidence, sealed_store
+from openmanager_timeseries import evidence, sealed_store
 from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import EXPIRE_SECONDS, Keeper
 from openmanager_timeseries.retention import Hold, Policy, Rule, Selector, check
@@ -34,6 +34,7 @@ from timeseries.shard import (
     write,
 )
 
+from openmanager import durable
 from openmanager.audit import Record, check_record
 from openmanager.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from openmanager import durable
 from openmanager.errors import InvalidArgumentError, invalid, missing
 from openmanager.frame import check_text
-from openmanager_timeseries import durable, sealed
+from openmanager_timeseries import sealed
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.evidence import RETENTION, Deletion, Evidence
 from openmanager_timeseries.samples import Bools, Ints
