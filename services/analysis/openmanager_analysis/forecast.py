@@ -20,8 +20,10 @@ Floats = NDArray[np.float64]
 QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 MAX_HORIZON = 100_000
 HISTORY_DAYS = 63
-# How much worse than the best a member may be before its weight falls by e: 12 %.
-SHARPNESS = 8.0
+# A member that is worse than the best by 1/15 has its weight divided by e.
+SHARPNESS = 15.0
+# Rows ahead lend each other their losses: by exp(−|log of their ratio| / 3).
+REACH = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,21 +78,15 @@ def forecast(
     made, expected = _combine(cut, layout)
     actual, is_known = _actual(cut, layout)
     errors = interval.Errors(values=actual - made, is_known=is_known)
-    spread = interval.spread(errors, np.array(quantiles), ahead, is_seasonal=cut.is_seasonal)
-    bounded = interval.bound((expected[:, :, None] + spread).reshape(ahead * size, -1)[:horizon], cut.rows)
-    middle = interval.bound(
-        (expected + interval.spread(errors, np.array([0.5]), ahead, is_seasonal=cut.is_seasonal)[..., 0]).reshape(-1)[
-            :horizon
-        ],
-        cut.rows,
-    )
+    found = interval.spread(errors, np.array(quantiles), ahead, is_seasonal=cut.is_seasonal)
+    fan = (expected[..., None] + found.quantiles).reshape(ahead * size, -1)[:horizon]
     return Forecast(
         time_unix_millis=grid.end_unix_millis + grid.interval_millis * np.arange(1, horizon + 1),
         levels=tuple(quantiles),
-        quantiles=bounded,
-        points=middle,
-        mase=0.0,
-        coverage=0.0,
+        quantiles=interval.bound(fan, cut.rows),
+        points=interval.bound(expected.reshape(-1)[:horizon], cut.rows),
+        mase=_mase(cut, layout, errors),
+        coverage=found.coverage,
         season_millis=size * grid.interval_millis if cut.is_seasonal else 0,
         history_millis=len(values) * grid.interval_millis,
         interval_millis=grid.interval_millis,
@@ -156,7 +152,7 @@ def _weights(loss: Floats, counts: NDArray[np.int64]) -> Floats:
     loss: float64[M, R], the sums of absolute errors over counts: int64[R]; rows ahead borrow from those near in ratio.
     """
     reach = np.log(np.arange(1, len(counts) + 1))
-    kernel = np.exp(-np.abs(reach[:, None] - reach) / 0.7)
+    kernel = np.exp(-np.abs(reach[:, None] - reach) / REACH)
     pooled = (loss @ kernel) / np.maximum(counts @ kernel, 1)
     best = pooled.min(axis=0)
     scores = np.exp(-SHARPNESS * (pooled / np.where(best > 0, best, 1) - (best > 0)))
@@ -168,3 +164,13 @@ def _actual(cut: _Cut, layout: member.Layout) -> tuple[Floats, NDArray[np.bool_]
     place = layout.origins[:-1, None] + np.arange(layout.ahead)
     inside = np.minimum(place, len(cut.rows) - 1)
     return cut.rows[inside], cut.is_known[inside] & (place < len(cut.rows))[..., None]
+
+
+def _mase(cut: _Cut, layout: member.Layout, errors: interval.Errors) -> float:
+    """Return the mean absolute error of the combination over that of the day before, or of the last value."""
+    before = cut.rows[layout.origins[:-1] - 1]
+    naive = before if cut.is_seasonal else np.broadcast_to(before[:, -1:], before.shape)
+    actual = _actual(cut, layout)[0]
+    theirs = float(np.abs(actual - naive[:, None])[errors.is_known].sum())
+    ours = float(np.abs(errors.values)[errors.is_known].sum())
+    return ours / theirs if theirs > 0 else float("nan")

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 WEEK = 7
-DAMPING = 0.9
+DAMPING = 0.95
+FADING = 0.85
+# Rows that a median of all looks back: days of a season, or stretches of a short history.
+DAYS, SHORT = 28, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,29 +38,24 @@ class Layout:
 def forecasts(rows: Floats, layout: Layout) -> Floats:
     """Return every member's forecast, float64[M, O, R, P], from each origin, seeing only rows before it."""
     origins, ahead = layout.origins, layout.ahead
-    count = 28 if layout.is_seasonal else 12
+    count = DAYS if layout.is_seasonal else SHORT
     recent = _recent(rows, origins, count)
-    last = recent[:, 0]
-    medians = {days: np.median(recent[:, :days], axis=1) for days in (3, 7, count)}
+    last, median, week = recent[:, 0], np.median(recent, axis=1), np.median(recent[:, :WEEK], axis=1)
     levels = np.median(recent, axis=2)
-    shape = medians[count] - np.median(levels, axis=1)[:, None]
     if not layout.is_seasonal:
-        shape = np.zeros_like(shape)
+        week = median = np.broadcast_to(np.median(levels[:, :3], axis=1)[:, None], last.shape)
+    fading = FADING ** np.arange(count)
+    flat = np.median(levels[:, :WEEK], axis=1)
     repeated = [
-        medians[3],
-        medians[7],
-        medians[count],
-        shape + levels[:, :1],
-        shape + np.median(levels[:, :3], axis=1)[:, None],
-        np.broadcast_to(levels[:, :1], shape.shape),
-        np.broadcast_to(np.median(levels[:, :7], axis=1)[:, None], shape.shape),
+        median + (np.median(levels[:, :3], axis=1) - np.median(levels, axis=1))[:, None],
+        np.tensordot(recent, fading / fading.sum(), axes=(1, 0)),
+        np.broadcast_to(flat[:, None], last.shape),
     ]
     if layout.is_seasonal:
-        repeated.append(last)
+        repeated += [median, last]
     made = [np.broadcast_to(member[:, None], (len(origins), ahead, rows.shape[1])) for member in repeated]
-    base = medians[7] if layout.is_seasonal else np.broadcast_to(np.median(levels[:, :3], axis=1)[:, None], shape.shape)
-    made += _returning(base, last, ahead)
-    made.append(made[4] + _drift(levels, ahead)[:, :, None])
+    made += _returning(week, last, ahead)
+    made.append(week[:, None] + _drift(levels, origins, ahead)[:, :, None])
     if layout.has_weeks:
         made += _weekly(rows, origins, ahead)
     return np.stack(made)
@@ -70,26 +68,33 @@ def _recent(rows: Floats, origins: NDArray[np.int64], count: int) -> Floats:
 
 
 def _returning(base: Floats, last: Floats, ahead: int) -> list[Floats]:
-    """Return the base with the last deviation from it, dying away over a quarter of a row, and over two rows."""
-    size = base.shape[1]
+    """Return the newest values again; the base moved by the last deviation from it; that, dying away over two rows."""
+    count, size = base.shape
     tail = max(1, size // 12)
-    off = np.median((last - base)[:, -tail:], axis=1)
-    step = np.arange(1, ahead * size + 1)
+    off = np.median((last - base)[:, -tail:], axis=1)[:, None]
+    fading = np.exp(-np.arange(1, ahead * size + 1) / (2 * size)).reshape(ahead, size)
+    newest = np.median(last[:, -tail:], axis=1)[:, None, None]
     return [
-        base[:, None] + (off[:, None] * np.exp(-step / scale)).reshape(len(base), ahead, size)
-        for scale in (max(1.0, size / 4), 2.0 * size)
+        np.broadcast_to(newest, (count, ahead, size)),
+        np.broadcast_to((base + off)[:, None], (count, ahead, size)),
+        base[:, None] + off[:, :, None] * fading,
     ]
 
 
-def _drift(levels: Floats, ahead: int) -> Floats:
-    """Return how far a damped robust drift of the levels goes, float64[O, R]; levels: float64[O, K], newest first.
+def _drift(levels: Floats, origins: NDArray[np.int64], ahead: int) -> Floats:
+    """Return how far a damped robust drift goes from the middle of the last week, float64[O, R].
 
-    The drift is the difference of the medians of the newer and the older half of the last 14 levels.
+    levels: float64[O, K], newest first. The drift is the difference of the medians of the last two weeks, or of the
+    halves of what there is; it is damped as in Gardner and McKenzie (1985).
     """
-    half = min(7, levels.shape[1] // 2)
-    newer, older = np.median(levels[:, :half], axis=1), np.median(levels[:, half : 2 * half], axis=1)
-    reach = np.cumsum(DAMPING ** np.arange(1, ahead + 1))
-    return (newer - older)[:, None] / half * reach
+    half = np.clip(origins // 2, 1, min(WEEK, levels.shape[1] // 2))
+    slopes = np.empty(len(origins))
+    for size in np.unique(half):
+        which = half == size
+        newer, older = np.median(levels[which, :size], axis=1), np.median(levels[which, size : 2 * size], axis=1)
+        slopes[which] = (newer - older) / size
+    reach = (half[:, None] - 1) / 2 + np.cumsum(DAMPING ** np.arange(1, ahead + 1))
+    return slopes[:, None] * reach
 
 
 def _weekly(rows: Floats, origins: NDArray[np.int64], ahead: int) -> list[Floats]:
