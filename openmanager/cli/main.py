@@ -42,6 +42,8 @@ COMMANDS = {
     "whoami": "login",
     "users": "users",
     "keys": "keys",
+    "forecast-csv": "forecast_csv",
+    "exhaust-csv": "exhaust_csv",
     "simulate": "simulate",
     "fault": "fault",
     "certs": "certs",
@@ -60,7 +62,8 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"openmanager.cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(module, f"{name}_" if keyword.iskeyword(name) else name)
         return command
 
 

@@ -1,0 +1,52 @@
+"""One answer for each of many CSV files of one series, and what is said of the files that get none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from openmanager.cli import render
+from openmanager.cli.csv_table import Table, place_outputs, read_table, write_table
+from openmanager.cli.progress import Bar
+from openmanager.errors import OpenManagerError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXIT_FAILED = 1
+NANOS_A_MILLI = 1_000_000
+Columns = Mapping[str, Any]
+Ask = Callable[["NDArray[np.int64]", "NDArray[np.float64]"], Columns]
+
+
+def answer_each(title: str, paths: Sequence[Path], output_dir: Path, ask: Ask) -> None:
+    """Write what `ask` says of each file's times (int64[T], milliseconds) and values (float64[T]) to a file of its name.
+
+    A file that is wrong is told of on standard error, the others are done; then the process ends with exit code 1.
+    """
+    failed = 0
+    with Bar(title) as bar:
+        for done, (path, place) in enumerate(zip(paths, place_outputs(paths, output_dir), strict=True)):
+            bar.show(done, len(paths), f"{done} of {render.show_count(len(paths), 'file')}")
+            try:
+                write_table(place, _answer(read_table(path), ask))
+            except OpenManagerError as error:
+                failed += 1
+                click.echo(f"openmanager: {_naming(path, error.message)}", err=True)
+    if failed:
+        sys.exit(EXIT_FAILED)
+
+
+def _answer(table: Table, ask: Ask) -> Columns:
+    if len(table.names) != 1:
+        raise OpenManagerError(f"{table.path} has {len(table.names)} columns of values, and one is asked for")
+    return ask(table.time_unix_nanos // NANOS_A_MILLI, table.values[:, 0])
+
+
+def _naming(path: Path, message: str) -> str:
+    return message if message.startswith(str(path)) else f"{path}: {message}"
