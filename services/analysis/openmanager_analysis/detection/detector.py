@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from openmanager_analysis.detection import state
 from openmanager_analysis.detection.baseline import Baseline, Reading
 from openmanager_analysis.detection.clock import DAY_SECONDS, Clock, Moment
-from openmanager_analysis.detection.hold import Hold
+from openmanager_analysis.detection.decision import Decision
 from openmanager_analysis.detection.statistic import STATISTICS, Measured, Statistics
 from openmanager_analysis.detection.tail import Tail
 
 Floats = NDArray[np.float32]
 
-THRESHOLD = 0.5
-"""The score from which a row is an alarm, for every kind of series."""
-
-_STATE = ("counters", "raw", "raw_millis", "recent")
+_MOST_SURPRISE = 60.0  # nats
+_STATE = ("counters", "raw", "raw_millis")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +27,7 @@ class Scores:
 
     score: float64[S] in [0, 1], an alarm from THRESHOLD; repeats of an alarm in the same event stay just below it.
     alarm: bool[S]. low, high: float64[S], between which the values were expected. confidence: float64[S] in [0, 1], how much
-    of the past the answer rests on. evidence: float32[S], before repeats are held back. Of a missing value the score is 0.
+    of the past the answer rests on. evidence: float32[S], in nats, before repeats are held back. moment: the tick's place in time. Of a missing value the score is 0.
     """
 
     score: NDArray[np.float64]
@@ -38,6 +36,7 @@ class Scores:
     high: NDArray[np.float64]
     confidence: NDArray[np.float64]
     evidence: Floats
+    moment: Moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +77,6 @@ class Detector:
             raise ValueError(f"counters has shape {self._counters.shape}, not ({series},)")
         self._raw = np.full(series, np.nan)
         self._raw_millis = np.zeros(series, dtype=np.int64)
-        self._recent = np.zeros(series, dtype=np.float32)
         self._clock = Clock()
         self._baseline = Baseline(series)
         self._statistics = Statistics(series)
@@ -90,7 +88,7 @@ class Detector:
             prior=t.prior,
             excess_prior=t.excess_prior,
         )
-        self._hold = Hold(series)
+        self._decision = Decision(series, alarm=t.alarm, short=t.short, now=t.now, length=t.length)
 
     def observe(self, time_unix_millis: int, values: NDArray[np.float64]) -> Scores:
         """Judge the next values, float64[S], and learn from them. Raises ValueError for another shape or a stamp gone back."""
@@ -105,22 +103,20 @@ class Detector:
         fresh = 1 / (self._baseline.count + 1)
         present = seen.astype(np.float32)
         measured = self._statistics.measure(moment, reading.residual, reading.expected, fresh, present)
-        evidence = self._weigh(measured.y, present)
         confidence = self._confidence(time_unix_millis)
-        hot, score = self._score(evidence * confidence, seen)
-        alarm, adopted = self._hold.tick(moment, hot)
-        score = np.where(hot & ~alarm, THRESHOLD * (0.9 + 0.2 * (score - THRESHOLD)), score)
+        verdict = self._decision.decide(moment, self._weigh(measured.y), confidence, self._baseline.count, present)
         self._learn(moment, reading, measured, present, fresh, seen)
-        if adopted.any():
-            self._baseline.rebase(adopted, self._statistics.rebase(adopted))
+        if verdict.adopted.any():
+            self._baseline.rebase(verdict.adopted, self._statistics.rebase(verdict.adopted))
         width = 3.0 * measured.scale
         return Scores(
-            score=score,
-            alarm=alarm,
+            score=verdict.score,
+            alarm=verdict.alarm,
             low=reading.expected - width,
             high=reading.expected + width,
             confidence=confidence.astype(np.float64),
-            evidence=evidence,
+            evidence=verdict.evidence,
+            moment=moment,
         )
 
     def _rates(self, time_unix_millis: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,31 +128,21 @@ class Detector:
         self._raw_millis = np.where(known, time_unix_millis, self._raw_millis)
         return np.where(self._counters, np.where(grown >= 0, grown / seconds, np.nan), values)
 
-    def _weigh(self, y: Floats, present: Floats) -> Floats:
-        """Return the evidence of a tick in nats: the strongest statistic's, a little of the others', and of the ticks before."""
-        t = self._tuning
-        surprise = np.minimum(self._tail.surprise(y), 60)
+    def _weigh(self, y: Floats) -> Floats:
+        """Return the evidence of a tick in nats: the strongest statistic's, and a little of the others'."""
+        surprise = np.minimum(self._tail.surprise(y), _MOST_SURPRISE)
         top = surprise.max(axis=0)
-        now = top + np.float32(t.others) * (surprise.sum(axis=0) - top)
-        self._recent += np.float32(t.short) * present * (np.minimum(now, 15) - self._recent)
-        together = np.float32(t.now) * now + np.float32(1 - t.now) * self._recent
-        long = np.float32(t.length) * np.log(np.maximum(self._baseline.count / 2000, np.float32(0.1)))
-        evidence: Floats = np.maximum(together - long, 0)
-        return evidence
+        weighed: Floats = top + np.float32(self._tuning.others) * (surprise.sum(axis=0) - top)
+        return weighed
 
     def _confidence(self, time_unix_millis: int) -> Floats:
         hours = (time_unix_millis - int(self._clock.first_millis[0])) / 3_600_000
         count = self._baseline.count
         return count / (count + np.float32(self._tuning.settle)) * np.float32(hours / (hours + 1))
 
-    def _score(self, sure: Floats, seen: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        sure = np.where(seen, sure, np.float32(0)).astype(np.float64)
-        score = sure / (sure + self._tuning.alarm)
-        return score >= THRESHOLD, score
-
     def _learn(self, moment: Moment, reading: Reading, measured: Measured, present: Floats, fresh: Floats, seen: NDArray[np.bool_]) -> None:
         t = self._tuning
-        rate = np.where(self._hold.ongoing, np.float32(t.event_rate), np.float32(1)) * present
+        rate = np.where(self._decision.ongoing, np.float32(t.event_rate), np.float32(1)) * present
         taught = np.minimum(measured.y, self._tail.quantile + np.float32(t.most_excess) * self._tail.excess)
         self._tail.learn(taught, self._baseline.count, present, t.memory)
         day = min(max(moment.samples(DAY_SECONDS), 48.0), 8640.0)
@@ -190,5 +176,5 @@ class Detector:
             ("baseline", self._baseline),
             ("statistics", self._statistics),
             ("tail", self._tail),
-            ("hold", self._hold),
+            ("decision", self._decision),
         )
