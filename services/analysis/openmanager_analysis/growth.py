@@ -23,6 +23,7 @@ CORRELATIONS = (0.0, 0.4, 0.7, 0.88, 0.96, 0.99)
 CURVES = np.array([-8, -5, -3.5, -2.5, -1.8, -1.3, -0.9, -0.6, -0.35, 0.35, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5, 8, 12])
 # Breaks of each number and correlation that are taken into the pool, and candidates that futures are drawn from.
 import os
+UP=float(os.environ.get('UP','1'));UPN=float(os.environ.get('UPN','0'))
 BC=float(os.environ.get('BC','2'))
 CC=float(os.environ.get('CC','1'))
 TAKEN, KEPT = 5, 48
@@ -97,11 +98,11 @@ def fit(times: Floats, levels: Floats) -> Growth:
 
 def _smooth(count: int) -> list[tuple[list[int], list[float]]]:
     """Return the kinds and params of candidates without a break."""
-    line: list[tuple[list[int], list[float]]] = [([CONSTANT, LINE], [0.0, 0.0])]
+    plain: list[tuple[list[int], list[float]]] = [([CONSTANT], [0.0]), ([CONSTANT, LINE], [0.0, 0.0])]
     if count < 8:
-        return line
+        return plain
     curves = [([CONSTANT, CURVE], [0.0, float(bend)]) for bend in CURVES]
-    return [*line, ([CONSTANT, LINE, SQUARE], [0.0, 0.0, 0.0]), *curves]
+    return [*plain, ([CONSTANT, LINE, SQUARE], [0.0, 0.0, 0.0]), *curves]
 
 
 def _broken(times: Floats, levels: Floats, correlation: float) -> list[tuple[Ints, Floats, float]]:
@@ -159,8 +160,9 @@ def _fitted(pool: list[tuple[Ints, Floats, float]], times: Floats, levels: Float
     left = target - (white @ mean[:, :, None])[:, :, 0]
     square = np.maximum((left * left).sum(axis=1), 1e-10)
     breaks = ((kinds == KINK) | (kinds == JUMP)).sum(axis=1)
-    cost = width + BC * breaks + CC * (kinds == CURVE).any(axis=1)
-    freedom = np.maximum(count - cost, 1).astype(np.float64)
+    ups = ((kinds == JUMP) & (mean > 0)).sum(axis=1)
+    cost = width + UP * ups * (1 + (UPN > 0) * (ups > 1) * 100) + BC * breaks + CC * (kinds == CURVE).any(axis=1)
+    freedom = np.maximum(count - width, 1).astype(np.float64)
     variance = square / freedom
     is_used = kinds != NONE
     root = np.linalg.cholesky(inverse) * np.sqrt(variance)[:, None, None] * (is_used[:, :, None] & is_used[:, None])
