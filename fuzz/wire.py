@@ -25,7 +25,7 @@ from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.runtime.peer import Peer
 
 LIST_SERVERS = "/openmanager.api.gateway.v1.GatewayService/ListServers"
-OFFSETS = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4}
+OFFSETS = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4, "analysis": 5}
 # So short that slow peers are given up while they are looked at.
 HURRY = {f"OPENMANAGER_SERVER_{name}_TIMEOUT": "2s" for name in ("READ", "WRITE")}
 SECONDS = 4.0

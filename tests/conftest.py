@@ -65,7 +65,7 @@ class Mesh:
         return f"127.0.0.1:{self.base}"
 
     def address(self, service: str) -> str:
-        offsets = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4}
+        offsets = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4, "analysis": 5}
         return f"127.0.0.1:{self.base + offsets[service]}"
 
     def stop(self, number: int = signal.SIGINT) -> float:

@@ -32,6 +32,8 @@ COMMANDS = {
     "export": "export",
     "import": "import_",
     "sql": "sql",
+    "anomalies": "anomalies",
+    "forecast": "forecast",
     "retention": "retention",
     "interactions": "interactions",
     "audit": "audit",

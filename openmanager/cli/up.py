@@ -69,7 +69,7 @@ def _flags(options: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
         host, _, port = gateway.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65531:
             raise ConfigurationError(f"{gateway!r} is not an address: host:port with a port below 65531 is expected")
-        for offset, name in enumerate(("gateway", "simulator", "cache", "timeseries", "metadata")):
+        for offset, name in enumerate(("gateway", "simulator", "cache", "timeseries", "metadata", "analysis")):
             flags["mesh", name] = f"{host}:{int(port) + offset}"
     return {place: value for place, value in flags.items() if value is not None}
 
@@ -132,8 +132,9 @@ def _services(
     }
     own = {"metadata": _of_metadata(data, loaded)} | {name: {"OPENMANAGER_SERVER_GRACE": FRONT_GRACE} for name in FRONT}
     identify = _identify(data, loaded)
-    if loaded.values["timeseries", "data_dir"].origin == "default":
-        environment["OPENMANAGER_TIMESERIES_DATA_DIR"] = str(data.timeseries)
+    for name, folder in (("timeseries", data.timeseries), ("analysis", data.analysis)):
+        if loaded.values[name, "data_dir"].origin == "default":
+            environment[f"OPENMANAGER_{name.upper()}_DATA_DIR"] = str(folder)
     return [
         ChildSpec(
             name=name,
@@ -299,7 +300,8 @@ def _print_screen(
 OpenManager is up ({seconds:.1f} s).
 
   gateway      {mesh.gateway}   everything is asked here: gRPC, OTLP, reflection
-  simulator    {mesh.simulator}   cache {mesh.cache}   timeseries {mesh.timeseries}   metadata {mesh.metadata}
+  simulator    {mesh.simulator}   cache {mesh.cache}   timeseries {mesh.timeseries}
+  metadata     {mesh.metadata}   analysis {mesh.analysis}
 
   hot state    {cache}
   history      log and Parquet blocks in {data.timeseries}

@@ -15,7 +15,7 @@ from fuzz.footprint import footprint, reset_peak
 from fuzz.good_client import GoodClient
 from openmanager.runtime.peer import Peer
 
-SERVERS = ("gateway", "timeseries", "cache", "metadata", "simulator")
+SERVERS = ("gateway", "timeseries", "cache", "metadata", "analysis", "simulator")
 TIMEOUTS = {f"OPENMANAGER_SERVER_{name}_TIMEOUT": "500ms" for name in ("READ", "WRITE")}
 # How much of each attack; enough to be told from none.
 COUNTS = {

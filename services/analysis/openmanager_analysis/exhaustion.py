@@ -158,7 +158,9 @@ def _cells(steps: float, day: int) -> Floats:
     fine, quarter = min(3 * day, int(np.ceil(steps))), max(1, day // 4)
     coarse = max(0, min(27 * day, int(np.ceil(steps)) - fine) // quarter)
     left = max(0.0, steps - fine - coarse * quarter)
-    return np.concatenate([np.ones(fine), np.full(coarse, quarter), np.full(int(np.ceil(left / day)), day)]).astype(float)
+    return np.concatenate([np.ones(fine), np.full(coarse, quarter), np.full(int(np.ceil(left / day)), day)]).astype(
+        float
+    )
 
 
 def _wander(grown: Growth, picked: NDArray[np.int64], blocks: Floats, random: np.random.Generator) -> Floats:

@@ -23,9 +23,11 @@ CORRELATIONS = (0.0, 0.4, 0.7, 0.88, 0.96, 0.99)
 CURVES = np.array([-8, -5, -3.5, -2.5, -1.8, -1.3, -0.9, -0.6, -0.35, 0.35, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5, 8, 12])
 # Breaks of each number and correlation that are taken into the pool, and candidates that futures are drawn from.
 import os
-UP=float(os.environ.get('UP','1'));UPN=float(os.environ.get('UPN','0'))
-BC=float(os.environ.get('BC','2'))
-CC=float(os.environ.get('CC','1'))
+
+UP = float(os.environ.get("UP", "1"))
+UPN = float(os.environ.get("UPN", "0"))
+BC = float(os.environ.get("BC", "2"))
+CC = float(os.environ.get("CC", "1"))
 TAKEN, KEPT = 5, 48
 
 
