@@ -15,7 +15,7 @@ from openmanager_analysis.growth import Growth
 Floats = NDArray[np.float64]
 HOUR_MILLIS = 3_600_000
 DAY_HOURS = 24
-PATHS = 400
+PATHS = 300
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 24, 48, 72, 168, 336, 720, 10**9)
 MAX_HORIZON_DAYS = 3_660
 
