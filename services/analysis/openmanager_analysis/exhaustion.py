@@ -35,6 +35,7 @@ class Exhaustion:
     high_95: float | None
     chance: float
     method: str
+    back_test_error: float | None
 
 
 def time_to_limit(
@@ -48,10 +49,9 @@ def time_to_limit(
     grid = regularize(time_unix_millis, values)
     sign = _direction(grid.values, limit)
     if sign == 0:
-        return Exhaustion(hours=0.0, low=0.0, high=0.0, low_95=0.0, high_95=0.0, chance=1.0, method="reached")
+        return _summary(np.zeros(1), "reached", None)
     turned = Grid(values=grid.values * sign, interval_millis=grid.interval_millis, end_unix_millis=grid.end_unix_millis)
-    times, method = _passages(turned, limit * sign, horizon_hours)
-    return _summary(times, method)
+    return _summary(*_passages(turned, limit * sign, horizon_hours))
 
 
 def _check(limit: float, horizon_hours: float) -> None:
@@ -93,12 +93,16 @@ class _Level:
     rest: Floats
 
 
-def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, str]:
-    """Return when drawn futures reach the limit, float64[B] hours, infinite beyond the horizon, and what they follow."""
+def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, str, float | None]:
+    """Return when drawn futures reach the limit, float64[B] hours, infinite beyond the horizon.
+
+    And what they follow, and the error of the back-test.
+    """
     random = np.random.default_rng(0)
     cycles = sawtooth.find(grid)
     if cycles is not None and cycles.is_regular:
-        return sawtooth.passages(cycles, limit, horizon_hours, PATHS, random), "saw-tooth"
+        times = sawtooth.passages(cycles, limit, horizon_hours, PATHS, random)
+        return times, "saw-tooth", _share(sawtooth.back_test(cycles), cycles.peaks[-1], limit)
     level = _level(grid.values if cycles is None else cycles.stitched, HOUR_MILLIS / grid.interval_millis)
     count = len(level.levels)
     origin, scale = float(level.levels.mean()), float(np.ptp(level.levels)) or 1.0
@@ -112,7 +116,23 @@ def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, s
     cell, days = np.arange(len(lengths)), random.integers(highest.shape[1], size=paths.shape)
     reached = origin + scale * paths + highest[cell, days] >= limit
     times = _first(reached, np.cumsum(lengths) - lengths, where[cell, days]) * level.step_hours
-    return np.where(times <= horizon_hours, times, np.inf), _method(grown)
+    error = _back_test((level.levels - origin) / scale, (limit - origin) / scale)
+    return np.where(times <= horizon_hours, times, np.inf), _method(grown), error
+
+
+def _back_test(levels: Floats, limit: float) -> float | None:
+    """Return how far off the newest fifth of levels: float64[J] was foreseen, as a share of the way to the limit."""
+    past = len(levels) - max(1, len(levels) // 5)
+    if past < 8:
+        return None
+    times = (np.arange(len(levels)) + 0.5) / past
+    foreseen = growth.fit(times[:past], levels[:past]).level(times[-1:])[0]
+    return _share(float(foreseen), float(levels[-1]), limit)
+
+
+def _share(foreseen: float | None, actual: float, limit: float) -> float | None:
+    way = abs(limit - actual)
+    return None if foreseen is None or way == 0 else abs(foreseen - actual) / way
 
 
 def _level(values: Floats, per_hour: float) -> _Level:
@@ -202,7 +222,8 @@ def _method(grown: Growth) -> str:
     return "line after a change" if kinds & {growth.KINK, growth.JUMP} else "line"
 
 
-def _summary(times: Floats, method: str) -> Exhaustion:
+def _summary(times: Floats, method: str, back_test_error: float | None) -> Exhaustion:
+    """Return the median and the intervals of times: float64[B], of which those beyond the horizon are infinite."""
     levels = np.quantile(times, [0.025, 0.1, 0.5, 0.9, 0.975], method="closest_observation")
     low_95, low, hours, high, high_95 = (float(level) if np.isfinite(level) else None for level in levels)
     return Exhaustion(
@@ -213,4 +234,5 @@ def _summary(times: Floats, method: str) -> Exhaustion:
         high_95=high_95,
         chance=float(np.isfinite(times).mean()),
         method=method,
+        back_test_error=back_test_error,
     )

@@ -49,6 +49,11 @@ class Growth:
     last: Floats
     freedom: Floats
 
+    def level(self, times: Floats) -> Floats:
+        """Return the level that the best candidate expects at times: float64[F], float64[F]."""
+        made: Floats = columns(self.kinds[0], self.params[0], times) @ self.mean[0]
+        return made
+
     def pick(self, count: int) -> Ints:
         """Return `count` candidates by their weights, int64[count]."""
         picked = np.searchsorted(np.cumsum(self.weights), (np.arange(count) + 0.5) / count)
