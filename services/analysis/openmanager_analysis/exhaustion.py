@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 HOUR_MILLIS = 3_600_000
 DAY_HOURS = 24
 PATHS = 300
+# A history of less than four days is cut into so many steps, one of more by the hour.
+STEPS = 96
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 24, 48, 72, 168, 336, 720, 10**9)
 MAX_HORIZON_DAYS = 3_660
 
@@ -79,7 +81,7 @@ def _direction(values: Floats, limit: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Level:
-    """A series as a level, a season and what is left, by steps of an hour (or of its interval, where that is longer).
+    """A series as a level, a season and what is left, by steps of an hour (less for a short history, its interval where that is longer).
 
     levels: float64[J], medians of `block` steps without the season, the last block ending at the last sample; season:
     float64[S], by step of the day or week, the first following the last sample; rest: float64[D, P], how far the highest
@@ -102,9 +104,11 @@ def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, s
     cycles = sawtooth.find(grid)
     if cycles is not None and cycles.is_regular:
         times = sawtooth.passages(cycles, limit, horizon_hours, PATHS, random)
-        return times, "saw-tooth", _share(sawtooth.back_test(cycles), cycles.peaks[-1], limit)
+        return times, "saw-tooth", _share(sawtooth.back_test(cycles), float(cycles.peaks[-1]), limit)
     level = _level(grid.values if cycles is None else cycles.stitched, HOUR_MILLIS / grid.interval_millis)
     count = len(level.levels)
+    if not np.ptp(level.levels) and not level.rest.any():
+        return np.full(PATHS, np.inf), "constant", 0.0
     origin, scale = float(level.levels.mean()), float(np.ptp(level.levels)) or 1.0
     grown = growth.fit((np.arange(count) + 0.5) / count, (level.levels - origin) / scale)
     lengths = _cells(horizon_hours / level.step_hours, level.rest.shape[1])
@@ -137,7 +141,7 @@ def _share(foreseen: float | None, actual: float, limit: float) -> float | None:
 
 def _level(values: Floats, per_hour: float) -> _Level:
     """Cut the values, `per_hour` of them an hour, into 32 to 64 blocks or so of level, season and rest."""
-    many = max(1, round(per_hour))
+    many = max(1, min(round(per_hour), len(values) // STEPS))
     known = ~np.isnan(values)
     values = np.interp(np.arange(len(values)), np.flatnonzero(known), values[known])
     count = len(values) // many
