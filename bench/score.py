@@ -71,9 +71,7 @@ def judge(seed: int, *, servers: int, days: int, learning: int, seconds: int) ->
         found = np.flatnonzero(critical[rows, places[server]]) if server in places else ()
         return begin + int(found[0]) * seconds * SECOND if len(found) else None
 
-    found = scoring.score(
-        faults, anomalies, crossing=crossing, server_count=servers, range_nanos=end - start
-    )
+    found = scoring.score(faults, anomalies, crossing=crossing, server_count=servers, range_nanos=end - start)
     return Judged(found, faults, anomalies, 1000 * spent / count)
 
 
@@ -105,7 +103,10 @@ def lines(judged: Sequence[Judged]) -> list[str]:
     out = [f"{'faults':24} {'there':>6} {'found':>6} {'recall':>7} {'delay':>8} {'lead':>8}"]
     for name, some in rows.items():
         there, found = sum(each.fault_count for each in some), sum(each.found_count for each in some)
-        delays, leads = ([getattr(each, kind) for each in some if getattr(each, kind) is not None] for kind in ("delay_nanos", "lead_nanos"))
+        delays, leads = (
+            [getattr(each, kind) for each in some if getattr(each, kind) is not None]
+            for kind in ("delay_nanos", "lead_nanos")
+        )
         shown = [f"{np.median(times) / 60e9:6.1f} m" if times else "–" for times in (delays, leads)]
         out.append(f"{name:24} {there:6} {found:6} {found / max(there, 1):7.2f} {shown[0]:>8} {shown[1]:>8}")
     runs = sum(len(each.anomalies) for each in judged)

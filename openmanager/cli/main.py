@@ -33,6 +33,7 @@ COMMANDS = {
     "import": "import_",
     "sql": "sql",
     "anomalies": "anomalies",
+    "trend": "trend",
     "forecast": "forecast",
     "retention": "retention",
     "interactions": "interactions",

@@ -76,7 +76,7 @@ class Trend:
     weekday_profile: tuple[float, ...]
     hour_strength: float
     weekday_strength: float
-    hour_count: int
+    day_count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +297,7 @@ def trend(message: pb.Trend) -> Trend:
         weekday_profile=tuple(message.weekday_profile),
         hour_strength=message.hour_strength,
         weekday_strength=message.weekday_strength,
-        hour_count=message.hour_count,
+        day_count=message.day_count,
     )
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from openmanager.errors import FailedPreconditionError, Reason, ResourceExhaustedError
-from openmanager_analysis import capacity, scoring
+from openmanager_analysis import outlook, scoring
 from openmanager_analysis.anomaly import Anomaly, Register, Severity
-from openmanager_analysis.capacity import Capacity
-from openmanager_analysis.history import Buckets, History, Selection, Span
+from openmanager_analysis.history import DAY_NANOS, Buckets, History, Selection, Span
 from openmanager_analysis.lookout import Lookout
+from openmanager_analysis.outlook import Outlook
 from openmanager_analysis.scoring import Score
+from openmanager_analysis.trend import MIN_DAYS, Change, trend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +29,10 @@ MAX_TRENDS, MAX_CAPACITIES, MAX_DETECTED = 1_000, 100, 20_000
 MAX_TIMES = 20_000
 MAX_CELLS = 10_000_000
 MAX_SHOWN = 1_000
+MONTH_DAYS = 30
+TINY = 1e-9
+# A trend is one where chance has so little to say.
+SIGNIFICANT = 0.05
 # Of the headline metrics: from where on a server is critical, unless told otherwise.
 CRITICAL = {"cpu_usage": 85.0, "memory_usage": 90.0, "disk_usage": 90.0}
 T = TypeVar("T")
@@ -42,6 +47,35 @@ class Answer:
     skipped_count: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesTrend:
+    """Where a series goes: `slope`, `low` and `high` a day, with the 95 % interval, and the p value of its being chance.
+
+    `mean` is of the range, `previous_mean` of as long a time before it, NaN where that is not known; `by_hour` float64[24]
+    and `by_weekday` float64[7] are what these add, and their strengths the share of the variance they explain.
+    """
+
+    server: str
+    metric: str
+    slope: float
+    low: float
+    high: float
+    p_value: float
+    mean: float
+    previous_mean: float
+    by_hour: NDArray[np.float64]
+    by_weekday: NDArray[np.float64]
+    hour_strength: float
+    weekday_strength: float
+    changes: tuple[Change, ...]
+    day_count: int
+
+    @property
+    def movement(self) -> float:
+        """By how much it moves in a month, of its mean: what it is ranked by; 0 where that may be chance."""
+        return abs(self.slope) * MONTH_DAYS / max(abs(self.mean), TINY) if self.p_value < SIGNIFICANT else 0.0
+
+
 class Analyst:
     """Reads history in the name of who asks, and works on it beside the event loop."""
 
@@ -49,12 +83,23 @@ class Analyst:
         self._history = history
         self._faults = faults
 
+    async def trends(self, selection: Selection, span: Span) -> Answer:
+        """Return the SeriesTrend of each chosen series, those that moved most, for what they are, first."""
+        buckets = await self._history.buckets(selection, span, most=MAX_TRENDS)
+        before = Span(start=2 * span.start - span.end, end=span.start, step=DAY_NANOS)
+        earlier = await self._history.buckets(selection, before, most=MAX_TRENDS)
+        found = await asyncio.to_thread(_trends, buckets, earlier)
+        if not found:
+            raise _too_little(len(buckets.names))
+        found.sort(key=lambda each: (-each.movement, each.server, each.metric))
+        return Answer(found=found, provenance=buckets.provenance, skipped_count=len(buckets.names) - len(found))
+
     async def capacities(self, selection: Selection, span: Span, limit: float, hours: int) -> Answer:
-        """Return the Capacity of each chosen series for so many hours, those that reach the limit first, first."""
+        """Return the Outlook of each chosen series for so many hours, those that reach the limit first, first."""
         buckets = await self._history.buckets(selection, span, most=MAX_CAPACITIES)
 
-        def plan(name: tuple[str, str], times: NDArray[np.int64], values: NDArray[np.float64]) -> Capacity:
-            return capacity.plan(name, times, values, limit, hours)
+        def plan(name: tuple[str, str], times: NDArray[np.int64], values: NDArray[np.float64]) -> Outlook:
+            return outlook.plan(name, times, values, limit, hours)
 
         answer = await asyncio.to_thread(_each, buckets, plan)
         answer.found.sort(key=_urgency)  # type: ignore[attr-defined]
@@ -118,12 +163,53 @@ def _each(buckets: Buckets, work: Callable[[tuple[str, str], NDArray[np.int64], 
         except FailedPreconditionError:
             skipped += 1
     if not found:
-        what = f"none of {skipped:,} chosen series has enough samples" if skipped else "no series is chosen"
-        raise FailedPreconditionError(what, reason=Reason.TOO_LITTLE_DATA)
+        raise _too_little(skipped)
     return Answer(found=found, provenance=buckets.provenance, skipped_count=skipped)
 
 
-def _urgency(found: Capacity) -> tuple[float, float, str, str]:
+def _too_little(chosen: int) -> FailedPreconditionError:
+    what = f"none of {chosen:,} chosen series has enough samples" if chosen else "no series is chosen"
+    return FailedPreconditionError(what, reason=Reason.TOO_LITTLE_DATA)
+
+
+def _trends(buckets: Buckets, earlier: Buckets) -> list[SeriesTrend]:
+    """Return the trend of every series that has enough days."""
+    if not buckets.names:
+        return []
+    try:
+        found = trend(buckets.times // NANOS_PER_MILLI, buckets.values.T)
+    except FailedPreconditionError:
+        return []
+    rows = {name: row for row, name in enumerate(earlier.names)}
+    days = np.isfinite(buckets.values).sum(axis=1) // 24
+    return [
+        SeriesTrend(
+            server=server,
+            metric=metric,
+            slope=float(found.slope[row]),
+            low=float(found.low[row]),
+            high=float(found.high[row]),
+            p_value=float(found.p_value[row]),
+            mean=float(np.nanmean(buckets.values[row])),
+            previous_mean=_mean(earlier.values[rows[server, metric]]) if (server, metric) in rows else np.nan,
+            by_hour=found.by_hour[row],
+            by_weekday=found.by_weekday[row],
+            hour_strength=float(found.hour_strength[row]),
+            weekday_strength=float(found.weekday_strength[row]),
+            changes=found.changes[row],
+            day_count=int(days[row]),
+        )
+        for row, (server, metric) in enumerate(buckets.names)
+        if days[row] >= MIN_DAYS and np.isfinite(found.slope[row])
+    ]
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _urgency(found: Outlook) -> tuple[float, float, str, str]:
     hours = found.exhaustion.hours
     return float("inf") if hours is None else hours, -found.exhaustion.chance, found.server, found.metric
 

@@ -1,72 +1,67 @@
-"""What a series is expected to do, when it reaches a limit, and what would have to be added."""
+"""What to add, and by when, so that load stays below a limit: arithmetic on forecasts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openmanager_analysis.exhaustion import Exhaustion, time_to_limit
-from openmanager_analysis.explanation import figure, span
-from openmanager_analysis.forecast import QUANTILES, Forecast, forecast
+from openmanager.errors import invalid
+from openmanager_analysis.forecast import Forecast
 
-HOUR_SECONDS = 3_600
-# What capacity is planned for: so probable is it that the limit holds.
-PLANNED = 0.9
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """The expectation of one series.
+class Need:
+    """What keeps a use below `limit` until the end of a forecast.
 
-    `factor` is by how much its capacity has to be multiplied so that the limit holds to the horizon with a probability of
-    90 %, 1 where it does as it is.
+    `peak` is the highest that the use comes with `certainty` (at each step by itself); `factor`, at least 1, by how much
+    capacity has to grow, as use is load over capacity; `by_unix_millis` when it is needed, None for not within the forecast.
     """
 
-    server: str
-    metric: str
     limit: float
-    value: float
-    exhaustion: Exhaustion
-    forecast: Forecast
+    certainty: float
+    peak: float
     factor: float
-
-    @property
-    def explanation(self) -> str:
-        """The same in a sentence."""
-        text = f"{self.metric} {figure(self.value)}: {_reach(self.exhaustion, self.limit)}"
-        if self.factor > 1:
-            text += f"; to stay below to the horizon it needs {figure((self.factor - 1) * 100)} % more capacity"
-        return text
+    by_unix_millis: int | None
 
 
-def plan(
-    name: tuple[str, str], time_unix_millis: NDArray[np.int64], values: NDArray[np.float64], limit: float, hours: int
-) -> Capacity:
-    """Return what is expected of a series by hours: int64[T] and float64[T], NaN for missing.
+def need(expected: Forecast, limit: float, certainty: float) -> Need:
+    """Return what to add for a use (a percentage, say) to stay below `limit`, above 0, with `certainty` in (0.5, 1).
 
-    FailedPreconditionError for one with too few samples.
+    InvalidArgumentError where the forecast's quantiles do not reach so far.
     """
-    expected = forecast(time_unix_millis, values, hours, QUANTILES)
-    found = time_to_limit(time_unix_millis, values, limit, hours)
-    known = values[~np.isnan(values)]
-    highest = float(expected.quantiles[:, QUANTILES.index(PLANNED)].max())
-    return Capacity(
-        server=name[0],
-        metric=name[1],
+    if not 0 < limit < np.inf:
+        raise invalid("limit", "must be more than 0")
+    path = upper(expected, certainty)
+    over = np.flatnonzero(path >= limit)
+    peak = float(path.max())
+    return Need(
         limit=limit,
-        value=float(known[-1]),
-        exhaustion=found,
-        forecast=expected,
-        factor=max(1.0, highest / limit) if limit > 0 else 1.0,
+        certainty=certainty,
+        peak=peak,
+        factor=max(1.0, peak / limit),
+        by_unix_millis=int(expected.time_unix_millis[over[0]]) if over.size else None,
     )
 
 
-def _reach(found: Exhaustion, limit: float) -> str:
-    if found.hours is None:
-        return f"does not reach {figure(limit)} within the horizon"
-    if found.hours == 0:
-        return f"is beyond {figure(limit)} now"
-    low, high = (span(each * HOUR_SECONDS) if each is not None else "later" for each in (found.low, found.high))
-    return f"reaches {figure(limit)} in {span(found.hours * HOUR_SECONDS)} ({low} to {high}, 80 %)"
+def upper(expected: Forecast, certainty: float) -> Floats:
+    """Return what is not passed at a step with `certainty`, float64[H]: between the quantiles on either side of it."""
+    levels = np.array(expected.levels)
+    if not 0.5 < certainty <= levels[-1]:
+        raise invalid("certainty", f"must be more than 0.5 and at most {levels[-1]:g}, the forecast's highest quantile")
+    above = int(np.searchsorted(levels, certainty))
+    below = max(0, above - 1)
+    part = (certainty - levels[below]) / (levels[above] - levels[below]) if above > below else 0.0
+    made: Floats = (1 - part) * expected.quantiles[:, below] + part * expected.quantiles[:, above]
+    return made
+
+
+def to_add(capacity: float, factor: float, unit: float = 1.0) -> float:
+    """Return how much to add to a capacity so that it grows by `factor`, in whole units (servers, disks of so many GB)."""
+    if capacity <= 0 or unit <= 0:
+        raise invalid("capacity" if capacity <= 0 else "unit", "must be more than 0")
+    return unit * max(0, ceil(capacity * (factor - 1) / unit - 1e-9))

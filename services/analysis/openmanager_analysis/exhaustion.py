@@ -15,7 +15,9 @@ from openmanager_analysis.growth import Growth
 Floats = NDArray[np.float64]
 HOUR_MILLIS = 3_600_000
 DAY_HOURS = 24
-PATHS = 400
+PATHS = 300
+# A history of less than four days is cut into so many steps, one of more by the hour.
+STEPS = 96
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 24, 48, 72, 168, 336, 720, 10**9)
 MAX_HORIZON_DAYS = 3_660
 
@@ -35,6 +37,7 @@ class Exhaustion:
     high_95: float | None
     chance: float
     method: str
+    back_test_error: float | None
 
 
 def time_to_limit(
@@ -48,10 +51,9 @@ def time_to_limit(
     grid = regularize(time_unix_millis, values)
     sign = _direction(grid.values, limit)
     if sign == 0:
-        return Exhaustion(hours=0.0, low=0.0, high=0.0, low_95=0.0, high_95=0.0, chance=1.0, method="reached")
+        return _summary(np.zeros(1), "reached", None)
     turned = Grid(values=grid.values * sign, interval_millis=grid.interval_millis, end_unix_millis=grid.end_unix_millis)
-    times, method = _passages(turned, limit * sign, horizon_hours)
-    return _summary(times, method)
+    return _summary(*_passages(turned, limit * sign, horizon_hours))
 
 
 def _check(limit: float, horizon_hours: float) -> None:
@@ -79,7 +81,7 @@ def _direction(values: Floats, limit: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Level:
-    """A series as a level, a season and what is left, by steps of an hour (or of its interval, where that is longer).
+    """A series as a level, a season and what is left, by steps of an hour (less for a short history, its interval where that is longer).
 
     levels: float64[J], medians of `block` steps without the season, the last block ending at the last sample; season:
     float64[S], by step of the day or week, the first following the last sample; rest: float64[D, P], how far the highest
@@ -93,14 +95,20 @@ class _Level:
     rest: Floats
 
 
-def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, str]:
-    """Return when drawn futures reach the limit, float64[B] hours, infinite beyond the horizon, and what they follow."""
+def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, str, float | None]:
+    """Return when drawn futures reach the limit, float64[B] hours, infinite beyond the horizon.
+
+    And what they follow, and the error of the back-test.
+    """
     random = np.random.default_rng(0)
     cycles = sawtooth.find(grid)
     if cycles is not None and cycles.is_regular:
-        return sawtooth.passages(cycles, limit, horizon_hours, PATHS, random), "saw-tooth"
+        times = sawtooth.passages(cycles, limit, horizon_hours, PATHS, random)
+        return times, "saw-tooth", _share(sawtooth.back_test(cycles), float(cycles.peaks[-1]), limit)
     level = _level(grid.values if cycles is None else cycles.stitched, HOUR_MILLIS / grid.interval_millis)
     count = len(level.levels)
+    if not np.ptp(level.levels) and not level.rest.any():
+        return np.full(PATHS, np.inf), "constant", 0.0
     origin, scale = float(level.levels.mean()), float(np.ptp(level.levels)) or 1.0
     grown = growth.fit((np.arange(count) + 0.5) / count, (level.levels - origin) / scale)
     lengths = _cells(horizon_hours / level.step_hours, level.rest.shape[1])
@@ -112,12 +120,28 @@ def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, s
     cell, days = np.arange(len(lengths)), random.integers(highest.shape[1], size=paths.shape)
     reached = origin + scale * paths + highest[cell, days] >= limit
     times = _first(reached, np.cumsum(lengths) - lengths, where[cell, days]) * level.step_hours
-    return np.where(times <= horizon_hours, times, np.inf), _method(grown)
+    error = _back_test((level.levels - origin) / scale, (limit - origin) / scale)
+    return np.where(times <= horizon_hours, times, np.inf), _method(grown), error
+
+
+def _back_test(levels: Floats, limit: float) -> float | None:
+    """Return how far off the newest fifth of levels: float64[J] was foreseen, as a share of the way to the limit."""
+    past = len(levels) - max(1, len(levels) // 5)
+    if past < 8:
+        return None
+    times = (np.arange(len(levels)) + 0.5) / past
+    foreseen = growth.fit(times[:past], levels[:past]).level(times[-1:])[0]
+    return _share(float(foreseen), float(levels[-1]), limit)
+
+
+def _share(foreseen: float | None, actual: float, limit: float) -> float | None:
+    way = abs(limit - actual)
+    return None if foreseen is None or way == 0 else abs(foreseen - actual) / way
 
 
 def _level(values: Floats, per_hour: float) -> _Level:
     """Cut the values, `per_hour` of them an hour, into 32 to 64 blocks or so of level, season and rest."""
-    many = max(1, round(per_hour))
+    many = max(1, min(round(per_hour), len(values) // STEPS))
     known = ~np.isnan(values)
     values = np.interp(np.arange(len(values)), np.flatnonzero(known), values[known])
     count = len(values) // many
@@ -204,7 +228,8 @@ def _method(grown: Growth) -> str:
     return "line after a change" if kinds & {growth.KINK, growth.JUMP} else "line"
 
 
-def _summary(times: Floats, method: str) -> Exhaustion:
+def _summary(times: Floats, method: str, back_test_error: float | None) -> Exhaustion:
+    """Return the median and the intervals of times: float64[B], of which those beyond the horizon are infinite."""
     levels = np.quantile(times, [0.025, 0.1, 0.5, 0.9, 0.975], method="closest_observation")
     low_95, low, hours, high, high_95 = (float(level) if np.isfinite(level) else None for level in levels)
     return Exhaustion(
@@ -215,4 +240,5 @@ def _summary(times: Floats, method: str) -> Exhaustion:
         high_95=high_95,
         chance=float(np.isfinite(times).mean()),
         method=method,
+        back_test_error=back_test_error,
     )

@@ -77,20 +77,18 @@ def _check_enough(valid: int) -> None:
 
 
 def fill(values: NDArray[np.float64], period: int) -> NDArray[np.float64]:
-    """Return values: float64[T] with each NaN replaced by the line between its neighbours, or by a season before.
+    """Return values: float64[T] with every NaN replaced: by a line, or in a gap of a quarter of a period by the one before.
 
-    A gap shorter than a quarter of the period is bridged by a line; in a longer one the nearest known value of the same
-    phase is taken, moved by nothing: what is filled is never counted as an error.
+    At least one value has to be known.
     """
-    missing = np.isnan(values)
-    if not missing.any():
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known) == len(values):
         return values
-    known = np.flatnonzero(~missing)
     filled = np.interp(np.arange(len(values)), known, values[known])
-    if period > 1:
-        before = known[np.maximum(np.searchsorted(known, np.arange(len(values)), side="right") - 1, 0)]
-        after = known[np.minimum(np.searchsorted(known, np.arange(len(values))), len(known) - 1)]
-        for cell in np.flatnonzero(missing & (after - before > max(1, period // 4))):
-            if cell >= period:
-                filled[cell] = filled[cell - period]
+    edges = np.concatenate([known, [len(values)]])
+    for last, following in zip(edges[:-1], edges[1:], strict=True):
+        if period > 1 and following - last > 1 + period // 4:
+            for start in range(max(int(last) + 1, period), int(following), period):
+                end = min(start + period, int(following))
+                filled[start:end] = filled[start - period : end - period]
     return filled

@@ -102,6 +102,16 @@ def passages(cycles: Cycles, limit: float, horizon_hours: float, count: int, ran
     return np.where(reached.any(axis=1) & (times <= horizon_hours), times, np.inf)
 
 
+def back_test(cycles: Cycles) -> float | None:
+    """Return the last peak as the ones before foresee it by a robust line, None where these are fewer than three."""
+    hours, peaks = cycles.hours[:-1], cycles.peaks[:-1]
+    if len(peaks) < 3:
+        return None
+    first, second = np.triu_indices(len(peaks), 1)
+    slope = float(np.median((peaks[second] - peaks[first]) / (hours[second] - hours[first])))
+    return float(np.median(peaks - slope * hours)) + slope * float(cycles.hours[-1])
+
+
 def _slope(cycles: Cycles) -> tuple[float, float, float]:
     """Return the slope of peaks and troughs an hour, its standard error, and the weight of there being none."""
     hours, count = cycles.hours, len(cycles.hours)

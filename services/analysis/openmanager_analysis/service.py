@@ -31,7 +31,13 @@ class AnalysisService:
 
     async def AnalyzeTrend(self, request: pb.AnalyzeTrendRequest, context: Any) -> pb.AnalyzeTrendResponse:  # noqa: ARG002, N802
         """Return where series go."""
-        raise NotImplementedError
+        chosen, most = wire.selection(request.selector, needs_metric=True), wire.trend_count(request)
+        answer = await self._analyst.trends(chosen, wire.trend_span(request, self._clock.now_nanos()))
+        return pb.AnalyzeTrendResponse(
+            trends=[wire.trend(each) for each in answer.found[:most]],
+            provenance=answer.provenance,
+            skipped_count=answer.skipped_count,
+        )
 
     async def ForecastCapacity(  # noqa: N802
         self,

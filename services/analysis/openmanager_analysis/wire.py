@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -12,12 +13,13 @@ from openmanager.api.analysis.v1 import analysis_pb2 as pb
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import OutOfRangeError, invalid, missing
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, check_server_id
+from openmanager_analysis.analyst import MAX_TRENDS, SIGNIFICANT, SeriesTrend
 from openmanager_analysis.anomaly import Anomaly, Blame, Severity
-from openmanager_analysis.capacity import Capacity
 from openmanager_analysis.explanation import explain
 from openmanager_analysis.forecast import Forecast
 from openmanager_analysis.history import DAY_NANOS, HOUR_NANOS, Selection, Span
 from openmanager_analysis.listing import Query
+from openmanager_analysis.outlook import Outlook
 from openmanager_analysis.scoring import Score, Share
 
 HOUR_MILLIS = 3_600_000
@@ -26,6 +28,8 @@ DEFAULT_LIMIT = 90.0
 MAX_HORIZON_HOURS, DEFAULT_HORIZON_HOURS = 366 * 24, 90 * 24
 MAX_HISTORY_DAYS, DEFAULT_HISTORY_DAYS = 5 * 366, 90
 MAX_POINTS = 2_000
+DEFAULT_TREND_DAYS = 28
+DEFAULT_TRENDS = 100
 MAX_NAMES = 1_000
 # Where the quantiles of a forecast stand.
 _LOW_95, _LOW_80, _MEDIAN, _HIGH_80, _HIGH_95 = 0, 1, 3, 5, 6
@@ -62,6 +66,22 @@ def step(request: pb.DetectAnomaliesRequest, default: int) -> int:
     if nanos < 0 or nanos % NANOS_PER_MILLI:
         raise invalid("step", "must be a whole number of milliseconds, and not negative")
     return nanos or default
+
+
+def trend_span(request: pb.AnalyzeTrendRequest, now: int) -> Span:
+    """Return the range of a trend, in whole hours."""
+    found = span(
+        request, now, default=DEFAULT_TREND_DAYS * DAY_NANOS, longest=MAX_HISTORY_DAYS * DAY_NANOS, step=HOUR_NANOS
+    )
+    start, end = (moment // HOUR_NANOS * HOUR_NANOS for moment in (found.start, found.end))
+    return Span(start=start, end=max(end, start + HOUR_NANOS), step=HOUR_NANOS)
+
+
+def trend_count(request: pb.AnalyzeTrendRequest) -> int:
+    """Return how many trends at most."""
+    if request.max_trend_count < 0:
+        raise invalid("max_trend_count", "must not be negative")
+    return min(request.max_trend_count or DEFAULT_TRENDS, MAX_TRENDS)
 
 
 def limit(request: pb.ForecastCapacityRequest) -> float:
@@ -158,7 +178,7 @@ def _blame(found: Blame) -> pb.Blame:
     return message
 
 
-def capacity(found: Capacity, most: int) -> pb.CapacityForecast:
+def capacity(found: Outlook, most: int) -> pb.CapacityForecast:
     """Return a forecast with `most` of its points at most."""
     reached, expected = found.exhaustion, found.forecast
     message = pb.CapacityForecast(
@@ -168,7 +188,7 @@ def capacity(found: Capacity, most: int) -> pb.CapacityForecast:
         value=found.value,
         reach_probability=reached.chance,
         method=reached.method,
-        capacity_factor=found.factor,
+        capacity_factor=found.need.factor if found.need is not None else 1.0,
         points=_points(expected, most),
         explanation=found.explanation,
     )
@@ -177,9 +197,47 @@ def capacity(found: Capacity, most: int) -> pb.CapacityForecast:
         _after(message.reach_time, now, reached.hours)
     message.reach_interval_80.CopyFrom(_interval(now, reached.low, reached.high))
     message.reach_interval_95.CopyFrom(_interval(now, reached.low_95, reached.high_95))
+    if found.need is not None and found.need.by_unix_millis is not None:
+        message.capacity_time.FromMilliseconds(found.need.by_unix_millis)
     if math.isfinite(expected.mase):
         message.back_test_error, message.back_test_coverage = expected.mase, expected.coverage
     return message
+
+
+def trend(found: SeriesTrend) -> pb.Trend:
+    """Return a trend."""
+    message = pb.Trend(
+        server=found.server,
+        metric=found.metric,
+        slope_per_day=found.slope,
+        slope_low=found.low,
+        slope_high=found.high,
+        p_value=found.p_value,
+        direction=_direction(found),
+        mean=found.mean,
+        hour_profile=found.by_hour.tolist() if np.isfinite(found.by_hour).all() else (),
+        weekday_profile=found.by_weekday.tolist() if np.isfinite(found.by_weekday).all() else (),
+        hour_strength=_known(found.hour_strength),
+        weekday_strength=_known(found.weekday_strength),
+        day_count=found.day_count,
+    )
+    if math.isfinite(found.previous_mean):
+        message.previous_mean = found.previous_mean
+    for each in found.changes:
+        change = message.changes.add(before=each.before, after=each.after)
+        change.time.FromMilliseconds(each.time_unix_millis)
+    return message
+
+
+def _direction(found: SeriesTrend) -> pb.TrendDirection.ValueType:
+    if found.p_value >= SIGNIFICANT or found.slope == 0:
+        return pb.TREND_DIRECTION_STEADY
+    return pb.TREND_DIRECTION_UP if found.slope > 0 else pb.TREND_DIRECTION_DOWN
+
+
+def _known(share: float) -> float:
+    """Return a share; 0 where it is not known."""
+    return share if math.isfinite(share) else 0.0
 
 
 def _points(expected: Forecast, most: int) -> list[pb.ForecastPoint]:

@@ -283,7 +283,7 @@ class Trend(_message.Message):
     WEEKDAY_PROFILE_FIELD_NUMBER: _builtins.int
     HOUR_STRENGTH_FIELD_NUMBER: _builtins.int
     WEEKDAY_STRENGTH_FIELD_NUMBER: _builtins.int
-    HOUR_COUNT_FIELD_NUMBER: _builtins.int
+    DAY_COUNT_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     """The server."""
     metric: _builtins.str
@@ -306,8 +306,8 @@ class Trend(_message.Message):
     """How much of the variance the hour of the day explains, in [0, 1]."""
     weekday_strength: _builtins.float
     """How much of the variance the weekday explains, in [0, 1]."""
-    hour_count: _builtins.int
-    """How many hours had samples."""
+    day_count: _builtins.int
+    """How many days had enough samples to be counted: 18 hours of them."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LevelChange]:
         """Changes of level, in order of time."""
@@ -337,11 +337,11 @@ class Trend(_message.Message):
         weekday_profile: _abc.Iterable[_builtins.float] | None = ...,
         hour_strength: _builtins.float = ...,
         weekday_strength: _builtins.float = ...,
-        hour_count: _builtins.int = ...,
+        day_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_previous_mean", b"_previous_mean", "previous_mean", b"previous_mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_previous_mean", b"_previous_mean", "changes", b"changes", "direction", b"direction", "hour_count", b"hour_count", "hour_profile", b"hour_profile", "hour_strength", b"hour_strength", "mean", b"mean", "metric", b"metric", "p_value", b"p_value", "previous_mean", b"previous_mean", "server", b"server", "slope_high", b"slope_high", "slope_low", b"slope_low", "slope_per_day", b"slope_per_day", "weekday_profile", b"weekday_profile", "weekday_strength", b"weekday_strength"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_previous_mean", b"_previous_mean", "changes", b"changes", "day_count", b"day_count", "direction", b"direction", "hour_profile", b"hour_profile", "hour_strength", b"hour_strength", "mean", b"mean", "metric", b"metric", "p_value", b"p_value", "previous_mean", b"previous_mean", "server", b"server", "slope_high", b"slope_high", "slope_low", b"slope_low", "slope_per_day", b"slope_per_day", "weekday_profile", b"weekday_profile", "weekday_strength", b"weekday_strength"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__previous_mean: _TypeAlias = _typing.Literal["previous_mean"]  # noqa: Y015
     _WhichOneofArgType__previous_mean: _TypeAlias = _typing.Literal["_previous_mean", b"_previous_mean"]  # noqa: Y015
@@ -481,6 +481,7 @@ class CapacityForecast(_message.Message):
     BACK_TEST_ERROR_FIELD_NUMBER: _builtins.int
     BACK_TEST_COVERAGE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    CAPACITY_TIME_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     """The server."""
     metric: _builtins.str
@@ -519,6 +520,10 @@ class CapacityForecast(_message.Message):
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForecastPoint]:
         """The points of the forecast, in order of time."""
 
+    @_builtins.property
+    def capacity_time(self) -> _timestamp_pb2.Timestamp:
+        """When that capacity is needed; unset: not within the horizon."""
+
     def __init__(
         self,
         *,
@@ -536,10 +541,11 @@ class CapacityForecast(_message.Message):
         back_test_error: _builtins.float | None = ...,
         back_test_coverage: _builtins.float | None = ...,
         explanation: _builtins.str = ...,
+        capacity_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage", "_back_test_error", b"_back_test_error", "back_test_coverage", b"back_test_coverage", "back_test_error", b"back_test_error", "reach_interval_80", b"reach_interval_80", "reach_interval_95", b"reach_interval_95", "reach_time", b"reach_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage", "_back_test_error", b"_back_test_error", "back_test_coverage", b"back_test_coverage", "back_test_error", b"back_test_error", "capacity_time", b"capacity_time", "reach_interval_80", b"reach_interval_80", "reach_interval_95", b"reach_interval_95", "reach_time", b"reach_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage", "_back_test_error", b"_back_test_error", "back_test_coverage", b"back_test_coverage", "back_test_error", b"back_test_error", "capacity_factor", b"capacity_factor", "explanation", b"explanation", "limit", b"limit", "method", b"method", "metric", b"metric", "points", b"points", "reach_interval_80", b"reach_interval_80", "reach_interval_95", b"reach_interval_95", "reach_probability", b"reach_probability", "reach_time", b"reach_time", "server", b"server", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage", "_back_test_error", b"_back_test_error", "back_test_coverage", b"back_test_coverage", "back_test_error", b"back_test_error", "capacity_factor", b"capacity_factor", "capacity_time", b"capacity_time", "explanation", b"explanation", "limit", b"limit", "method", b"method", "metric", b"metric", "points", b"points", "reach_interval_80", b"reach_interval_80", "reach_interval_95", b"reach_interval_95", "reach_probability", b"reach_probability", "reach_time", b"reach_time", "server", b"server", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__back_test_coverage: _TypeAlias = _typing.Literal["back_test_coverage"]  # noqa: Y015
     _WhichOneofArgType__back_test_coverage: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage"]  # noqa: Y015

@@ -59,7 +59,7 @@ class AnalysisServiceServicer:
     def AnalyzeTrend(self, request, context):
         """Returns the trend of each chosen series in [start_time, end_time), by hours: slope with its interval and test, changes
         of level, seasons, and the period against the one before. Idempotent. FAILED_PRECONDITION, reason `TOO_LITTLE_DATA`,
-        when no chosen series has two days; RESOURCE_EXHAUSTED, reason `TOO_MANY_SERIES`, above 1,000.
+        when no chosen series has 8 days; RESOURCE_EXHAUSTED, reason `TOO_MANY_SERIES`, above 1,000.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,7 +228,7 @@ class AnomalyServiceServicer:
     def DetectAnomalies(self, request, context):
         """Runs the detector over the stored samples of the chosen series, from the start of the range on and knowing nothing from
         before, as it runs over what arrives: the same samples give the same scores. Idempotent. RESOURCE_EXHAUSTED, reason
-        `TOO_MANY_SERIES` above 2,000 series or `TOO_MANY_BUCKETS` above 20,000 times.
+        `TOO_MANY_SERIES` above 20,000 series or 10 million values, or `TOO_MANY_BUCKETS` above 20,000 times.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
