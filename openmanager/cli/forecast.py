@@ -9,6 +9,7 @@ import click
 
 from openmanager.cli import connection, plot, render
 from openmanager.cli.query import length
+from openmanager.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,8 @@ async def _forecast(client: Client, options: dict[str, Any]) -> None:
     if options["as_json"]:
         render.print_json(reply)
         return
+    if not reply.forecasts and not reply.skipped_count:
+        raise NotFoundError(f"no series is chosen by {', '.join(options['metrics'])}: `openmanager series` lists them")
     found = [analysis.capacity(each) for each in reply.forecasts]
     if len(found) == 1:
         await _print_fan(client, found[0])

@@ -9,6 +9,7 @@ import click
 
 from openmanager.cli import connection, plot, render
 from openmanager.cli.query import length, moment
+from openmanager.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,8 @@ async def _trend(client: Client, options: dict[str, Any]) -> None:
     if options["as_json"]:
         render.print_json(reply)
         return
+    if not reply.trends and not reply.skipped_count:
+        raise NotFoundError(f"no series is chosen by {', '.join(options['metrics'])}: `openmanager series` lists them")
     found = [analysis.trend(each) for each in reply.trends]
     if len(found) == 1:
         await _print_one(client, found[0], start, end)

@@ -89,7 +89,7 @@ class Analyst:
         before = Span(start=2 * span.start - span.end, end=span.start, step=DAY_NANOS)
         earlier = await self._history.buckets(selection, before, most=MAX_TRENDS)
         found = await asyncio.to_thread(_trends, buckets, earlier)
-        if not found:
+        if buckets.names and not found:
             raise _too_little(len(buckets.names))
         found.sort(key=lambda each: (-each.movement, each.server, each.metric))
         return Answer(found=found, provenance=buckets.provenance, skipped_count=len(buckets.names) - len(found))
@@ -162,14 +162,14 @@ def _each(buckets: Buckets, work: Callable[[tuple[str, str], NDArray[np.int64], 
             found.append(work(name, times[inside], values[inside]))
         except FailedPreconditionError:
             skipped += 1
-    if not found:
+    if skipped and not found:
         raise _too_little(skipped)
     return Answer(found=found, provenance=buckets.provenance, skipped_count=skipped)
 
 
 def _too_little(chosen: int) -> FailedPreconditionError:
-    what = f"none of {chosen:,} chosen series has enough samples" if chosen else "no series is chosen"
-    return FailedPreconditionError(what, reason=Reason.TOO_LITTLE_DATA)
+    what = "the chosen series has" if chosen == 1 else f"all {chosen:,} chosen series have"
+    return FailedPreconditionError(f"{what} too few samples to judge by", reason=Reason.TOO_LITTLE_DATA)
 
 
 def _trends(buckets: Buckets, earlier: Buckets) -> list[SeriesTrend]:

@@ -9,7 +9,7 @@ from openmanager import filter as server_filter
 from openmanager.metric import parse_key
 from openmanager_analysis.anomaly import Anomaly, Register
 
-FILTER_FIELDS = dict.fromkeys(("server", "severity", "metric", "incident_id"), server_filter.TEXT)
+FILTER_FIELDS = dict.fromkeys(("id", "server", "severity", "metric", "incident_id"), server_filter.TEXT)
 Chooses = Callable[[Anomaly], bool]
 # So many are told at once: a message has to stay below 4 MiB.
 PIECE = 500

@@ -94,7 +94,8 @@ def limit(request: pb.ForecastCapacityRequest) -> float:
 
 def horizon_hours(request: pb.ForecastCapacityRequest) -> int:
     """Return how many hours ahead."""
-    hours = math.ceil(request.horizon.ToTimedelta().total_seconds() / 3600) or DEFAULT_HORIZON_HOURS
+    nanos = request.horizon.ToNanoseconds()
+    hours = -(-nanos // HOUR_NANOS) if nanos else DEFAULT_HORIZON_HOURS
     if not 1 <= hours <= MAX_HORIZON_HOURS:
         raise invalid("horizon", "must be 1 hour to 366 days")
     return hours

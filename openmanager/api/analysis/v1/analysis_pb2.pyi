@@ -859,7 +859,7 @@ class ListAnomaliesRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before; bound to the other fields."""
     filter: _builtins.str
-    """AIP-160 subset over `server`, `severity`, `metric` (the first to blame) and `incident_id`."""
+    """AIP-160 subset over `id`, `server`, `severity`, `metric` (the first to blame) and `incident_id`."""
     active_only: _builtins.bool
     """Only those that go on now."""
     @_builtins.property
