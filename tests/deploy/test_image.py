@@ -149,13 +149,6 @@ def test_a_lock_of_the_image_pins_what_was_tested(name):
     assert pins(name) <= pins("requirements.lock")
 
 
-@pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_of_the_image_has_a_hash_for_all_and_no_address(name):
-    text = (ROOT / name).read_text()
-    assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=\S)", text.strip()))
-    assert not re.search(r"://|--(extra-)?index|--find-links|--trusted", text)
-
-
 def test_the_image_has_what_the_program_needs_and_neither_tools_nor_stores():
     locked = {name for name, _ in pins("requirements-image.lock")}
     needed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["agent"]]
