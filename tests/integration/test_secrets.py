@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import jwt
 import pytest
 from canaries import Canaries, Collector, Onlooker, canary, collecting, echoing
 from click.testing import CliRunner
@@ -197,38 +198,34 @@ async def come_in(world: World) -> str:
 
 
 def serve_badly(world: World) -> dict[str, tuple[str, str]]:
-    """Start services whose secrets are wrong or lead nowhere; return where which service is."""
-    make, ports = world.canaries.make, free_ports(PORTS)
-    database, redis = (secret(world.mesh, *each) for each in (("metadata", "DATABASE_URL"), ("cache", "REDIS_URL")))
-    urls = {
+    """Start services whose secrets are wrong or lead nowhere; return which service is where."""
+    make, ports, certs = world.canaries.make, free_ports(PORTS), world.folder / "certs" / "timeseries"
+    secrets = {
         "away": f"postgresql://openmanager:{make('password of a database that is away')}@127.0.0.1:1/openmanager",
         "owner": f"postgresql://owner:{make('password of the owner')}@127.0.0.1:1/openmanager",
-        "refused": other_password(database, make("wrong database password")),
-        "redis": other_password(redis, make("wrong redis password")),
-        "token": make("InfluxDB token"),
+        "refused": other_password(secret(world.mesh, "metadata", "DATABASE_URL"), make("wrong database password")),
+        "redis": other_password(secret(world.mesh, "cache", "REDIS_URL"), make("wrong redis password")),
         "basic": f"http://openmanager:{make('password of an engine')}@127.0.0.1:1",
+        "token": make("InfluxDB token"),
     }
-    files = {name: world.file(f"url-{name}", url) for name, url in urls.items()}
-    local = {"OPENMANAGER_ALLOW_INSECURE": "1"}
-    away = {"DATABASE_URL_FILE": files["away"], "DATABASE_MIGRATION_URL_FILE": files["owner"]}
-    wrong = {"DATABASE_URL_FILE": files["refused"], "DATABASE_MIGRATION_URL_FILE": files["owner"]}
-    found = {
-        "away": ("metadata", world.serve("metadata", "away", ports, **local, **away)),
-        "refused": ("metadata", world.serve("metadata", "refused", ports + 1, **local, **wrong)),
-        "redis": ("cache", world.serve("cache", "redis", ports + 2, **local, REDIS_URL_FILE=files["redis"])),
-        "basic": (
+    files = {name: world.file(f"secret-{name}", text) for name, text in secrets.items()}
+    owner = {"DATABASE_MIGRATION_URL_FILE": files["owner"]}
+    tls = {"CA": "ca.pem", "CERTIFICATE": "certificate.pem", "KEY": "key.pem"}
+    encrypted = {f"OPENMANAGER_SERVER_TLS_{name}": str(certs / file) for name, file in tls.items()}
+    services = {
+        "away": ("metadata", {"DATABASE_URL_FILE": files["away"], **owner}),
+        "refused": ("metadata", {"DATABASE_URL_FILE": files["refused"], **owner}),
+        "redis": ("cache", {"REDIS_URL_FILE": files["redis"]}),
+        "basic": ("timeseries", {"VICTORIAMETRICS_WRITE_URL_FILE": files["basic"]}),
+        "token": (
             "timeseries",
-            world.serve("timeseries", "basic", ports + 3, **local, VICTORIAMETRICS_WRITE_URL_FILE=files["basic"]),
+            {"INFLUXDB_URL": world.influxdb_url, "INFLUXDB_TOKEN_FILE": files["token"], **encrypted},
         ),
     }
-    engine = {"INFLUXDB_URL": world.influxdb_url, "INFLUXDB_TOKEN_FILE": files["token"]}
-    found["token"] = ("timeseries", world.serve("timeseries", "token", ports + 5, **local, **engine))
-    own = world.folder / "certs" / "gateway"
-    tls = {"CA": "ca.pem", "CERTIFICATE": "certificate.pem", "KEY": "key.pem"}
-    world.serve(
-        "gateway", "tls", ports + 4, **{f"OPENMANAGER_SERVER_TLS_{name}": str(own / file) for name, file in tls.items()}
-    )
-    return found
+    return {
+        title: (service, world.serve(service, title, ports + at, OPENMANAGER_ALLOW_INSECURE="1", **variables))
+        for at, (title, (service, variables)) in enumerate(services.items())
+    }
 
 
 async def drive(world: World) -> None:
@@ -270,7 +267,7 @@ def world() -> Iterator[World]:
     done = subprocess.run(
         [*PROGRAM, "certs", "issue", str(folder / "certs"), "--init"], capture_output=True, check=True, timeout=30
     )
-    canaries.add("private key", (folder / "certs" / "gateway" / "key.pem").read_text().splitlines()[1][-40:])
+    canaries.add("private key", (folder / "certs" / "timeseries" / "key.pem").read_text().splitlines()[1][-40:])
     with collecting() as (collector, url), echoing() as (shown, store), Onlooker() as onlooker:
         environment = {
             "OPENMANAGER_AUTH": "required",
@@ -295,7 +292,8 @@ def world() -> Iterator[World]:
 
 
 def test_nothing_that_comes_out_holds_a_secret(world: World):
-    assert world.canaries.leaks(world.outlets()) == []
+    leaks = world.canaries.leaks(world.outlets())
+    assert not leaks, "\n".join(leaks)
 
 
 def test_every_service_has_told_of_itself(world: World):
@@ -358,9 +356,15 @@ def test_files_with_a_secret_are_for_their_owner_alone(world: World):
         base64.b64encode(f"me:{canary('one')}".encode()),
         base64.b64encode(f"user:{canary('one')}".encode()),
     ],
+    ids=["plain", "in a message", "hexadecimal", "base64 after three", "base64 after five"],
 )
 def test_a_secret_that_comes_out_is_found(said: str | bytes):
     canaries = Canaries()
     canaries.make("one")
     canaries.make("another")
     assert canaries.leaks([("a log", said), ("a trace", b"nothing")]) == ["one in a log"]
+
+
+def test_a_token_of_somebody_is_found():
+    token = jwt.encode({"sub": "somebody"}, 40 * "k", "HS256")
+    assert Canaries().leaks([("a log", f"authorization: Bearer {token}")]) == ["a token in a log"]
