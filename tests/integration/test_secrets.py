@@ -38,6 +38,8 @@ from openmanager.errors import OpenManagerError
 pytestmark = pytest.mark.timeout(180)
 PROGRAM = (sys.executable, "-m", "openmanager.cli")
 SERVICES = {f"openmanager-{name}" for name in ("gateway", "timeseries", "cache", "metadata", "simulator")}
+# Libraries have more to say than we.
+VERBOSE = {"OPENMANAGER_SERVER_LOG_LEVEL": "debug"}
 # Files below the data directory that somebody reads a secret from, and which.
 HOLDERS = {
     "credentials/mesh": {"mesh key"},
@@ -87,6 +89,7 @@ class World:
             "OPENMANAGER_TIMESERIES_DATA_DIR": str(self.folder / title),
             "OPENMANAGER_TIMESERIES_BALLAST_SIZE": "1MiB",
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.collector_url,
+            **VERBOSE,
             **variables,
         }
         with (self.folder / f"{title}.log").open("wb") as log:
@@ -188,6 +191,10 @@ async def come_in(world: World) -> str:
     async with Client(world.mesh.gateway, credential=Token(access)) as admin:
         _, made = await admin.users.create("alice", [Grant("viewer")])
         _, key = await admin.keys.create("reads", [Grant("viewer"), Grant("auditor")])
+        tokens = await admin.sessions.begin("admin", password)
+        canaries.add("other access token", tokens.access_token)
+        canaries.add("other refresh token", tokens.refresh_token)
+        world.told.append(("what a program may print", f"{tokens!r} {made!r} {Token(key)!r}"))
         canaries.add("invitation", made.text)
         canaries.add("API key", key)
         await world.refused(admin.users.accept(made.text, "short"))
@@ -274,6 +281,7 @@ def world() -> Iterator[World]:
             "OPENMANAGER_TIMESERIES_BALLAST_SIZE": "1MiB",
             "OTEL_EXPORTER_OTLP_ENDPOINT": url,
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+            **VERBOSE,
         }
         mesh = start_mesh(folder / "data", free_ports(), "--servers", "3", "--interval", "1s", environment=environment)
         made = World(folder, mesh, canaries, collector, url, onlooker, store)
