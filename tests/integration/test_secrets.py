@@ -132,7 +132,7 @@ class World:
         yield from self.told
         yield from ((f"an export to {method}", data) for method, data in self.collector.exports)
         yield from self.onlooker.seen()
-        yield "the screen", self.mesh.screen
+        yield "the screen before", self.mesh.screen
         for file in [*self.folder.glob("*.log"), *(self.mesh.data / "logs").iterdir()]:
             yield f"the log {file.name}", file.read_bytes()
 
@@ -293,7 +293,8 @@ def world() -> Iterator[World]:
                 each.terminate()
             for each in made.children:
                 each.wait(20)
-            mesh.stop()
+            mesh.process.send_signal(signal.SIGINT)
+            made.told.append(("the screen", mesh.process.communicate(timeout=30)[0]))
         assert any(canary("InfluxDB token") in each for each in shown)
     yield made
     shutil.rmtree(folder, ignore_errors=True)
@@ -319,6 +320,7 @@ def test_secrets_were_refused_and_stores_were_away(world: World):
     assert "PostgreSQL cannot be reached" in logs["away"]
     assert "auth: the credentials are refused" in logs["refused"]
     texts = "".join(str(text) for _, text in world.told)
+    assert "valkey ended and is started again" in texts
     for said in (
         "the credentials are not valid",
         "CREDENTIALS_INVALID",
