@@ -123,6 +123,11 @@ def environment(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
+def secret(mesh: Mesh, service: str, variable: str) -> str:
+    """Return a secret of a service, from the file that its environment names."""
+    return Path(environment(child(mesh, f"serve\0{service}"))[f"{variable}_FILE"]).read_text()
+
+
 @contextlib.contextmanager
 def running_mesh(*options: str, environment: dict[str, str] | None = None) -> Iterator[Mesh]:
     """Run a mesh of three servers that tick every second, in a folder of its own."""

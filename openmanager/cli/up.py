@@ -123,9 +123,9 @@ def _services(
 ) -> list[ChildSpec]:
     variables = {(key.section, key.name): key.variable for key in config.keys(suite.sections())}
     environment = {
-        **os.environ,
+        **{name: text for name, text in os.environ.items() if name not in stores},
         **{variables[place]: config.show(value) for place, value in flags.items()},
-        **{variable: store.url.reveal() for variable, store in stores.items()},
+        **_url_files(data, stores),
         "OPENMANAGER_ALLOW_INSECURE": "1",  # the addresses were checked above
         "OPENMANAGER_AUTH": loaded.section(ServerConfig).auth or "local",
         **_mesh_key(data, loaded),
@@ -139,7 +139,7 @@ def _services(
         ChildSpec(
             name=name,
             argv=(sys.executable, "-m", "openmanager.cli", "serve", name),
-            env={**own.get(name, {}), **environment},
+            env=_of_service(name, {**own.get(name, {}), **environment}),
             stop_group=0 if name in FRONT else 1,
             log_path=data.logs / f"{name}.log",
             lock_path=data.locks / name,
@@ -147,6 +147,21 @@ def _services(
         )
         for name in suite.NAMES
     ]
+
+
+def _url_files(data: DataDir, stores: Mapping[str, Store]) -> dict[str, str]:
+    """Return where the URLs of the embedded stores are, written to files: an environment can be read."""
+    files = {variable: data.runtime / variable.lower() for variable in stores}
+    for variable, file in files.items():
+        write_durably(file, stores[variable].url.reveal())
+    return {f"{variable}_FILE": str(file) for variable, file in files.items()}
+
+
+def _of_service(name: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what other services, or commands, are told: it may be secret."""
+    others = {key.variable for key in config.keys(suite.sections()) if key.section in {*suite.NAMES} - {name}}
+    hidden = {*others, "OPENMANAGER_TOKEN"}
+    return {each: text for each, text in environment.items() if hidden.isdisjoint({each, each.removesuffix("_FILE")})}
 
 
 def _mesh_key(data: DataDir, loaded: Configuration) -> dict[str, str]:

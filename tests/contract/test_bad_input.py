@@ -19,7 +19,7 @@ MALFORMED = {
     "no message at all": b"\xff\xff\xff\xff\xff",
     "a length beyond the end": b"\x0a\x7f\x01",
     "a varint of eleven bytes": b"\x08" + b"\xff" * 11,
-    "groups nested ten thousand deep": b"\xa3\x06" * 10_000,
+    "groups nested a hundred thousand deep": b"\xa3\x06" * 100_000,
 }
 
 
