@@ -52,7 +52,7 @@ class Server:
         spec, asked = self.store.spec, {**SETTINGS, "port": str(self.port), **settings}
         argv = [*spec.argv, *(part for name, value in asked.items() for part in ("-c", f"{name}={value}"))]
         with spec.log_path.open("ab") as out:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: ASYNC220  (it returns at once)
                 launch.argv(argv, user=spec.user, death_signal=signal.SIGKILL),
                 cwd=self.cluster,
                 env=dict(spec.env),

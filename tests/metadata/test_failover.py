@@ -21,7 +21,7 @@ from openmanager_metadata.audit.reader import AuditReader
 from openmanager_metadata.backends.hosts import hosts
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
-from openmanager_metadata.inventory import Inventory, Server
+from openmanager_metadata.inventory import Inventory
 from openmanager_metadata.memory import Memory
 from openmanager_metadata.service import ServerService
 from replicated import Pair, replicated

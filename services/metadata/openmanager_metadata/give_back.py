@@ -13,7 +13,7 @@ from openmanager_metadata.directory import TABLES, Directory
 _JSON = frozenset({"grants"})
 
 
-async def give_back(connection: Any, directory: Directory, taken: datetime, *, since: datetime = datetime.min) -> int:
+async def give_back(connection: Any, directory: Directory, taken: datetime, *, since: datetime | None = None) -> int:
     """Write what the directory holds to a database, as far as it was written after `since`; return how many rows changed.
 
     Rows that it has, and that are older than the copy of the time `taken` without being in it, had been removed since.
@@ -23,7 +23,7 @@ async def give_back(connection: Any, directory: Directory, taken: datetime, *, s
     changed = 0
     for table in TABLES:
         rows = list(directory.rows[table].values())
-        if newest := [row for row in rows if row["updated_at"] > since]:
+        if newest := [row for row in rows if since is None or row["updated_at"] > since]:
             documents = json.dumps([_document(row) for row in newest])
             changed += await connection.fetchval(_statement(table, list(newest[0].keys())), documents)
         gone = f"WITH gone AS (DELETE FROM {table} WHERE updated_at <= $1 AND NOT id = ANY($2) RETURNING 1)"

@@ -165,7 +165,7 @@ class Memory:
             each for each in self.snapshot.known().values() if (plain(each.update_time) or known.taken) > known.taken
         ]
         documents = json.dumps([_server_row(each) for each in newest])
-        changed: int = await connection.fetchval(_SERVERS, documents, False, known.taken)  # noqa: FBT003  (an argument of SQL)
+        changed: int = await connection.fetchval(_SERVERS, documents, False, known.taken)
         if self._directory is not None:
             changed += await give_back(connection, self._directory, known.taken, since=known.taken)
         return changed

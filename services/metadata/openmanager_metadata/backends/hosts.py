@@ -81,6 +81,9 @@ async def _connect(
     if check is not None:
         try:
             await check(connection)
+        except asyncpg.SyntaxOrAccessError as err:  # it has not even our tables
+            connection.terminate()
+            raise StrangerError from err
         except BaseException:
             connection.terminate()
             raise

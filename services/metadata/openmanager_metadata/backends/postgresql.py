@@ -239,22 +239,30 @@ class PostgresqlDatabase:
         """Run one statement."""
         verb = sql.split(None, 1)[0]
         breaker = self.reads if verb == "SELECT" else self.writes
+
+        async def run(connection: Any) -> list[Any]:
+            found: list[Any] = await connection.fetch(sql, *arguments)
+            return found
+
         with telemetry.store_span("postgresql", verb):
-            return await self._guarded(breaker, lambda connection: connection.fetch(sql, *arguments), seconds)
+            return await self._guarded(breaker, self._limited(run) if self._is_pooled else run, seconds)
 
     async def transaction(self, work: Callable[[Statements], Awaitable[T]], *, writes: bool = True) -> T:
         """Run what `work` asks for in one transaction."""
+        with telemetry.store_span("postgresql", "TRANSACTION"):
+            return await self._guarded(self.writes if writes else self.reads, self._limited(work))
+
+    def _limited(self, work: Callable[[Any], Awaitable[T]]) -> Callable[[Any], Awaitable[T]]:
+        """Return work as one transaction, which brings its limits along where a connection cannot have any."""
+        limits = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in self._limits.items())
 
         async def run(connection: Any) -> T:
             async with connection.transaction():
                 if self._is_pooled:
-                    await connection.execute(
-                        "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in self._limits.items())
-                    )
+                    await connection.execute(limits)
                 return await work(connection)
 
-        with telemetry.store_span("postgresql", "TRANSACTION"):
-            return await self._guarded(self.writes if writes else self.reads, run)
+        return run
 
     async def upkeep(self, *statements: str) -> None:
         """Run statements on a connection of their own, which has the time they need."""
