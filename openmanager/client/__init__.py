@@ -9,7 +9,7 @@
 Dataclasses and numpy arrays go in and come out; what goes wrong is one of `openmanager.errors`.
 """
 
-from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditStatus
+from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditHold, AuditPolicy, AuditStatus
 from openmanager.client.client import Client
 from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.enumeration import (
@@ -75,6 +75,8 @@ __all__ = [
     "Audit",
     "AuditCheckpoint",
     "AuditEntry",
+    "AuditHold",
+    "AuditPolicy",
     "AuditStatus",
     "Board",
     "Client",

@@ -176,9 +176,11 @@ async def test_the_old_primary_that_comes_back_is_not_gone_back_to(pair: Pair, s
 
 
 async def test_a_primary_that_hangs_does_not_hide_the_one_that_was_promoted(pair: Pair, service: Service):
+    await pair.synchronous()
     await service.memory.copy(service.database)
-    await pair.caught_up()
     pair.primary.send(signal.SIGSTOP)
+    assert not await service.writes()
+    await service.until_shown(status_pb2.STORAGE_STATE_HUNG, "does not answer")
     await pair.promote()
     await service.until_writes()
     assert service.memory.warnings == ()

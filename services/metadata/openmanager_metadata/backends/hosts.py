@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
@@ -14,6 +15,7 @@ from openmanager_metadata.backends import StrangerError
 
 Host = tuple[str, int]
 PORT = 5432
+SILENT_SECONDS = 0.2
 _HOST = re.compile(r"\[([^\]]+)\](?::(\d+))?|(/[^:]*|[^:]*)(?::(\d+))?")
 
 # What says that another host may fare better, the most telling last. Refused credentials do not.
@@ -47,8 +49,8 @@ class Hosts:
 
     def __init__(self) -> None:
         self._number = count(1)
-        # When a host failed last; 0 of those that never did, less of the one that answered.
-        self._failed: dict[Host, int] = {}
+        # Less is tried earlier: the one that answered last, those that say no at once, those that were silent.
+        self._order: dict[Host, int] = {}
 
     async def connect(
         self, url: str, *, check: Callable[[Any], Awaitable[None]] | None = None, **options: Any
@@ -58,14 +60,21 @@ class Hosts:
         if len(known) < 2:
             return await _connect(url, check, options)
         errors: list[Exception] = []
-        for host in sorted(known, key=lambda each: self._failed.get(each, 0)):
+        for host in sorted(known, key=lambda each: self._order.get(each, 0)):
+            if self._order.get(host, 0) > 0 and any(isinstance(err, StrangerError) for err in errors):
+                continue  # another took its place
+            start = time.monotonic()
             try:
                 connection = await _connect(url, check, {**options, "host": host[0], "port": host[1]})
-            except _NEXT as err:
-                self._failed[host] = next(self._number)
+            except BaseException as err:
+                # Also when the caller has given up: the next one must not wait for the same host.
+                is_silent = time.monotonic() - start > SILENT_SECONDS
+                self._order[host] = next(self._number) if is_silent else 0
+                if not isinstance(err, _NEXT):
+                    raise
                 errors.append(err)
             else:
-                self._failed[host] = -1
+                self._order[host] = -1
                 return connection
         raise max(errors, key=_weight)
 
