@@ -21,11 +21,15 @@ from openmanager_metadata.audit.reader import AuditReader
 from openmanager_metadata.backends.hosts import hosts
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
+from openmanager_metadata.directory import KEYS, Directory
 from openmanager_metadata.inventory import Inventory
+from openmanager_metadata.keyring import Keyring
+from openmanager_metadata.keys import Keys
 from openmanager_metadata.memory import Memory
 from openmanager_metadata.service import ServerService
 from replicated import Pair, replicated
 
+from openmanager.access import Grant, Role
 from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.api.status.v1 import status_pb2
 from openmanager.audit import LOG_RESTORED
@@ -37,6 +41,7 @@ from openmanager.runtime.status import Storage
 PROBE_SECONDS = 0.1
 # The service probes once a second: what is waited for here, it has within three.
 PATIENCE = 8.0
+KEYRING = Keyring(Secret("k" * 32))
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,15 @@ class Service:
     kept: Kept
     shown: Storage
 
+    directory: Directory
+
     @property
     def inventory(self) -> Inventory:
         return Inventory(self.database)
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.database, self.directory, KEYRING)
 
     @property
     def servers(self) -> ServerService:
@@ -91,7 +102,8 @@ async def pair() -> AsyncIterator[Pair]:
 @pytest.fixture
 async def service(pair: Pair, tmp_path: Path) -> AsyncIterator[Service]:
     clock = SystemClock()
-    memory = Memory(clock, 1000)
+    directory = Directory(KEYRING, clock)
+    memory = Memory(clock, 1000, directory)
     database = PostgresqlDatabase(MetadataConfig(database_url=Secret(pair.url)), memory, clock)
     audit = AuditLog(database, clock)
     shown = Storage(
@@ -106,7 +118,8 @@ async def service(pair: Pair, tmp_path: Path) -> AsyncIterator[Service]:
 
     async with database.connecting(), audit.running():
         task = asyncio.create_task(probe())
-        made = Service(database, memory, Kept(database, clock, audit, AuditReader(database, clock), tmp_path), shown)
+        kept = Kept(database, clock, audit, AuditReader(database, clock), tmp_path)
+        made = Service(database, memory, kept, shown, directory)
         try:
             await made.until_writes()
             yield made
@@ -232,6 +245,37 @@ async def test_what_a_standby_that_was_behind_lacks_is_given_back_and_said(pair:
     assert (found.entry.details["known_size"], found.entry.details["found_size"]) == (str(size), str(size - 1))
     await service.kept.checkpoints().make()
     assert (await service.kept.verdict()).problems == []
+
+
+async def test_who_was_let_in_or_put_out_a_moment_ago_stays_so_on_a_standby_that_was_behind(
+    pair: Pair, service: Service
+):
+    revoked, _ = await service.keys.create("revoked", (Grant(Role.VIEWER),), None, "local")
+    await service.memory.copy(service.database)
+    await pair.caught_up()
+    await cut(pair)
+    made, secret = await service.keys.create("made", (Grant(Role.VIEWER),), None, "local")
+    await service.keys.delete(revoked.id)
+    pair.primary.kill()
+    await pair.promote()
+    await service.until_writes()
+    assert service.memory.warnings == ("failed over and lost the last changes: 2 rows were written back from memory",)
+    await service.memory.copy(service.database)
+    assert set(service.directory.rows[KEYS]) == {made.id}
+    assert service.directory.identity(secret).subject == f"keys/{made.id}"
+
+
+async def test_sessions_that_have_ended_are_no_loss(pair: Pair, service: Service):
+    await service.database.fetch(
+        "WITH u AS (INSERT INTO users (name) VALUES ('ada') RETURNING id) INSERT INTO sessions (user_id, refresh_hash, ends)"
+        " SELECT id, ''::bytea, now() - interval '1 hour' FROM u"
+    )
+    await service.memory.copy(service.database)
+    await pair.caught_up()
+    pair.primary.kill()
+    await pair.promote()
+    await service.until_writes()
+    assert service.memory.warnings == ()
 
 
 async def test_a_standby_that_was_far_behind_is_an_old_database(pair: Pair, service: Service):

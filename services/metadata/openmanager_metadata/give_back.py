@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from openmanager_metadata.directory import TABLES, Directory
+from openmanager_metadata.directory import SESSIONS, TABLES, Directory
 
 _JSON = frozenset({"grants"})
 
@@ -26,7 +26,9 @@ async def give_back(connection: Any, directory: Directory, taken: datetime, *, s
         if newest := [row for row in rows if since is None or row["updated_at"] > since]:
             documents = json.dumps([_document(row) for row in newest])
             changed += await connection.fetchval(_statement(table, list(newest[0].keys())), documents)
-        gone = f"WITH gone AS (DELETE FROM {table} WHERE updated_at <= $1 AND NOT id = ANY($2) RETURNING 1)"
+        # Sessions that have ended are not remembered, and are no loss.
+        living = " AND ends > now()" if table == SESSIONS else ""
+        gone = f"WITH gone AS (DELETE FROM {table} WHERE updated_at <= $1 AND NOT id = ANY($2){living} RETURNING 1)"
         changed += await connection.fetchval(f"{gone} SELECT count(*) FROM gone", taken, [row["id"] for row in rows])
     return changed
 

@@ -338,7 +338,8 @@ class PostgresqlDatabase:
             raise InvalidArgumentError("the request holds a value that PostgreSQL cannot store") from err
         except _LOST as err:
             log.warning("PostgreSQL is another, or not as it was (%s): what it lacks is given back", type(err).__name__)
-            self._state, self._reason = status_pb2.STORAGE_STATE_EMPTY, "came back empty or old"
+            what = "failed over or came back old" if isinstance(err, StrangerError) else "came back empty"
+            self._state, self._reason = status_pb2.STORAGE_STATE_EMPTY, what
             self._lost.set()
             raise store_unavailable(STORE) from err
         except _AWAY as err:
