@@ -142,8 +142,8 @@ def _changes(report: Report, names: Mapping[str, str]) -> str:
     some = report.changes[-MAX_CHANGES:]
     left = report.change_count - len(some)
     words = f"The newest {len(some):,}; {left:,} older ones are counted above" if left else "One by one"
-    actors = {_named(name, names): each for name, each in report.changes_by_actor.items()}
-    actions = {_action(name): each for name, each in report.changes_by_action.items()}
+    actors = [(_named(name, names), each) for name, each in report.changes_by_actor.items()]
+    actions = [(_action(name), each) for name, each in report.changes_by_action.items()]
     return (
         _counts("By whom", "actor", actors)
         + _counts("By what", "action", actions)
@@ -151,8 +151,8 @@ def _changes(report: Report, names: Mapping[str, str]) -> str:
     )
 
 
-def _counts(caption: str, what: str, found: Mapping[_Html, Counter[str]]) -> str:
-    ranked = sorted(found.items(), key=lambda item: (-item[1].total(), item[0]))
+def _counts(caption: str, what: str, found: Iterable[tuple[_Html, Counter[str]]]) -> str:
+    ranked = sorted(found, key=lambda item: (-item[1].total(), item[0]))
     rows = [{what: name, "done": counts["done"], "failed": counts["failed"]} for name, counts in ranked]
     return _table(caption, (what, "done", "failed"), rows)
 

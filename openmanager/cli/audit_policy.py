@@ -26,6 +26,7 @@ _FIELDS = {
     "policy.document.holds.id": "ID",
     "policy.document.holds.filter": "--filter",
     "policy.document.holds.reason": "--reason",
+    "policy.document.holds": "holds",
     "policy.document.holds.range.start_time": "--from",
     "policy.document.holds.range.end_time": "--to",
 }
