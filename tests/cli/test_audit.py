@@ -217,12 +217,13 @@ def test_a_report_says_what_an_auditor_asks(run, tmp_path: Path, recorded: int, 
 
 
 async def test_a_report_names_keys_with_their_end_and_last_use_and_whoever_is_in_it(run, tmp_path: Path, mesh: Mesh):
+    await asyncio.to_thread(covered, mesh, 1)
     async with Client(mesh.gateway) as client:
         user, _ = await client.users.create("grace", [Grant("viewer", "role = web")])
         key, _ = await client.keys.create("nightly <script>", [Grant("viewer", "")])
         async with Peer("metadata", mesh.address("metadata")) as peer:
             refused = Record(actor=f"keys/{key.id}", via="gateway", action=UPDATE)
-            await PeerRecorder(peer).event(refused, Outcome(code=7, reason="PERMISSION_DENIED"), 3)
+            await PeerRecorder(peer).event(refused, Outcome(code=16, reason="CREDENTIALS_INVALID"), 3)
         hold = AuditHold(id="case-17", filter="actor = users/3", reason="litigation")
         held = await client.audit.update_policy(replace(await client.audit.policy(), holds=(hold,)))
         html = tmp_path / "report.html"
@@ -239,7 +240,7 @@ async def test_a_report_names_keys_with_their_end_and_last_use_and_whoever_is_in
     assert row[5] == key.end_time.strftime("%Y-%m-%d %H:%M:%SZ")
     refusals = page.tables["Who was not let in, or may not do what they asked for"]
     (row,) = [each for each in refusals if each[0] == f"nightly <script>keys/{key.id}"]
-    assert row[1:4] == ["ServerService/UpdateServer", "PERMISSION_DENIED", "3"]
+    assert row[1:4] == ["ServerService/UpdateServer", "UNAUTHENTICATED", "3"]
     assert ["case-17", "actor = users/3", "the beginning", "no end", "litigation"] in page.tables[
         "What is kept for longer"
     ]
