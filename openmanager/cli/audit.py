@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from openmanager.cli import connection, render, selection
+from openmanager.cli.audit_policy import COMMANDS
 from openmanager.cli.audit_text import entries_table, print_entry, print_status
 from openmanager.cli.audit_verdict import json_of, print_verdict, show_entries, verify_files
 from openmanager.cli.progress import Bar
@@ -353,3 +354,7 @@ async def _report(client: Client, options: Mapping[str, Any]) -> Report:
         return await audit_report.collect(
             client, options["start"], end, bar, checkpoints=options["checkpoints"], keys=options["keys"]
         )
+
+
+for each in COMMANDS:
+    audit.add_command(each)

@@ -4,184 +4,338 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
+
+from openmanager.audit import PRUNED
+from openmanager.cli.audit_access import show_time
+from openmanager.cli.audit_style import STYLE
+from openmanager.version import VERSION
 
 if TYPE_CHECKING:
     from openmanager.cli.audit_report import Report
 
-_STYLE = """
-:root{color-scheme:light}
-*{box-sizing:border-box}
-body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1b1f24;background:#fff;max-width:68rem;
-margin:0 auto;padding:2.5rem 1.5rem}
-h1{font-size:1.7rem;margin:0 0 .25rem}
-h2{font-size:1.15rem;margin:2.4rem 0 .6rem;padding-bottom:.3rem;border-bottom:2px solid #1b1f24}
-p{margin:.4rem 0}
-.quiet{color:#5b6570}
-.verdict{padding:.9rem 1.1rem;border-left:6px solid;margin:1rem 0;background:#f4f6f8}
-.sound{border-color:#1a7f4b}.unsound{border-color:#c1272d;background:#fdf1f1}
-.verdict strong{font-size:1.05rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.2rem;margin:.6rem 0}
-dt{color:#5b6570}dd{margin:0;overflow-wrap:anywhere}
-table{border-collapse:collapse;width:100%;font-size:13.5px;margin:.4rem 0}
-th{text-align:left;border-bottom:1px solid #1b1f24;padding:.3rem .7rem .3rem 0;white-space:nowrap}
-td{border-bottom:1px solid #e1e5ea;padding:.3rem .7rem .3rem 0;vertical-align:top;overflow-wrap:anywhere}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-td.t{white-space:nowrap;font-variant-numeric:tabular-nums}
-ol.toc{columns:2;margin:1rem 0;padding-left:1.3rem}
-a{color:#0b57a4}
-@media print{body{padding:0;max-width:none;font-size:10.5pt}h2{break-after:avoid}tr{break-inside:avoid}thead{display:table-header-group}
-ol.toc{display:none}a{color:inherit;text-decoration:none}@page{margin:16mm}}
-"""
-_NUMBERS = {"number", "count", "done", "failed"}
-_TIMES = {"time", "first", "last"}
+PACKAGE = "openmanager.api."
+# Tables of so many columns are scrolled on a narrow screen.
+MANY = 5
+# How a column is set: numbers to the right, times and words in one line, ids broken anywhere.
+_CLASSES = {
+    **dict.fromkeys(("number", "count", "done", "failed"), "n"),
+    **dict.fromkeys(("time", "first", "last", "created", "end", "last_seen", "from", "until"), "t"),
+    **dict.fromkeys(("role", "state", "code", "result", "hold"), "w"),
+    **dict.fromkeys(("object", "subject", "id"), "i"),
+}
+_HEADS = {"end": "Ends", "code": "Answer", "count": "Times", "creator": "Made by"}
+
+
+class _Html(str):
+    """What is HTML already."""
+
+    __slots__ = ()
 
 
 def page(report: Report) -> str:
     """Return the page."""
+    names = {each.subject: each.name for each in report.access}
     sections = [
         ("Verification", _verification(report)),
-        ("Access review", _access(report)),
-        ("Changes by actor", _counts("actor", report.changes_by_actor)),
-        ("Changes by kind", _counts("action", report.changes_by_action)),
-        ("Changes", _changes(report)),
-        ("Refused calls", _refusals(report)),
-        ("Privileged reads and other events", _reads(report)),
+        ("Summary", _summary(report)),
+        ("Access review", _access(report, names)),
+        ("Changes", _changes(report, names)),
+        ("Refused calls", _refusals(report, names)),
         ("Retention and holds", _holds(report)),
-        ("Deletions by retention", _rows(report.deletions, "nothing was deleted", "object", "details")),
-        ("Erasures", _rows(report.erasures, "nobody's data was erased", "actor", "object")),
-        ("Key rotations", _rows(report.keys, "no key was exchanged", "action", "object", "details")),
-        ("Intents without an outcome", _orphans(report)),
-        ("Incidents of the log", _rows(report.incidents, "none", "action", "details")),
+        ("Deletions by retention", _deletions(report)),
+        ("Erasures of personal data", _erasures(report, names)),
+        ("Intents without an outcome", _orphans(report, names)),
+        ("Privileged reads and other events", _reads(report, names)),
+        ("Signing keys", _events(report.keys, "Keys that were exchanged", "no key was exchanged")),
+        ("Incidents of the log", _events(report.incidents, "What happened to the log itself", "none")),
     ]
-    toc = "".join(f'<li><a href="#s{at}">{escape(title)}</a></li>' for at, (title, _) in enumerate(sections, 1))
+    contents = "".join(f'<li><a href="#s{at}">{escape(title)}</a></li>' for at, (title, _) in enumerate(sections, 1))
     body = "".join(
-        f'<section><h2 id="s{at}">{at}. {escape(title)}</h2>{text}</section>'
+        f'<section aria-labelledby="s{at}"><h2 id="s{at}">{at}. {escape(title)}</h2>{text}</section>'
         for at, (title, text) in enumerate(sections, 1)
     )
-    span = f"From {escape(report.start)} to {escape(report.end)}, {report.entry_count:,} entries."
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Audit report {escape(report.made)}</title><style>{_STYLE}</style></head><body>"
-        f'<h1>Audit report</h1><p class="quiet">{span} Made {escape(report.made)}. Times are UTC.</p>'
-        f'<ol class="toc">{toc}</ol>{body}</body></html>\n'
+        f"<title>Audit report, {escape(report.start)} to {escape(report.end)}</title><style>{STYLE}</style></head><body>"
+        f'{_header(report, names)}<nav aria-label="Contents"><ol>{contents}</ol></nav><main>{body}</main></body></html>\n'
     )
+
+
+def _header(report: Report, names: Mapping[str, str]) -> str:
+    facts = {
+        "Period": f"{report.start} to {report.end}",
+        "Entries": f"{report.entry_count:,} in the period",
+        "Made": report.made,
+        "By": _named(report.author, names),
+        "With": f"OpenManager {VERSION}",
+    }
+    return f'<header><h1>Audit report</h1>{_facts(facts)}<p class="quiet">All times are UTC.</p></header>'
+
+
+# ── sections ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _verification(report: Report) -> str:
     found = report.verdict
-    kind = "sound" if found.is_sound else "unsound"
-    words = "The log is as it was written." if found.is_sound else "The log is NOT as it was written."
+    if not found.is_sound:
+        kind, words = "unsound", "The log is NOT as it was written."
+    elif found.signed_count:
+        kind, words = "sound", "The log is as it was written."
+    else:
+        kind, words = "sound", "The log fits its checkpoints. Their signatures were not checked: no key was given."
     problems = "".join(f"<li>{escape(each.where)}: {escape(each.what)}</li>" for each in found.problems)
     notices = "".join(f"<li>{escape(each)}</li>" for each in found.notices)
     facts = {
-        "Log": found.log_id,
+        "Log": _code(found.log_id),
         "Entries": f"{found.entry_count:,}, numbers {found.first_number:,}–{found.last_number:,}",
         "Checkpoints": f"{found.checkpoint_count:,}, of which {found.signed_count:,} with a signature that was checked",
         "Taken from": report.checkpoints_from,
         "Covered up to": f"number {found.covered_number:,}",
-        "Not covered": f"{found.uncovered_count:,} entries after the last checkpoint, of which nothing is said",
-        "Root": found.root,
+        "Not covered": f"{found.uncovered_count:,} after the last checkpoint, of which nothing is said",
+        "Root": _code(found.root),
     }
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     more = f"<ul>{problems}</ul>" if problems else ""
     noted = f'<ul class="quiet">{notices}</ul>' if notices else ""
-    return f'<div class="verdict {kind}"><strong>{words}</strong>{more}</div><dl>{listed}</dl>{noted}'
+    return f'<div class="verdict {kind}"><strong>{escape(words)}</strong>{more}</div>{_facts(facts)}{noted}'
 
 
-def _access(report: Report) -> str:
-    if not report.access:
-        return _nothing("no users yet")
-    rows = [
-        {
-            "subject": each.subject,
-            "name": each.name,
-            "roles": ", ".join(each.roles),
-            "scope": each.scope,
-            "last seen": each.last_seen,
-        }
+def _summary(report: Report) -> str:
+    count = {name: f"{value:,}" for name, value in report.summary.items()}
+    facts = {
+        "Changes": f"{count['changes']} by {count['actors_who_changed']}, of which {count['failed_changes']} failed",
+        "Refused calls": count["refused_calls"],
+        "May come in": f"{count['people']} people, {count['keys']} keys",
+        "Holds": count["holds"],
+        "Deletions": f"{count['deletions']}, together {count['deleted_entries']} entries of the log",
+        "Erasures": count["erasures"],
+        "Without an outcome": count["orphaned_intents"],
+        "Incidents": count["incidents"],
+    }
+    return _facts(facts)
+
+
+def _access(report: Report, names: Mapping[str, str]) -> str:
+    shown = [
+        {"name": _named(each.subject, names), "key": _named(each.subject, names), "state": each.state,
+         "role": each.role or "none", "scope": each.scope, "created": each.created,
+         "creator": _named(each.creator, names), "end": each.end, "last_seen": each.last_seen}
         for each in report.access
-    ]
-    return _table(("subject", "name", "roles", "scope", "last seen"), rows)
-
-
-def _counts(what: str, found: Mapping[str, Counter[str]]) -> str:
-    ranked = sorted(found.items(), key=lambda item: (-item[1].total(), item[0]))
-    rows = [{what: name, "done": counts["done"], "failed": counts["failed"]} for name, counts in ranked]
-    return _table((what, "done", "failed"), rows) if rows else _nothing("nothing was changed")
-
-
-def _changes(report: Report) -> str:
-    from openmanager.cli.audit_report import MAX_CHANGES
-
-    some = report.changes[-MAX_CHANGES:]
-    left = report.change_count - len(some)
-    more = _nothing(f"the newest {len(some):,}; {left:,} older ones are counted above") if left else ""
-    return more + _rows(some, "nothing was changed", "actor", "action", "object", "code", "request_id")
-
-
-def _refusals(report: Report) -> str:
-    rows = [
-        {"actor": each.actor, "action": each.action, "code": each.code, "count": each.count, "first": each.first,
-         "last": each.last}
-        for each in sorted(report.refusals.values(), key=lambda each: -each.count)
     ]  # fmt: skip
-    return (
-        _table(("actor", "action", "code", "count", "first", "last"), rows) if rows else _nothing("nobody was refused")
+    people = [row for row, each in zip(shown, report.access, strict=True) if each.is_person]
+    keys = [row for row, each in zip(shown, report.access, strict=True) if not each.is_person]
+    of_people = ("name", "state", "role", "scope", "created", "last_seen")
+    of_keys = ("key", "state", "role", "scope", "creator", "end", "last_seen")
+    return _table("People, a row for each role", of_people, people, "no users") + _table(
+        "Keys of programs, a row for each role", of_keys, keys, "no keys"
     )
 
 
-def _reads(report: Report) -> str:
-    rows = [{"actor": actor, "action": action, "count": count} for (actor, action), count in report.reads.most_common()]
-    return _table(("actor", "action", "count"), rows) if rows else _nothing("none")
+def _changes(report: Report, names: Mapping[str, str]) -> str:
+    from openmanager.cli.audit_report import MAX_CHANGES
+
+    if not report.change_count:
+        return _nothing("nothing was changed")
+    some = report.changes[-MAX_CHANGES:]
+    left = report.change_count - len(some)
+    words = f"The newest {len(some):,}; {left:,} older ones are counted above" if left else "One by one"
+    actors = [(_named(name, names), each) for name, each in report.changes_by_actor.items()]
+    actions = [(_action(name), each) for name, each in report.changes_by_action.items()]
+    return (
+        _counts("By whom", "actor", actors)
+        + _counts("By what", "action", actions)
+        + _table(words, ("number", "time", "actor", "action", "object", "result"), _readable(some, names))
+    )
+
+
+def _counts(caption: str, what: str, found: Iterable[tuple[_Html, Counter[str]]]) -> str:
+    ranked = sorted(found, key=lambda item: (-item[1].total(), item[0]))
+    rows = [{what: name, "done": counts["done"], "failed": counts["failed"]} for name, counts in ranked]
+    return _table(caption, (what, "done", "failed"), rows)
+
+
+def _refusals(report: Report, names: Mapping[str, str]) -> str:
+    rows = [
+        {"actor": _named(each.actor, names), "action": _action(each.action), "code": each.code, "count": each.count,
+         "first": _second(each.first), "last": _second(each.last)}
+        for each in sorted(report.refusals.values(), key=lambda each: -each.count)
+    ]  # fmt: skip
+    columns = ("actor", "action", "code", "count", "first", "last")
+    return _table("Who was not let in, or may not do what they asked for", columns, rows, "nobody was refused")
 
 
 def _holds(report: Report) -> str:
-    kept = f"{report.retention_days:,} days" if report.retention_days else "for ever"
+    kept = f"for {report.retention_days:,} days" if report.retention_days else "for ever"
+    since = f", by policy audit/default {report.policy_version} of {report.policy_time}" if report.policy_time else ""
     rows = [
         {
-            "id": hold.get("id", ""),
-            "filter": hold.get("filter", ""),
-            "from": hold.get("range", {}).get("start_time", ""),
-            "until": hold.get("range", {}).get("end_time", ""),
+            "hold": hold.get("id", ""),
+            "filter": hold.get("filter", "every entry"),
+            "from": _second(hold.get("range", {}).get("start_time", "the beginning")),
+            "until": _second(hold.get("range", {}).get("end_time", "no end")),
             "reason": hold.get("reason", ""),
         }
         for hold in report.holds
     ]
-    table = _table(("id", "filter", "from", "until", "reason"), rows) if rows else _nothing("no holds")
-    return f"<p>Entries are kept {escape(kept)}.</p>{table}"
+    table = _table("What is kept for longer", ("hold", "filter", "from", "until", "reason"), rows, "no holds")
+    return f"<p>Entries are kept {escape(kept + since)}.</p>{table}"
 
 
-def _orphans(report: Report) -> str:
-    words = "each was about to be done when whoever did it ended: whether it was done has to be looked for"
-    more = f'<p class="quiet">{words}</p>' if report.orphans else ""
-    return more + _rows(report.orphans, "every intent has its outcome", "actor", "action", "object", "request_id")
+def _deletions(report: Report) -> str:
+    rows = [{**row, "deleted": _deleted(row), "evidence": _evidence(row)} for row in report.deletions]
+    columns = ("number", "time", "deleted", "evidence")
+    return _table("What the log says of each deletion, before it was done", columns, rows, "nothing was deleted")
 
 
-def _rows(rows: Sequence[Mapping[str, Any]], nothing: str, *columns: str) -> str:
-    return _table(("number", "time", *columns), rows) if rows else _nothing(nothing)
+def _deleted(row: Mapping[str, Any]) -> _Html:
+    details = row["details"]
+    if row["action"] != PRUNED:
+        return _lines([escape(row["object"]), *(_detail(*each) for each in sorted(details.items()))])
+    first, last, count = (_grouped(details.get(name, "")) for name in ("first_number", "last_number", "count"))
+    oldest, newest = (_moment(details.get(f"{name}_unix_nanos", "")) for name in ("oldest", "newest"))
+    rule = f"older than {details.get('retention_days', '')} days"
+    by = f"by policy {details.get('policy', '')} {details.get('policy_version', '')}"
+    return _lines(
+        map(
+            escape, (f"{count} entries of the log, numbers {first}–{last}", f"of {oldest} to {newest}", f"{rule}, {by}")
+        )
+    )
+
+
+def _evidence(row: Mapping[str, Any]) -> _Html:
+    root = row["details"].get("root", "")
+    return _Html(f"root of what was deleted {_code(root)}") if root else _Html(f"entry {row['number']:,}")
+
+
+def _erasures(report: Report, names: Mapping[str, str]) -> str:
+    rows = [{**row, "subject": _named(row["object"], names)} for row in report.erasures]
+    return _table(
+        "Whose personal data was made unreadable", ("number", "time", "subject"), rows, "nobody's data was erased"
+    )
+
+
+def _orphans(report: Report, names: Mapping[str, str]) -> str:
+    words = "Whoever was about to do this ended: whether it was done has to be looked for"
+    columns = ("number", "time", "actor", "action", "object")
+    return _table(words, columns, _readable(report.orphans, names), "every intent has its outcome")
+
+
+def _reads(report: Report, names: Mapping[str, str]) -> str:
+    rows = [
+        {"actor": _named(actor, names), "action": _action(action), "count": count}
+        for (actor, action), count in report.reads.most_common()
+    ]
+    return _table("What was read that not everybody may read", ("actor", "action", "count"), rows, "none")
+
+
+def _events(rows: Sequence[Mapping[str, Any]], caption: str, nothing: str) -> str:
+    shown = [{**row, "details": _lines(_detail(*each) for each in sorted(row["details"].items()))} for row in rows]
+    return _table(caption, ("number", "time", "action", "object", "details"), shown, nothing)
+
+
+# ── parts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _table(caption: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], nothing: str = "none") -> str:
+    if not rows:
+        return _nothing(nothing)
+    head = "".join(f'<th scope="col"{_class(name)}>{escape(_head(name))}</th>' for name in columns)
+    body = "".join(f"<tr>{_row(columns, row)}</tr>" for row in rows)
+    size = ' class="many"' if len(columns) >= MANY else ""
+    return (
+        f'<div class="wide" role="region" tabindex="0" aria-label="{escape(caption)}"><table{size}>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _row(columns: Sequence[str], row: Mapping[str, Any]) -> str:
+    first, *others = columns
+    cells = "".join(f"<td{_class(name)}>{_cell(row.get(name, ''))}</td>" for name in others)
+    return f'<th scope="row"{_class(first)}>{_cell(row.get(first, ""))}</th>{cells}'
+
+
+def _class(name: str) -> str:
+    return f' class="{_CLASSES[name]}"' if name in _CLASSES else ""
+
+
+def _head(name: str) -> str:
+    return _HEADS.get(name) or name.replace("_", " ").capitalize()
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, _Html) else escape(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{_cell(value)}</dd>' for name, value in facts.items())}</dl>"
 
 
 def _nothing(words: str) -> str:
     return f'<p class="quiet">{escape(words)}</p>'
 
 
-def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    head = "".join(f"<th{_class(name)}>{escape(name.replace('_', ' '))}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td{_class(name)}>{_cell(row.get(name, ''))}</td>" for name in columns) + "</tr>"
+def _lines(lines: Iterable[str]) -> _Html:
+    return _Html("<br>".join(lines))
+
+
+def _code(text: str) -> _Html:
+    return _Html(f"<code>{escape(text)}</code>")
+
+
+# ── values ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _readable(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            **row,
+            "actor": _named(row["actor"], names),
+            "action": _action(row["action"]),
+            "object": _named(row["object"], names),
+            "result": "done" if row["code"] == "OK" else row["code"],
+        }
         for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    ]
 
 
-def _class(name: str) -> str:
-    return ' class="n"' if name in _NUMBERS else ' class="t"' if name in _TIMES else ""
+def _named(subject: str, names: Mapping[str, str]) -> _Html:
+    """Return a subject with the name it is known by today."""
+    if subject == "local":
+        return _Html("local administrator")
+    name = names.get(subject)
+    return _Html(f'{escape(name)}<br><span class="id">{escape(subject)}</span>' if name else escape(subject))
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "<br>".join(f"{escape(str(name))}: {escape(str(each))}" for name, each in sorted(value.items()))
-    return escape(f"{value:,}" if isinstance(value, int) else str(value))
+def _action(action: str) -> _Html:
+    """Return an action; of a method its service and its name."""
+    if not action.startswith(PACKAGE):
+        return _Html(escape(action))
+    service, _, method = action.partition("/")
+    return _Html(f"{escape(service.rpartition('.')[2])}/<wbr>{escape(method)}")
+
+
+def _detail(name: str, value: str) -> str:
+    if name.endswith("_unix_nanos"):
+        return f"{escape(name.removesuffix('_unix_nanos').replace('_', ' '))}: {escape(_moment(value))}"
+    return f'{escape(name.replace("_", " "))}: <span class="i">{escape(value)}</span>'
+
+
+def _grouped(text: str) -> str:
+    return f"{int(text):,}" if text.isascii() and text.isdigit() else text
+
+
+def _moment(nanos: str) -> str:
+    if not nanos.isascii() or not nanos.isdigit() or len(nanos) > 19:
+        return nanos
+    return show_time(datetime.fromtimestamp(int(nanos) // 10**9, UTC))
+
+
+def _second(text: str) -> str:
+    """Return an RFC 3339 time as all others are shown; what is none as it is."""
+    try:
+        return show_time(datetime.fromisoformat(text))
+    except ValueError:
+        return text

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from openmanager.audit import CLOCK_SET_BACK, KEY_REPLACED, KEY_ROTATED, LOG_RESTORED, PRUNED, SUBJECT_ERASED, Kind
 from openmanager.cli.audit import range_filter
+from openmanager.cli.audit_access import Access, access_review, show_time
 from openmanager.cli.audit_text import CODES
 from openmanager.cli.audit_verdict import verdict_document, verify_files
-from openmanager.errors import NotFoundError
+from openmanager.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from openmanager.audit_file import Verdict
     from openmanager.cli.progress import Bar
     from openmanager.client import AuditEntry, Client
-    from openmanager.client.people import Grant
 
 # Of changes, only the newest are told one by one; all are counted.
 MAX_CHANGES = 1000
@@ -31,17 +29,6 @@ REFUSED = (7, 16)
 RETENTION = "retention."
 KEYS = (KEY_ROTATED, KEY_REPLACED)
 INCIDENTS = (CLOCK_SET_BACK, LOG_RESTORED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """What somebody may do: a subject, its name for people, its roles, where they hold, and when it was last seen."""
-
-    subject: str
-    name: str = ""
-    roles: tuple[str, ...] = ()
-    scope: str = ""
-    last_seen: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +50,7 @@ class Report:
     start: str
     end: str
     made: str
+    author: str
     verdict: Verdict
     checkpoints_from: str
     entry_count: int = 0
@@ -74,6 +62,8 @@ class Report:
     refusals: dict[tuple[str, str, int], Refusals] = field(default_factory=dict)
     reads: Counter[tuple[str, str]] = field(default_factory=Counter)
     retention_days: int | None = None
+    policy_version: str = ""
+    policy_time: str = ""
     holds: list[dict[str, Any]] = field(default_factory=list)
     deletions: list[dict[str, Any]] = field(default_factory=list)
     erasures: list[dict[str, Any]] = field(default_factory=list)
@@ -121,13 +111,35 @@ class Report:
         known.first = known.first or entry.details.get("first_time", show_time(entry.create_time))
         known.last = entry.details.get("last_time", show_time(entry.create_time))
 
+    @property
+    def summary(self) -> dict[str, int]:
+        """How much there was of everything."""
+        pruned = (row["details"].get("count", "") for row in self.deletions if row["action"] == PRUNED)
+        return {
+            "changes": self.change_count,
+            "failed_changes": sum(each["failed"] for each in self.changes_by_actor.values()),
+            "actors_who_changed": len(self.changes_by_actor),
+            "refused_calls": sum(each.count for each in self.refusals.values()),
+            "people": len({each.subject for each in self.access if each.is_person}),
+            "keys": len({each.subject for each in self.access if not each.is_person}),
+            "holds": len(self.holds),
+            "deletions": len(self.deletions),
+            "deleted_entries": sum(int(count) for count in pruned if count.isdigit()),
+            "erasures": len(self.erasures),
+            "orphaned_intents": len(self.orphans),
+            "incidents": len(self.incidents),
+        }
+
     def document(self) -> dict[str, Any]:
         """Return the report as programs read it."""
         return {
             "made": self.made,
+            "author": self.author,
+            "openmanager_version": VERSION,
             "start": self.start,
             "end": self.end,
             "entry_count": self.entry_count,
+            "summary": self.summary,
             "verification": {"checkpoints": self.checkpoints_from, **verdict_document(self.verdict)},
             "access": [asdict(each) for each in self.access],
             "changes_by_actor": self.changes_by_actor,
@@ -139,6 +151,8 @@ class Report:
                 {"actor": actor, "action": action, "count": count} for (actor, action), count in self.reads.items()
             ],
             "retention_days": self.retention_days,
+            "policy_version": self.policy_version,
+            "policy_time": self.policy_time,
             "holds": self.holds,
             "deletions": self.deletions,
             "erasures": self.erasures,
@@ -146,30 +160,6 @@ class Report:
             "orphaned_intents": self.orphans,
             "incidents": self.incidents,
         }
-
-
-async def access_review(client: Client) -> list[Access]:
-    """Return who may do what: a row for each grant, users first; who may do nothing has one too."""
-    found = []
-    async for user in client.users.list():
-        state = " (disabled)" if user.disabled else "" if user.activated else " (invited)"
-        seen = show_time(user.sign_in_time) if user.sign_in_time else "never"
-        found += _rows(f"users/{user.id}", f"{user.name}{state}", user.grants, seen)
-    async for key in client.keys.list():
-        seen = show_time(key.use_time) if key.use_time else "never"
-        found += _rows(f"keys/{key.id}", key.description, key.grants, seen)
-    return found
-
-
-def _rows(subject: str, name: str, grants: Sequence[Grant], seen: str) -> list[Access]:
-    if not grants:
-        return [Access(subject=subject, name=name, last_seen=seen)]
-    return [
-        Access(
-            subject=subject, name=name, roles=(each.role,), scope=each.server_filter or "all servers", last_seen=seen
-        )
-        for each in grants
-    ]
 
 
 async def collect(
@@ -186,6 +176,7 @@ async def collect(
         start=show_time(start) if start else "the beginning",
         end=show_time(end),
         made=show_time(datetime.now(UTC)),
+        author=(await client.sessions.identity()).subject,
         verdict=await _verdict(client, checkpoints, keys, bar),
         checkpoints_from=str(checkpoints) if checkpoints else "those kept beside the log: a copy elsewhere proves more",
     )
@@ -212,20 +203,12 @@ async def _verdict(client: Client, checkpoints: Path | None, keys: tuple[Path, .
 
 
 async def _policy(client: Client, report: Report) -> None:
-    from google.protobuf.json_format import MessageToDict
+    from openmanager.client.audit import policy_document
 
-    from openmanager.api.metadata.v1 import metadata_pb2
-    from openmanager.client import rpc
-
-    request = metadata_pb2.GetPolicyRequest(kind="audit", id="default")
-    try:
-        found = await client.rpc.call(rpc.GET_POLICY, request)
-    except NotFoundError:
-        return
-    document = MessageToDict(found.policy.document)
-    days = document.get("retention_days")
-    report.retention_days = int(days) if days is not None else None
-    report.holds = list(document.get("holds", []))
+    policy = await client.audit.policy()
+    report.retention_days, report.policy_version = policy.retention_days, policy.etag
+    report.policy_time = show_time(policy.update_time)
+    report.holds = list(policy_document(policy)["holds"])
 
 
 def _row(entry: AuditEntry) -> dict[str, Any]:
@@ -245,11 +228,6 @@ def _row(entry: AuditEntry) -> dict[str, Any]:
 def show_code(code: int) -> str:
     """Return the name of a code."""
     return CODES[code] if code < len(CODES) else str(code)
-
-
-def show_time(moment: datetime | None) -> str:
-    """Return a moment in UTC, to the second."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ") if moment else ""
 
 
 def as_json(report: Report) -> str:

@@ -10,7 +10,7 @@ Dataclasses and numpy arrays go in and come out; what goes wrong is one of `open
 """
 
 from openmanager.client.analysis import Analysis, Anomaly, Blame, CapacityForecast, DetectionScores, Trend
-from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditStatus
+from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditHold, AuditPolicy, AuditStatus
 from openmanager.client.client import Client
 from openmanager.client.dead_letters import DeadLetters
 from openmanager.client.enumeration import (
@@ -78,6 +78,8 @@ __all__ = [
     "Audit",
     "AuditCheckpoint",
     "AuditEntry",
+    "AuditHold",
+    "AuditPolicy",
     "AuditStatus",
     "Blame",
     "Board",

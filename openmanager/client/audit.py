@@ -6,13 +6,20 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf import json_format
 
 from openmanager.api.metadata.v1 import audit_pb2 as pb
+from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.audit import Kind
 from openmanager.client import codec, rpc
 from openmanager.client.rpc import DEADLINE_SECONDS, Rpc
+from openmanager.errors import NotFoundError
 from openmanager.merkle import includes, leaf_hash
+
+NO_POLICY = "v0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +115,32 @@ class ProvenEntry:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditHold:
+    """Entries that are kept whatever the retention says: those of [start_time, end_time) that the filter chooses.
+
+    None is from the beginning, and without end. One of the three is needed.
+    """
+
+    id: str
+    filter: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPolicy:
+    """How many days entries are kept, None for ever, and what is held. `etag` is `v0` while nobody has said anything."""
+
+    retention_days: int | None = None
+    holds: tuple[AuditHold, ...] = ()
+    etag: str = NO_POLICY
+    update_time: datetime | None = None
+
+
 class Audit:
-    """Reads the audit log, and erases personal data from it."""
+    """Reads the audit log, erases personal data from it, and says how long it is kept."""
 
     def __init__(self, calls: Rpc) -> None:
         self._calls = calls
@@ -159,6 +190,19 @@ class Audit:
         """Make the personal data of a subject unreadable for ever; return how many keys were deleted."""
         request = pb.EraseSubjectRequest(subject=subject)
         return (await self._calls.call(rpc.ERASE_SUBJECT, request, seconds=seconds)).erased_key_count
+
+    async def policy(self, *, seconds: float = DEADLINE_SECONDS) -> AuditPolicy:
+        """Return how long entries are kept, and what is held."""
+        request = metadata_pb2.GetPolicyRequest(kind="audit", id="default")
+        try:
+            return policy((await self._calls.call(rpc.GET_POLICY, request, seconds=seconds)).policy)
+        except NotFoundError:
+            return AuditPolicy()
+
+    async def update_policy(self, wanted: AuditPolicy, *, seconds: float = DEADLINE_SECONDS) -> AuditPolicy:
+        """Replace the policy and return it as it is now; AbortedError when it was changed since it was read."""
+        request = metadata_pb2.UpdatePolicyRequest(policy=policy_message(wanted))
+        return policy((await self._calls.call(rpc.UPDATE_POLICY, request, seconds=seconds)).policy)
 
     async def status(self, *, seconds: float = DEADLINE_SECONDS) -> AuditStatus:
         """Return how the log is."""
@@ -229,3 +273,43 @@ def status(message: pb.GetAuditStatusResponse) -> AuditStatus:
         orphaned_intents=tuple(message.orphaned_intents),
         warnings=tuple(message.warnings),
     )
+
+
+def policy(message: metadata_pb2.Policy) -> AuditPolicy:
+    """Return the policy of its message."""
+    document = json_format.MessageToDict(message.document)
+    days = document.get("retention_days")
+    return AuditPolicy(
+        retention_days=None if days is None else int(days),
+        holds=tuple(map(_hold, document.get("holds", []))),
+        etag=message.etag,
+        update_time=codec.moment(message, "update_time"),
+    )
+
+
+def policy_message(wanted: AuditPolicy) -> metadata_pb2.Policy:
+    """Return the message of a policy."""
+    message = metadata_pb2.Policy(kind="audit", id="default", etag=wanted.etag)
+    json_format.ParseDict(policy_document(wanted), message.document)
+    return message
+
+
+def policy_document(wanted: AuditPolicy) -> dict[str, Any]:
+    """Return the document of a policy, as it is stored."""
+    document: dict[str, Any] = {"holds": [_hold_document(each) for each in wanted.holds]}
+    if wanted.retention_days is not None:
+        document["retention_days"] = wanted.retention_days
+    return document
+
+
+def _hold(document: Mapping[str, Any]) -> AuditHold:
+    ends = {name: datetime.fromisoformat(text) for name, text in document.get("range", {}).items()}
+    texts = {name: str(document.get(name, "")) for name in ("id", "filter", "reason")}
+    return AuditHold(**texts, start_time=ends.get("start_time"), end_time=ends.get("end_time"))
+
+
+def _hold_document(hold: AuditHold) -> dict[str, Any]:
+    ends = {"start_time": hold.start_time, "end_time": hold.end_time}
+    span = {name: each.astimezone(UTC).isoformat() for name, each in ends.items() if each is not None}
+    texts = {name: text for name, text in (("filter", hold.filter), ("reason", hold.reason)) if text}
+    return {"id": hold.id, **texts, **({"range": span} if span else {})}

@@ -155,6 +155,7 @@ GET_INTERACTION_STATISTICS = Method(
 EXPORT_INTERACTIONS = Method(_INTERACTION, "ExportInteractions", interaction_pb2.ExportInteractionsResponse)
 ERASE_INTERACTIONS = Method(_INTERACTION, "EraseInteractions", interaction_pb2.EraseInteractionsResponse)
 GET_POLICY = Method(_POLICY, "GetPolicy", metadata_pb2.GetPolicyResponse)
+UPDATE_POLICY = Method(_POLICY, "UpdatePolicy", metadata_pb2.UpdatePolicyResponse)
 LIST_AUDIT_ENTRIES = Method(_AUDIT, "ListAuditEntries", audit_pb2.ListAuditEntriesResponse)
 GET_AUDIT_ENTRY = Method(_AUDIT, "GetAuditEntry", audit_pb2.GetAuditEntryResponse)
 EXPORT_AUDIT_LOG = Method(_AUDIT, "ExportAuditLog", audit_pb2.ExportAuditLogResponse)

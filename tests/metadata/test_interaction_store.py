@@ -10,7 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 from conftest import Mesh, secret
-from openmanager_metadata.backends.postgresql import PostgresqlDatabase, migrate
+from openmanager_metadata.backends.migration import migrate
+from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.interaction import Interaction, Interactions
 from openmanager_metadata.interaction_search import ListQuery, Search

@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from openmanager_metadata.directory import TABLES, Directory
+from openmanager_metadata.directory import SESSIONS, TABLES, Directory
 
 _JSON = frozenset({"grants"})
 
 
-async def give_back(connection: Any, directory: Directory, taken: datetime) -> int:
-    """Write what the directory holds to a database; return how many rows that changed.
+async def give_back(connection: Any, directory: Directory, taken: datetime, *, since: datetime | None = None) -> int:
+    """Write what the directory holds to a database, as far as it was written after `since`; return how many rows changed.
 
     Rows that it has, and that are older than the copy of the time `taken` without being in it, had been removed since.
     """
@@ -23,10 +23,12 @@ async def give_back(connection: Any, directory: Directory, taken: datetime) -> i
     changed = 0
     for table in TABLES:
         rows = list(directory.rows[table].values())
-        if rows:
-            documents = json.dumps([_document(row) for row in rows])
-            changed += await connection.fetchval(_statement(table, list(rows[0].keys())), documents)
-        gone = f"WITH gone AS (DELETE FROM {table} WHERE updated_at <= $1 AND NOT id = ANY($2) RETURNING 1)"
+        if newest := [row for row in rows if since is None or row["updated_at"] > since]:
+            documents = json.dumps([_document(row) for row in newest])
+            changed += await connection.fetchval(_statement(table, list(newest[0].keys())), documents)
+        # Sessions that have ended are not remembered, and are no loss.
+        living = " AND ends > now()" if table == SESSIONS else ""
+        gone = f"WITH gone AS (DELETE FROM {table} WHERE updated_at <= $1 AND NOT id = ANY($2){living} RETURNING 1)"
         changed += await connection.fetchval(f"{gone} SELECT count(*) FROM gone", taken, [row["id"] for row in rows])
     return changed
 

@@ -4,6 +4,8 @@ A database is known by its *epoch*, which is made with its tables, and by its *b
 epoch is another database, or one that was emptied; a smaller beat is the same one as it was some time ago. Before anybody
 asks such a database it is given what was remembered: the servers, the policies, and who may come in, as far as it lacks
 them or has them in an older version.
+Another *timeline* is a standby that was promoted. It may have everything, or lack what was changed since the last copy: of
+that it is given what was written here.
 What nobody here has seen since the last copy cannot be given back.
 """
 
@@ -17,15 +19,21 @@ from datetime import datetime
 from typing import Any
 
 from openmanager.runtime.clock import Clock
-from openmanager_metadata.backends import Database, StrangerError
+from openmanager_metadata.backends import Database, Statements, StrangerError
 from openmanager_metadata.directory import Directory
 from openmanager_metadata.give_back import give_back
 from openmanager_metadata.inventory import Inventory, Server, Snapshot
 from openmanager_metadata.policy import Policies, Policy
+from openmanager_metadata.sql import plain
 
 log = logging.getLogger(__name__)
 
-_MARK = "SELECT id::text AS epoch, beat, localtimestamp AS taken, current_setting('transaction_read_only') = 'off' AS writable FROM epoch"
+# The first eight digits of the name of a file of its log are the timeline, which a standby has none of.
+_MARK = """
+SELECT id::text AS epoch, beat, localtimestamp AS taken, current_setting('transaction_read_only') = 'off' AS writable,
+    CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline
+FROM epoch
+"""
 _BEAT = "UPDATE epoch SET beat = greatest(beat, $1::bigint) + 1 RETURNING beat"
 
 _SERVERS = """
@@ -63,11 +71,12 @@ SELECT (SELECT count(*) FROM back) + (SELECT count(*) FROM gone) AS changed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Which database it was, how often it had been copied, and when by its own clock."""
+    """Which database it was, how often it had been copied, when by its own clock, and the timeline of its log."""
 
     epoch: str
     beat: int
     taken: datetime
+    timeline: str
 
 
 class Memory:
@@ -87,7 +96,7 @@ class Memory:
 
     async def copy(self, database: Database) -> None:
         """Read everything, at most `limit` servers."""
-        mark = (await database.fetch(_MARK))[0]
+        mark = await database.transaction(self._recognised, writes=False)
         beat = mark["beat"]
         if mark["writable"]:
             beat = (await database.fetch(_BEAT, beat))[0]["beat"]
@@ -97,38 +106,82 @@ class Memory:
         servers, self._whole = await Inventory(database).all(self._limit)
         self.snapshot.take(servers, self._clock.now_nanos())
         self._policies = policies
-        self._mark = Mark(epoch=mark["epoch"], beat=beat, taken=mark["taken"])
+        self._mark = Mark(epoch=mark["epoch"], beat=beat, taken=mark["taken"], timeline=mark["timeline"])
 
     async def recognise(self, connection: Any) -> None:
         """Raise StrangerError unless a new connection leads to the database that we know, as new as we know it."""
         if self._mark is not None:
-            found = await connection.fetchrow(_MARK)
-            if found is None or self._is_strange(found):
-                raise StrangerError
+            self._check(await connection.fetchrow(_MARK))
 
-    def _is_strange(self, found: Any) -> bool:
+    async def _recognised(self, statements: Statements) -> Any:
+        """Return the mark of the database; StrangerError where a PgBouncer has led us to another one."""
+        rows = await statements.fetch(_MARK)
+        self._check(rows[0] if rows else None)
+        return rows[0]
+
+    def _check(self, found: Any) -> None:
+        if self._mark is not None and (found is None or self._is_old(found) or self._is_promoted(found)):
+            raise StrangerError
+
+    def _is_old(self, found: Any) -> bool:
         known = self._mark
         return known is not None and (found["epoch"] != known.epoch or found["beat"] < known.beat)
+
+    def _is_promoted(self, found: Any) -> bool:
+        known = self._mark
+        return (
+            known is not None and "" not in {known.timeline, found["timeline"]} and found["timeline"] != known.timeline
+        )
 
     async def give_back(self, connection: Any) -> None:
         """Write what is remembered to a database that does not have it, before anybody asks it."""
         known = self._mark
         async with connection.transaction():
             found = await connection.fetchrow(_MARK)
-            if known is None or not self._is_strange(found) or not found["writable"]:
+            if known is None or not found["writable"]:
                 return
-            servers = list(self.snapshot.known().values())
-            documents = json.dumps([_server_row(each) for each in servers])
-            changed = await connection.fetchval(_SERVERS, documents, self._whole, known.taken)
-            policies = json.dumps([_policy_row(each) for each in self._policies])
-            changed += await connection.fetchval(_POLICIES, policies, known.taken)
-            if self._directory is not None:
-                changed += await give_back(connection, self._directory, known.taken)
+            if self._is_old(found):
+                changed = await self._give_all(connection, known)
+            elif self._is_promoted(found):
+                changed = await self._give_newest(connection, known)
+            else:
+                return
             beat = await connection.fetchval(_BEAT, known.beat if found["epoch"] == known.epoch else 0)
-        what = "old" if found["epoch"] == known.epoch else "empty or as another"
-        self.warnings = (f"came back {what}: {changed} rows were written back from memory",)
-        log.error("PostgreSQL %s", self.warnings[0])
-        self._mark = Mark(epoch=found["epoch"], beat=beat, taken=known.taken)
+        self._say(known, found, changed)
+        self._mark = Mark(epoch=found["epoch"], beat=beat, taken=known.taken, timeline=found["timeline"])
+
+    async def _give_all(self, connection: Any, known: Mark) -> int:
+        documents = json.dumps([_server_row(each) for each in self.snapshot.known().values()])
+        changed: int = await connection.fetchval(_SERVERS, documents, self._whole, known.taken)
+        policies = json.dumps([_policy_row(each) for each in self._policies])
+        changed += await connection.fetchval(_POLICIES, policies, known.taken)
+        if self._directory is not None:
+            changed += await give_back(connection, self._directory, known.taken)
+        return changed
+
+    async def _give_newest(self, connection: Any, known: Mark) -> int:
+        """Write the servers and who may come in that were written here since the last copy, where they are lacking."""
+        newest = [
+            each for each in self.snapshot.known().values() if (plain(each.update_time) or known.taken) > known.taken
+        ]
+        documents = json.dumps([_server_row(each) for each in newest])
+        changed: int = await connection.fetchval(_SERVERS, documents, False, known.taken)
+        if self._directory is not None:
+            changed += await give_back(connection, self._directory, known.taken, since=known.taken)
+        return changed
+
+    def _say(self, known: Mark, found: Any, changed: int) -> None:
+        if found["epoch"] != known.epoch:
+            what = f"came back empty or as another: {changed} rows were written back from memory"
+        elif found["beat"] < known.beat:
+            what = f"came back old: {changed} rows were written back from memory"
+        elif changed:
+            what = f"failed over and lost the last changes: {changed} rows were written back from memory"
+        else:
+            log.warning("PostgreSQL failed over to a server that has everything we know of")
+            return
+        self.warnings = (what,)
+        log.error("PostgreSQL %s", what)
 
 
 def _server_row(server: Server) -> dict[str, Any]:

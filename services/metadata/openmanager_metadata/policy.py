@@ -150,12 +150,12 @@ class Policies:
         return [_policy(row) for row in await self._database.fetch("SELECT * FROM policies")]
 
     async def update(self, kind: str, policy_id: str, document: Mapping[str, Any], etag: str) -> Policy:
-        """Create or replace a policy; AbortedError when an etag is given and is not the stored one."""
+        """Create or replace a policy; AbortedError when an etag is given and is not the stored one, `v0` when there is one."""
         text = check_document(check_kind(kind, "policy.kind"), document)
         check_text("policy.etag", etag, 64)
         rows = await self._database.fetch(
             "INSERT INTO policies AS p (kind, id, document) SELECT $1::text, $2::text, $3::jsonb"
-            " WHERE $4::text = '' OR EXISTS (SELECT FROM policies WHERE kind = $1::text AND id = $2::text)"
+            " WHERE $4::text IN ('', 'v0') OR EXISTS (SELECT FROM policies WHERE kind = $1::text AND id = $2::text)"
             " ON CONFLICT (kind, id) DO UPDATE SET document = excluded.document, version = p.version + 1,"
             " updated_at = now() WHERE $4::text = '' OR 'v' || p.version = $4::text RETURNING *",
             kind,

@@ -747,7 +747,7 @@ class UpdatePolicyRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def policy(self) -> Global___Policy:
-        """The policy. An etag makes the call conditional."""
+        """The policy. An etag makes the call conditional; `v0` says that there must be none yet."""
 
     def __init__(
         self,

@@ -60,7 +60,16 @@ async def catch_up(known: Head, statements: Statements) -> tuple[Head, bool]:
         if bytes(rows[0]["leaf_hash"]) == known.leaf:
             return _grown(known.log_id, known.tree.copy(), rows[1:]), False
     found = await load(statements)
-    return found, bool(known.size) and (found.size < known.size or found.log_id != known.log_id)
+    return found, bool(known.size) and (found.log_id != known.log_id or await _lacks(known, statements))
+
+
+async def _lacks(known: Head, statements: Statements) -> bool:
+    """Say whether the newest entry that was known is not in the log, though nobody can have deleted it for its age."""
+    rows = await statements.fetch(_LEAVES, known.size, known.size)
+    if rows:
+        return bytes(rows[0]["leaf_hash"]) != known.leaf
+    newest = await statements.fetch(_NEWEST)
+    return not newest or newest[0]["number"] < known.size
 
 
 async def load(statements: Statements) -> Head:

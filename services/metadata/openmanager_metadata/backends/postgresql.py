@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from importlib import resources
 from typing import Any, TypeVar
 
 import asyncpg
@@ -28,7 +26,9 @@ from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.credential import Credential
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
-from openmanager_metadata.backends import MIGRATION_LOCK, Statements, StrangerError
+from openmanager_metadata.backends import Statements, StrangerError
+from openmanager_metadata.backends.hosts import Hosts
+from openmanager_metadata.backends.migration import SchemaError, is_current, migrate
 from openmanager_metadata.backends.privileges import grant, role_of
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.memory import Memory
@@ -42,6 +42,8 @@ STORE = "PostgreSQL"
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+# It tells each failed connect of its own, with a traceback; the status and the breaker say it once.
+logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
 
 # It is away, hung, or on its way down: what hangs on a connection is over.
 _AWAY = (
@@ -71,6 +73,7 @@ _TROUBLES: tuple[tuple[type[BaseException], StorageState.ValueType, str], ...] =
     (asyncpg.CannotConnectNowError, status_pb2.STORAGE_STATE_RECOVERING, "loading: is starting up"),
     (asyncpg.TooManyConnectionsError, status_pb2.STORAGE_STATE_SLOW, "pool: it takes no more connections"),
     (_BusyError, status_pb2.STORAGE_STATE_SLOW, "pool: all connections are busy"),
+    (asyncpg.TargetServerAttributeNotMatched, status_pb2.STORAGE_STATE_DOWN, "no host takes writes"),
     (asyncpg.DiskFullError, status_pb2.STORAGE_STATE_READONLY, "disk full"),
     (asyncpg.ReadOnlySQLTransactionError, status_pb2.STORAGE_STATE_READONLY, "takes no writes"),
     (asyncpg.QueryCanceledError, status_pb2.STORAGE_STATE_HUNG, "does not answer"),
@@ -91,10 +94,6 @@ _LOST = (
 )
 
 
-class SchemaError(Exception):
-    """The database was migrated by a newer version, or its history is not ours."""
-
-
 class PostgresqlDatabase:
     """A `Database` on one PostgreSQL; `connecting` keeps it connected for the life of the context."""
 
@@ -103,6 +102,7 @@ class PostgresqlDatabase:
         self._memory = memory
         self._clock = clock or SystemClock()
         self._url = Credential(config.database_url, self._clock)
+        self._hosts = Hosts()
         jitter = random.Random()  # noqa: S311  (jitter)
         self.reads = Breaker(STORE, "reads", self._clock, jitter)
         self.writes = Breaker(STORE, "writes", self._clock, jitter)
@@ -175,18 +175,7 @@ class PostgresqlDatabase:
 
     async def _open_pool(self) -> asyncpg.Pool:
         config = self._config
-        statement = config.statement_timeout.total_seconds()
-        options: dict[str, Any] = {
-            "timeout": config.connect_timeout.total_seconds(),
-            "server_settings": {
-                "application_name": "openmanager-metadata",
-                "statement_timeout": str(int(statement * 1000)),
-                "lock_timeout": "500",
-                "idle_in_transaction_session_timeout": "5000",
-                "timezone": "UTC",
-            },
-        }
-        connection = await asyncpg.connect(self._url.reveal(), **{**options, "server_settings": {"timezone": "UTC"}})
+        connection = await self._connect_known()
         try:
             async with asyncio.timeout(MIGRATION_SECONDS):
                 await self._prepare(connection)
@@ -199,11 +188,39 @@ class PostgresqlDatabase:
             min_size=min(2, config.connections),
             max_size=config.connections,
             max_inactive_connection_lifetime=60,
-            command_timeout=statement,
-            statement_cache_size=config.statement_cache,
-            init=self._memory.recognise if self._memory is not None else None,
-            **options,
+            connect=self._hosts.connect,
+            # Behind PgBouncer the next connection need not be the one that was used, and some setting of others' is reset.
+            reset=_leave if self._is_pooled else None,
+            check=self._memory.recognise if self._memory is not None else None,
+            command_timeout=config.statement_timeout.total_seconds(),
+            **self._options({} if self._is_pooled else self._limits),
         )
+
+    @property
+    def _is_pooled(self) -> bool:
+        """Whether there is a PgBouncer before the database, which takes no settings of a connection."""
+        return self._config.statement_cache == 0
+
+    @property
+    def _limits(self) -> dict[str, str]:
+        """The settings that keep the database from waiting for us, and us for it; milliseconds."""
+        statement = int(self._config.statement_timeout.total_seconds() * 1000)
+        waiting = {"lock_timeout": "500", "idle_in_transaction_session_timeout": "5000"}
+        return {"statement_timeout": f"{statement}", **waiting}
+
+    def _options(self, settings: dict[str, str]) -> dict[str, Any]:
+        return {
+            "timeout": self._config.connect_timeout.total_seconds(),
+            "statement_cache_size": self._config.statement_cache,
+            "server_settings": {"application_name": "openmanager-metadata", "timezone": "UTC", **settings},
+        }
+
+    async def _connect_known(self) -> asyncpg.Connection:
+        """Connect to the database that we know where one of the hosts has it, else to what there is."""
+        if self._memory is not None:
+            with contextlib.suppress(StrangerError):
+                return await self._hosts.connect(self._url.reveal(), check=self._memory.recognise, **self._options({}))
+        return await self._hosts.connect(self._url.reveal(), **self._options({}))
 
     async def _prepare(self, connection: Any) -> None:
         """Bring the tables to this version: with the role that owns them where there is one, which is else not needed."""
@@ -211,7 +228,7 @@ class PostgresqlDatabase:
         if not owner.reveal():
             await migrate(connection)
         elif not await is_current(connection):
-            migrating = await asyncpg.connect(owner.reveal(), timeout=self._config.connect_timeout.total_seconds())
+            migrating = await self._hosts.connect(owner.reveal(), **self._options({}))
             try:
                 await migrate(migrating)
                 await grant(migrating, role_of(self._url.reveal()))
@@ -222,18 +239,30 @@ class PostgresqlDatabase:
         """Run one statement."""
         verb = sql.split(None, 1)[0]
         breaker = self.reads if verb == "SELECT" else self.writes
+
+        async def run(connection: Any) -> list[Any]:
+            found: list[Any] = await connection.fetch(sql, *arguments)
+            return found
+
         with telemetry.store_span("postgresql", verb):
-            return await self._guarded(breaker, lambda connection: connection.fetch(sql, *arguments), seconds)
+            return await self._guarded(breaker, self._limited(run) if self._is_pooled else run, seconds)
 
     async def transaction(self, work: Callable[[Statements], Awaitable[T]], *, writes: bool = True) -> T:
         """Run what `work` asks for in one transaction."""
+        with telemetry.store_span("postgresql", "TRANSACTION"):
+            return await self._guarded(self.writes if writes else self.reads, self._limited(work))
+
+    def _limited(self, work: Callable[[Any], Awaitable[T]]) -> Callable[[Any], Awaitable[T]]:
+        """Return work as one transaction, which brings its limits along where a connection cannot have any."""
+        limits = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in self._limits.items())
 
         async def run(connection: Any) -> T:
             async with connection.transaction():
+                if self._is_pooled:
+                    await connection.execute(limits)
                 return await work(connection)
 
-        with telemetry.store_span("postgresql", "TRANSACTION"):
-            return await self._guarded(self.writes if writes else self.reads, run)
+        return run
 
     async def upkeep(self, *statements: str) -> None:
         """Run statements on a connection of their own, which has the time they need."""
@@ -241,9 +270,7 @@ class PostgresqlDatabase:
             raise store_unavailable(STORE)
         with self._translated():
             async with asyncio.timeout(UPKEEP_SECONDS):
-                settings = {"application_name": "openmanager-metadata", "timezone": "UTC"}
-                seconds = self._config.connect_timeout.total_seconds()
-                connection = await asyncpg.connect(self._url.reveal(), timeout=seconds, server_settings=settings)
+                connection = await self._hosts.connect(self._url.reveal(), **self._options({}))
                 try:
                     for statement in statements:
                         try:
@@ -310,8 +337,9 @@ class PostgresqlDatabase:
         except (asyncpg.DataError, asyncpg.UntranslatableCharacterError) as err:
             raise InvalidArgumentError("the request holds a value that PostgreSQL cannot store") from err
         except _LOST as err:
-            log.warning("PostgreSQL has lost what was made in it (%s): it is given back", type(err).__name__)
-            self._state, self._reason = status_pb2.STORAGE_STATE_EMPTY, "came back empty or old"
+            log.warning("PostgreSQL is another, or not as it was (%s): what it lacks is given back", type(err).__name__)
+            what = "failed over or came back old" if isinstance(err, StrangerError) else "came back empty"
+            self._state, self._reason = status_pb2.STORAGE_STATE_EMPTY, what
             self._lost.set()
             raise store_unavailable(STORE) from err
         except _AWAY as err:
@@ -326,7 +354,7 @@ class PostgresqlDatabase:
             raise store_unavailable(STORE) from err
         except asyncpg.PostgresError as err:
             # Busy (a lock, its own statement timeout, no slot) or in a state we do not know: the next call may fare better.
-            self._stale = isinstance(err, asyncpg.ReadOnlySQLTransactionError)
+            self._stale |= isinstance(err, asyncpg.ReadOnlySQLTransactionError)
             log.warning("PostgreSQL refused a statement: %s %s", type(err).__name__, getattr(err, "sqlstate", ""))
             raise store_unavailable(STORE) from err
 
@@ -370,6 +398,10 @@ SELECT current_setting('server_version') AS version, pg_database_size(current_da
 """
 
 
+async def _leave(connection: Any) -> None:
+    """Leave a connection as it is."""
+
+
 async def _release(pool: asyncpg.Pool, connection: Any) -> None:
     """Give a connection back; one that does not let go in time is cut."""
     try:
@@ -392,52 +424,6 @@ def _why(err: Exception) -> tuple[StorageState.ValueType, str]:
         if isinstance(err, kind):
             return status_pb2.STORAGE_STATE_DOWN, reason
     return _trouble(err) or (status_pb2.STORAGE_STATE_DOWN, f"cannot be prepared: {type(err).__name__}")
-
-
-def migrations() -> list[tuple[int, str, str]]:
-    """Return the migrations in order: number, name, SQL."""
-    folder = resources.files("openmanager_metadata").joinpath("migrations")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    return [(int(file.name[:4]), file.name, file.read_text(encoding="utf-8")) for file in files]
-
-
-async def migrate(connection: Any) -> None:
-    """Bring a database to this version's schema, in one transaction that excludes every other migration.
-
-    SchemaError when it is of a newer version, or when a migration that was applied is not the one we know.
-    """
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations (number integer PRIMARY KEY, name text NOT NULL,"
-            " checksum text NOT NULL, applied_at timestamp NOT NULL DEFAULT now())"
-        )
-        applied = {
-            row["number"]: row["checksum"]
-            for row in await connection.fetch("SELECT number, checksum FROM schema_migrations")
-        }
-        known = migrations()
-        if max(applied, default=0) > known[-1][0]:
-            raise SchemaError("has the schema of a newer version")
-        for number, name, sql in known:
-            checksum = hashlib.sha256(sql.encode()).hexdigest()
-            if applied.get(number, checksum) != checksum:
-                raise SchemaError(f"has another migration {number} than this version")
-            if number not in applied:
-                await connection.execute(sql)
-                await connection.execute(
-                    "INSERT INTO schema_migrations (number, name, checksum) VALUES ($1, $2, $3)", number, name, checksum
-                )
-
-
-async def is_current(connection: Any) -> bool:
-    """Say whether a database has every migration of this version, as far as a role with few rights can see."""
-    try:
-        rows = await connection.fetch("SELECT number, checksum FROM schema_migrations")
-    except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
-        return False
-    applied = {row["number"]: row["checksum"] for row in rows}
-    return all(applied.get(number) == hashlib.sha256(sql.encode()).hexdigest() for number, _, sql in migrations())
 
 
 def open_database(config: MetadataConfig, memory: Memory, clock: Clock) -> PostgresqlDatabase:
