@@ -41,9 +41,16 @@ STEP = 10 * 10**9
 class LocalMesh:
     """The addresses of a mesh, and a gateway that can be stopped and started again on its port."""
 
-    def __init__(self, data: Path, settings: Mapping[tuple[str, str], object]) -> None:
+    def __init__(
+        self,
+        data: Path,
+        settings: Mapping[tuple[str, str], object],
+        *,
+        sections: Mapping[str, type[object]] = SECTIONS,
+    ) -> None:
         self.data = data
         self.settings = settings
+        self.sections = sections
         self.addresses = dict.fromkeys(("gateway", "simulator", "metadata", "analysis", "timeseries", "cache"), NOBODY)
         self._stack = contextlib.AsyncExitStack()
         self._gateway = contextlib.AsyncExitStack()
@@ -52,9 +59,10 @@ class LocalMesh:
     def gateway(self) -> str:
         return self.addresses["gateway"]
 
-    async def start(self) -> None:
-        for name, module in (("timeseries", timeseries), ("cache", cache)):
-            self.addresses[name] = await self._stack.enter_async_context(self._serve(name, module))
+    async def start(self, *more: Module) -> None:
+        """Serve timeseries, cache, what else is wanted, and the gateway."""
+        for module in (timeseries, cache, *more):
+            self.addresses[module.name] = await self._stack.enter_async_context(self._serve(module.name, module))
         await self.start_gateway()
 
     async def start_gateway(self) -> None:
@@ -74,7 +82,7 @@ class LocalMesh:
         flags = {**self.settings, **{("mesh", peer): address for peer, address in self.addresses.items()}}
         flags |= {("timeseries", "data_dir"): self.data, ("timeseries", "ballast_size"): "1MiB"}
         # Who is away here stays away.
-        configuration = load(SECTIONS, flags={**flags, ("gateway", "patience"): "0s"})
+        configuration = load(self.sections, flags={**flags, ("gateway", "patience"): "0s"})
         address = f"127.0.0.1:{port}"
         runtime = Runtime(configuration=configuration, name=name, address=address, version="0.1.0")
         async with module.open(runtime) as service:

@@ -1,0 +1,135 @@
+"""The analysis service behind a gateway: trends, capacity, anomalies, and who sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from client.mesh import SECTIONS, LocalMesh
+from conftest import wait_until
+from openmanager_analysis.config import AnalysisConfig
+from openmanager_analysis.module import module as analysis
+
+from openmanager.api.analysis.v1 import analysis_pb2
+from openmanager.client import Client, rpc
+from openmanager.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
+from openmanager.frame import Frame, ServerInfo
+
+HOUR = 3_600 * 10**9
+DAYS = 12
+SERVERS = ("web-1", "web-2")
+
+
+def hours(days: int = DAYS) -> Frame:
+    """Return hourly samples that end now: a disk that fills by 3 a day from 40 on, and a processor with a daily season."""
+    end = time.time_ns() // HOUR * HOUR
+    times = end - HOUR * np.arange(days * 24 - 1, -1, -1, dtype=np.int64)
+    age = (times - times[0]) / (24 * HOUR)
+    random = np.random.default_rng(1)
+    values = np.empty((len(times), 2, 2))
+    values[:, :, 0] = 40 + 3 * age[:, None] + random.normal(0, 0.2, (len(times), 2))
+    values[:, 1, 0] = 40 + random.normal(0, 0.2, len(times))
+    season = 20 * np.sin(2 * np.pi * (times // HOUR % 24) / 24)
+    values[:, :, 1] = 50 + season[:, None] + random.normal(0, 1, (len(times), 2))
+    infos = tuple(ServerInfo(id=server, environment="production") for server in SERVERS)
+    return Frame(times=times, servers=SERVERS, metrics=("disk_usage", "cpu_usage"), values=values, server_infos=infos)
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[tuple[LocalMesh, Client]]:
+    settings = {("analysis", "data_dir"): folder / "analysis", ("analysis", "interval"): "1s"}
+    mesh = LocalMesh(folder / "timeseries", settings, sections={**SECTIONS, "analysis": AnalysisConfig})
+    await mesh.start(analysis)
+    try:
+        async with Client(mesh.gateway) as client:
+            yield mesh, client
+    finally:
+        await mesh.stop()
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[Client]:
+    async with opened(tmp_path) as (_, client):
+        await client.write_frame(hours())
+        yield client
+
+
+async def test_a_trend_has_its_interval_and_its_season(client: Client):
+    disk, still = await client.analysis.trends("disk_usage", start=datetime.now(UTC) - timedelta(days=DAYS - 1))
+
+    assert (disk.server, disk.direction, still.direction) == ("web-1", "UP", "STEADY")
+    assert disk.slope_low <= 3 <= disk.slope_high
+    assert disk.slope_per_day == pytest.approx(3, abs=0.2)
+    assert disk.p_value < 0.01
+    (cpu, _) = await client.analysis.trends("cpu_usage", start=datetime.now(UTC) - timedelta(days=DAYS - 1))
+    assert np.argmax(cpu.hour_profile) == pytest.approx(6, abs=1)
+    assert cpu.hour_strength > 0.9
+
+
+async def test_capacity_says_when_how_sure_and_what_to_add(client: Client):
+    fills, stays = await client.analysis.capacities(
+        "disk_usage", limit=90, horizon=timedelta(days=30), past=timedelta(days=DAYS), points=10
+    )
+
+    assert (fills.server, stays.server) == SERVERS
+    assert fills.reach_time is not None
+    assert fills.reach_time - datetime.now(UTC) == pytest.approx(timedelta(days=(90 - 76) / 3), abs=timedelta(days=1))
+    assert fills.reach_80[0] is not None
+    assert fills.reach_80[0] <= fills.reach_time
+    assert fills.capacity_factor > 1.2
+    assert len(fills.points) == 10
+    assert all(each.low_95 <= each.low_80 <= each.median <= each.high_80 <= each.high_95 for each in fills.points)
+    assert "reaches 90 in" in fills.explanation
+    assert (stays.reach_time, stays.capacity_factor) == (None, 1.0)
+    assert "does not reach 90" in stays.explanation
+
+
+async def test_too_little_or_too_much_is_an_error_and_no_made_up_number(client: Client):
+    now = time.time_ns()
+    young = Frame(
+        times=np.array([now // HOUR * HOUR]), servers=("young",), metrics=("level",), values=np.ones((1, 1, 1))
+    )
+    await client.write_frame(young)
+
+    with pytest.raises(FailedPreconditionError, match="too few samples"):
+        await client.analysis.capacities("level", limit=90)
+    with pytest.raises(FailedPreconditionError, match="too few samples"):
+        await client.analysis.trends("level")
+    with pytest.raises(InvalidArgumentError) as refused:
+        await client.analysis.trends(())
+    assert refused.value.field == "selector.metrics"
+    with pytest.raises(InvalidArgumentError) as refused:
+        await client.analysis.capacities("disk_usage", limit=float("nan"))
+    assert refused.value.field == "limit"
+    with pytest.raises(ResourceExhaustedError):
+        await client.analysis.detect(start=now - 24 * 3600 * 10**9, step=timedelta(milliseconds=1))
+    assert await client.analysis.trends("nothing_like_it") == []
+    assert await client.analysis.anomalies() == []
+
+
+async def test_what_was_learnt_and_where_the_log_was_survive_a_restart(tmp_path: Path):
+    async with opened(tmp_path) as (mesh, client):
+        await wait_until(lambda: written_and_learnt(client))
+        seen = await seen_time(client)
+    assert (tmp_path / "analysis" / "detector.state").exists()
+    async with opened(tmp_path) as (mesh, client):
+        assert await seen_time(client) >= seen
+        assert mesh.addresses["analysis"]
+
+
+async def written_and_learnt(client: Client) -> bool:
+    """Write the sample of now, and say whether the detector has looked at one."""
+    now = time.time_ns() // 10**6 * 10**6
+    values = np.full((1, 1, 1), 50.0)
+    await client.write_frame(Frame(times=np.array([now]), servers=("live",), metrics=("m",), values=values))
+    return await seen_time(client) > 0
+
+
+async def seen_time(client: Client) -> float:
+    reply = await client.rpc.call(rpc.LIST_ANOMALIES, analysis_pb2.ListAnomaliesRequest())
+    return float(reply.provenance.as_of_time.ToNanoseconds())
