@@ -15,7 +15,7 @@ from openmanager.api.status.v1.status_pb2 import StorageState
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
 
-PROBE_INTERVAL_SECONDS = 1.0
+PROBE_INTERVAL_SECONDS = 0.4
 PROBE_TIMEOUT_SECONDS = 0.5
 SLOW_SECONDS = 0.25
 _SETTLE = 2  # so many equal findings make a state, unless the connection itself is gone

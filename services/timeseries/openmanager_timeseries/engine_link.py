@@ -34,8 +34,8 @@ from openmanager_timeseries.history import History
 from openmanager_timeseries.record import Record
 from openmanager_timeseries.sealed import Reader, Sealed
 
-WATCH_SECONDS = 1.0
-# With the second between two looks: who hangs is known within three.
+WATCH_SECONDS = 0.4
+# With the time between two looks: who hangs is known within three seconds.
 CHECK_SECONDS = 2.0
 # So much is read at once to be written again.
 RETRY_NANOS, RETRY_SERVERS = 3600 * 10**9, 16
