@@ -34,7 +34,9 @@ def judge(seeds: range) -> None:
         answer = ours(found)
         spent += time.process_time() - began
         rows[found.family].append((found, answer, least_squares(found)))
-    print(f"{'family':14}{'cases':>6}{'reached':>8}{'median err':>11}{'in 20 %':>8}{'80 %':>7}{'missed':>8}{'false':>7}  (least squares: err, in 20 %, missed, false)")
+    print(
+        f"{'family':14}{'cases':>6}{'reached':>8}{'median err':>11}{'in 20 %':>8}{'80 %':>7}{'missed':>8}{'false':>7}  (least squares: err, in 20 %, missed, false)"
+    )
     for name, found in [*rows.items(), ("all", [row for family in rows.values() for row in family])]:
         print(_line(name, found))
     print(f"{1000 * spent / len(seeds):.2f} ms CPU an answer")
@@ -58,11 +60,13 @@ def _line(name: str, rows: list[tuple[Case, Answer, Answer]]) -> str:
 
 def _figures(rows: list[tuple[Case, Answer]]) -> tuple[float, float, float, float]:
     """Return the median relative error, the share within 20 %, what was missed, and the false alarms."""
-    errors = np.array([
-        np.inf if hours is None else abs(hours - found.hours) / found.hours
-        for found, (hours, _, _) in rows
-        if found.hours is not None
-    ])
+    errors = np.array(
+        [
+            np.inf if hours is None else abs(hours - found.hours) / found.hours
+            for found, (hours, _, _) in rows
+            if found.hours is not None
+        ]
+    )
     calm = [hours is not None for found, (hours, _, _) in rows if found.hours is None]
     said = errors[np.isfinite(errors)]
     return (

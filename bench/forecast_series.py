@@ -128,10 +128,12 @@ def _bytes(random: Random, count: int, per_day: int) -> Floats:
     backup = np.zeros(per_day)
     backup[int(random.integers(per_day)) :][: max(1, per_day // 24)] = random.uniform(0, 20)
     tail = np.exp(random.uniform(0.2, 1.0) * random.standard_normal(count))
-    return 1e6 * (base * tail * _week(random, count, per_day) + np.resize(backup, count) * random.uniform(0.7, 1.3, count))
+    return 1e6 * (
+        base * tail * _week(random, count, per_day) + np.resize(backup, count) * random.uniform(0.7, 1.3, count)
+    )
 
 
-def _resting(random: Random, count: int, per_day: int) -> Floats:
+def _resting(random: Random, count: int, per_day: int) -> Floats:  # noqa: ARG001
     made = np.full(count, random.uniform(10, 90))
     for place in random.integers(0, count, int(random.poisson(3))):
         made[place:] += random.normal(0, 8)

@@ -73,7 +73,7 @@ def _direction(values: Floats, limit: float) -> int:
     now = float(np.median(known[-min(3, tenth) :]))
     if now < limit:
         return 1
-    if np.median(known[:tenth]) <= limit or np.quantile(known, 0.1) <= limit and np.median(known) <= limit:
+    if np.median(known[:tenth]) <= limit or np.median(known) <= limit:
         return 0
     is_falling = np.median(known[-tenth:]) < np.median(known[:tenth])
     return -1 if is_falling or limit <= 0 else 0
@@ -178,11 +178,19 @@ def _profile(steps: Floats, day: int) -> Floats:
 
 
 def _cells(steps: float, day: int) -> Floats:
-    """Return the lengths of the stretches of the future, in steps: three days step by step, a month in quarters of days."""
-    fine, quarter = min(3 * day, int(np.ceil(steps))), max(1, day // 4)
-    coarse = max(0, min(27 * day, int(np.ceil(steps)) - fine) // quarter)
-    left = max(0.0, steps - fine - coarse * quarter)
-    return np.concatenate([np.ones(fine), np.full(coarse, quarter), np.full(int(np.ceil(left / day)), day)]).astype(float)
+    """Return the lengths of the stretches of the future, in steps, that together are as many as `steps` or a little more.
+
+    Three days step by step, a month in quarters of days, two months in days, and ever longer ones.
+    """
+    sizes = [(3 * day, 1), (108, max(1, day // 4)), *((64, day * 2**power) for power in range(40))]
+    made, left = [], float(steps)
+    for many, length in sizes:
+        used = min(many, int(np.ceil(left / length)))
+        made.append(np.full(used, float(length)))
+        left -= used * length
+        if left <= 0:
+            break
+    return np.concatenate(made)
 
 
 def _wander(grown: Growth, picked: NDArray[np.int64], blocks: Floats, random: np.random.Generator) -> Floats:
@@ -206,7 +214,7 @@ def _highest(level: _Level, lengths: Floats) -> tuple[Floats, NDArray[np.int64]]
     where = np.empty(made.shape, np.int64)
     for length in np.unique(lengths).astype(np.int64):
         which = np.flatnonzero(lengths == length)
-        steps = starts[which, None] + np.arange(length)
+        steps = starts[which, None] + np.arange(min(length, day))
         sums = level.season[steps % len(level.season)][..., None] + level.rest.T[steps % day]
         made[which], where[which] = sums.max(axis=1), sums.argmax(axis=1)
     return made, where

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from openmanager.errors import invalid
 from openmanager_analysis import interval, member
-from openmanager_analysis.grid import DAY_MILLIS, Grid, fill, regularize
+from openmanager_analysis.grid import Grid, fill, regularize
 
 Floats = NDArray[np.float64]
 QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
@@ -77,10 +77,13 @@ def forecast(
     layout = _layout(cut, ahead)
     made, expected = _combine(cut, layout)
     actual, is_known = _actual(cut, layout)
+    is_constant = not np.ptp(cut.rows)
+    if is_constant:  # to the last bit
+        made[:], expected[:] = cut.rows[0, 0], cut.rows[0, 0]
     errors = interval.Errors(values=actual - made, is_known=is_known)
     found = interval.spread(errors, np.array(quantiles), ahead, is_seasonal=cut.is_seasonal)
     fan = (expected[..., None] + found.quantiles).reshape(ahead * size, -1)[:horizon]
-    if not errors.values.any():
+    if is_constant:
         fan = fan + 2 * (np.array(quantiles) - 0.5) * interval.RESOLUTION * np.abs(fan)
     return Forecast(
         time_unix_millis=grid.end_unix_millis + grid.interval_millis * np.arange(1, horizon + 1),
@@ -134,7 +137,7 @@ def _layout(cut: _Cut, ahead: int) -> member.Layout:
 
 def _combine(cut: _Cut, layout: member.Layout) -> tuple[Floats, Floats]:
     """Return the forecasts from every origin but the last, float64[O, R, P], and from the last, float64[R, P]."""
-    count, size = cut.rows.shape
+    count = len(cut.rows)
     rows = cut.rows if cut.block == 1 else np.median(cut.rows.reshape(count, -1, cut.block), axis=2)
     made = member.forecasts(rows, layout)
     place = np.minimum(layout.origins[:-1, None] + np.arange(layout.ahead), count - 1)
@@ -157,8 +160,9 @@ def _weights(loss: Floats, counts: NDArray[np.int64]) -> Floats:
     kernel = np.exp(-np.abs(reach[:, None] - reach) / REACH)
     pooled = (loss @ kernel) / np.maximum(counts @ kernel, 1)
     best = pooled.min(axis=0)
-    scores = np.exp(-SHARPNESS * (pooled / np.where(best > 0, best, 1) - (best > 0)))
-    return scores / scores.sum(axis=0)
+    scores: Floats = np.exp(-SHARPNESS * (pooled / np.where(best > 0, best, 1) - (best > 0)))
+    scores /= scores.sum(axis=0)
+    return scores
 
 
 def _actual(cut: _Cut, layout: member.Layout) -> tuple[Floats, NDArray[np.bool_]]:

@@ -53,7 +53,9 @@ def spread(errors: Errors, levels: Floats, ahead: int, *, is_seasonal: bool) -> 
     scaled = errors.values / phases
     growth = _growth(scaled, errors.is_known, ahead)
     normal = scaled / growth[: scaled.shape[1], None]
-    quantiles = _outward(np.quantile(normal[errors.is_known], levels), levels, float(np.median(normal[errors.is_known])))
+    quantiles = _outward(
+        np.quantile(normal[errors.is_known], levels), levels, float(np.median(normal[errors.is_known]))
+    )
     quantiles *= (1 + _together(normal, errors.is_known)) * (1 + OUTERMOST * (np.abs(levels - 0.5) / 0.475) ** 6)
     return Spread(
         quantiles=growth[:, None, None] * phases[:, None] * quantiles, coverage=_coverage(normal, errors.is_known)

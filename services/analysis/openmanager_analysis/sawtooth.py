@@ -125,5 +125,7 @@ def _slope(cycles: Cycles) -> tuple[float, float, float]:
     floor = 1e-4 * float(np.ptp(both)) + 1e-12
     spread = max(floor, float(np.sqrt(np.mean(left * left) * count / max(1, count - 2))))
     error = spread / float(np.sqrt(2 * ((hours - hours.mean()) ** 2).sum()))
-    gain = 2 * count * float(np.log(max(floor, np.sqrt(np.mean(flat * flat))) / max(floor, np.sqrt(np.mean(left * left)))))
+    gain = (
+        2 * count * float(np.log(max(floor, np.sqrt(np.mean(flat * flat))) / max(floor, np.sqrt(np.mean(left * left)))))
+    )
     return slope, error, float(1 / (1 + np.exp(np.clip(gain - np.log(2 * count) / 2, -50, 50))))

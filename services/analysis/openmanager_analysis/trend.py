@@ -149,8 +149,6 @@ def _slope(daily: Floats, confidence: float) -> tuple[float, float, float, float
     return middle, float(ordered[low]), float(ordered[high]), float(2 * ndtr(-abs(score)))
 
 
-
-
 def _variance(values: Floats, detrended: Floats) -> float:
     """Return the variance of Kendall's S with ties, and with the correlation of the ranks of what is detrended.
 
