@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from openmanager_cache.fleet import Fleet
-from openmanager_cache.follower import LogFollower
+from openmanager_cache.follower import follower as follow
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.disk import PosixDisk
@@ -184,9 +184,7 @@ async def _follow(history: History) -> None:
         service=Service(servicers=servicers), name="bench", address="127.0.0.1:0", config=ServerConfig(), clock=CLOCK
     )
     async with server.running(), Peer("timeseries", f"127.0.0.1:{server.port}") as peer:
-        follower = LogFollower(
-            peer=peer, fleet=Fleet(CLOCK), clock=CLOCK, jitter=random.Random(1), on_change=lambda _: None
-        )
+        follower = follow(peer=peer, fleet=Fleet(CLOCK), clock=CLOCK, jitter=random.Random(1), on_change=lambda _: None)
         follower.view.position = 1  # else it begins with the newest of each
         async with _running(follower.run()):
             while follower.view.position < history.log.state.head_position:  # noqa: ASYNC110  (nor does it)

@@ -257,6 +257,13 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
+async def takes_streams(address: str) -> bool:
+    """Say whether a stream is taken: gRPC's core cancels new ones while those of an attack before wait for their end."""
+    async with connected(address) as connection:
+        await connection.send(call(1, REFLECTION, message(b"")))
+        return await connection.status(1, SOON_SECONDS) == "0"
+
+
 async def repeated(name: str, address: str, seconds: float) -> str:
     """Repeat an attack for some seconds, at least once to its end; return what became of it the last time."""
     attack = ATTACKS[name]

@@ -222,7 +222,9 @@ def _unfolded(times: NDArray[np.int64]) -> NDArray[np.int64]:
         return times
     usual = np.median(steps)
     is_fold = (steps <= 0) & (np.abs(steps + HOUR_NANOS - usual) <= usual / 2)
-    return times + HOUR_NANOS * np.concatenate([[0], np.cumsum(is_fold)])
+    hours = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_fold)])
+    unfolded: NDArray[np.int64] = times + HOUR_NANOS * hours
+    return unfolded
 
 
 def _ordered(path: Path, times: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +23,37 @@ EXIT_FAILED = 1
 NANOS_A_MILLI = 1_000_000
 Columns = Mapping[str, Any]
 Ask = Callable[["NDArray[np.int64]", "NDArray[np.float64]"], Columns]
+Show = Callable[[float], None]  # which share of a file is done
+Answer = Callable[[Table, Show], Columns]
 
 
 def answer_each(title: str, paths: Sequence[Path], output_dir: Path, ask: Ask) -> None:
-    """Write what `ask` says of each file's times (int64[T], milliseconds) and values (float64[T]) to a file of its name.
+    """Write what `ask` says of each file's times (int64[T], milliseconds) and values (float64[T]) to a file of its name."""
+    answer_tables(title, paths, output_dir, lambda table, _: _answer(table, ask))
+
+
+def answer_tables(title: str, paths: Sequence[Path], output_dir: Path, answer: Answer) -> None:
+    """Write the answer to each file's table to a file of its name.
 
     A file that is wrong is told of on standard error, the others are done; then the process ends with exit code 1.
     """
     failed = 0
     with Bar(title) as bar:
         for done, (path, place) in enumerate(zip(paths, place_outputs(paths, output_dir), strict=True)):
-            bar.show(done, len(paths), f"{done} of {render.show_count(len(paths), 'file')}")
+            words = f"{done} of {render.show_count(len(paths), 'file')}"
+            bar.show(done, len(paths), words)
+            show = partial(_show, bar, done, len(paths), words)
             try:
-                write_table(place, _answer(read_table(path), ask))
+                write_table(place, answer(read_table(path), show))
             except OpenManagerError as error:
                 failed += 1
                 click.echo(f"openmanager: {_naming(path, error.message)}", err=True)
     if failed:
         sys.exit(EXIT_FAILED)
+
+
+def _show(bar: Bar, done: int, total: int, words: str, share: float) -> None:
+    bar.show(done + share, total, words)
 
 
 def _answer(table: Table, ask: Ask) -> Columns:

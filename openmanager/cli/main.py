@@ -42,6 +42,7 @@ COMMANDS = {
     "whoami": "login",
     "users": "users",
     "keys": "keys",
+    "score-csv": "score_csv",
     "forecast-csv": "forecast_csv",
     "exhaust-csv": "exhaust_csv",
     "simulate": "simulate",

@@ -12,11 +12,12 @@ import grpc
 import numpy as np
 from conftest import wait_until
 from openmanager_cache.fleet import Fleet
-from openmanager_cache.follower import LogFollower
+from openmanager_cache.follower import follower
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.frame import Frame, encode, length_delimited
+from openmanager.log_follower import LogFollower
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.peer import Peer
 
@@ -77,12 +78,10 @@ async def followed(log: Log, fleet: Fleet) -> AsyncIterator[LogFollower]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with Peer("timeseries", f"127.0.0.1:{port}") as peer:
-        follower = LogFollower(
-            peer=peer, fleet=fleet, clock=SystemClock(), jitter=random.Random(1), on_change=lambda _: None
-        )
-        task = asyncio.create_task(follower.run())
+        found = follower(peer=peer, fleet=fleet, clock=SystemClock(), jitter=random.Random(1), on_change=lambda _: None)
+        task = asyncio.create_task(found.run())
         try:
-            yield follower
+            yield found
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -92,10 +91,10 @@ async def followed(log: Log, fleet: Fleet) -> AsyncIterator[LogFollower]:
 async def test_a_copy_that_was_cut_short_is_made_again_before_the_log_is_followed():
     log, fleet = Log(), Fleet(SystemClock())
     log.let_out.set()
-    async with followed(log, fleet) as follower:
+    async with followed(log, fleet) as following:
 
         async def is_following() -> bool:
-            return follower.view.following
+            return following.view.following
 
         await wait_until(is_following)
         assert (log.copies, "a" in fleet.hot) == (2, True)
@@ -103,16 +102,16 @@ async def test_a_copy_that_was_cut_short_is_made_again_before_the_log_is_followe
 
 async def test_the_log_is_followed_when_all_has_come_that_there_was_at_the_beginning():
     log, fleet = Log(), Fleet(SystemClock())
-    async with followed(log, fleet) as follower:
+    async with followed(log, fleet) as following:
 
         async def is_watching() -> bool:
-            return log.watched and follower.view.heard > 0
+            return log.watched and following.view.heard > 0
 
         async def is_following() -> bool:
-            return follower.view.following
+            return following.view.following
 
         await wait_until(is_watching)
-        assert not follower.view.following
+        assert not following.view.following
         log.let_out.set()
         await wait_until(is_following)
         assert "b" in fleet.hot

@@ -10,7 +10,7 @@ import pytest
 from conftest import Mesh, child, environment, running_mesh, wait_until
 
 from fuzz import cancellation, mutation
-from fuzz.attack import ATTACKS
+from fuzz.attack import ATTACKS, takes_streams
 from fuzz.footprint import footprint, reset_peak
 from fuzz.good_client import GoodClient
 from openmanager.runtime.peer import Peer
@@ -63,10 +63,11 @@ def pid_of(mesh: Mesh, server: str) -> int:
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_an_attack_ends_as_it_must_and_the_server_lives(attacked: Mesh, good: GoodClient, server: str, name: str):
-    pid = pid_of(attacked, server)
+    pid, address = pid_of(attacked, server), attacked.address(server)
+    await wait_until(lambda: takes_streams(address))
     before = footprint(pid)
     reset_peak(pid)
-    assert await ATTACKS[name].make(attacked.address(server), COUNTS[name]) in ATTACKS[name].ends
+    assert await ATTACKS[name].make(address, COUNTS[name]) in ATTACKS[name].ends
     assert footprint(pid).peak_bytes - before.resident_bytes <= ATTACKS[name].most_bytes
     await wait_until(good.works)
     assert pid_of(attacked, server) == pid

@@ -13,6 +13,7 @@ import pytest
 from conftest import wait_until
 from openmanager_metadata import directory as directory_module
 from openmanager_metadata import sessions as sessions_module
+from openmanager_metadata.backends import AUDIT_LOCK
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.directory import Directory
@@ -447,3 +448,13 @@ async def test_a_database_that_lost_everybody_is_given_them_back_and_revoked_one
     with pytest.raises(UnauthenticatedError):
         people.directory.identity(revoked)
     assert (await people.users.sign_in("alice", PASSWORD, "")).id == user_id
+
+
+async def test_a_user_is_changed_while_the_audit_log_is_busy(url: str):
+    async with opened(url) as people, session(url) as auditing, auditing.transaction():
+        user_id = await people.user(grants=ADMIN)
+        await auditing.execute("SELECT pg_advisory_xact_lock($1)", AUDIT_LOCK)
+
+        user = await people.users.update(user_id, Changes(fields=("name",), name="bob"))
+
+        assert user.name == "bob"

@@ -151,3 +151,12 @@ def test_pieces_in_order_are_joined_and_holes_left_out():
     assert merged.offsets.tolist() == [0, 2, 4, 4]
     assert merged.times.tolist() == [1, 2, 1, 3]
     assert merged.values.tolist() == [3.0, 4.0, 1.0, 5.0]
+
+
+@pytest.mark.parametrize("name", sorted(AGGREGATIONS))
+def test_the_largest_doubles_are_aggregated_without_a_word(name: str):
+    largest = np.finfo(np.float64).max
+
+    found = computed(ragged([(0, -largest), (1, largest), (2, largest), (3, largest)]), name)
+
+    assert found.shape == (1, 3)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openmanager_timeseries import durable
 from openmanager_timeseries.budget import Budget
 from openmanager_timeseries.history import History
 from openmanager_timeseries.retention import Hold, Policy, Selector
 from timeseries.shard import DAY, END, HOUR, NOW, SECOND, NoDisk, ask, grid, imported, opened, rolled, ticks, write
+
+from openmanager import durable
 
 MIDNIGHT = END // DAY * DAY
 

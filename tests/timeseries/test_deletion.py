@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from openmanager_timeseries import deletion, durable, sealed, sealed_store
+from openmanager_timeseries import deletion, sealed, sealed_store
 from openmanager_timeseries.deletion import Deletion, delete_series
 from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import Keeper
@@ -38,6 +38,7 @@ from timeseries.shard import (
     write,
 )
 
+from openmanager import durable
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import (
     FailedPreconditionError,

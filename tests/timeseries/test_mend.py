@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openmanager_timeseries import durable
 from openmanager_timeseries.deletion import delete_series
 from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import Keeper
@@ -33,6 +32,8 @@ from timeseries.shard import (
     ticks,
     write,
 )
+
+from openmanager import durable
 
 START = END - 4 * HOUR
 QUESTIONS = [

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from openmanager_timeseries import durable, evidence, sealed_store
+from openmanager_timeseries import evidence, sealed_store
 from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import EXPIRE_SECONDS, Keeper
 from openmanager_timeseries.retention import Hold, Policy, Rule, Selector, check
@@ -34,6 +34,7 @@ from timeseries.shard import (
     write,
 )
 
+from openmanager import durable
 from openmanager.audit import Record, check_record
 from openmanager.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 
@@ -406,18 +407,30 @@ async def test_a_hold_that_is_set_while_files_are_looked_at_is_heeded(tmp_path: 
         assert {age(key) for key in rows(tmp_path / "blocks")} == set(range(1, 7))
 
 
+async def test_what_many_store_at_once_is_stored_whole_and_the_newest_last(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        await fill(history, 1)
+        async with asyncio.TaskGroup() as saving:
+            for days in range(1, 9):
+                adopt(history, rule(days))
+                saving.create_task(history.retention.save())
+    async with opened(tmp_path) as history:
+        assert history.retention.policy.rules == (rule(8),)
+        assert history.retention.certain
+
+
 async def test_nothing_is_deleted_while_nobody_knows_what_is_held(tmp_path: Path):
     async with opened(tmp_path) as history:
         await fill(history, 6)
         adopt(history, rule(2), holds=(Hold(name="x", selector=Selector()),))
-        history.retention.save(history.retention.snapshot())
+        await history.retention.save()
     state = tmp_path / "retention.json"
     state.write_bytes(state.read_bytes().replace(b'"name": "x"', b'"name": "y"'))
     async with opened(tmp_path) as history:
         history.retention.defaults["raw"] = 2 * DAY
         await expire(history)
         assert {age(key) for key in rows(tmp_path / "blocks")} == set(range(1, 7))
-        history.retention.save(history.retention.snapshot())
+        await history.retention.save()
     async with opened(tmp_path) as history:
         assert not history.retention.certain
         adopt(history, rule(2))

@@ -17,7 +17,7 @@ from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.policy import Policies
 from openmanager_metadata.service import PolicyService
-from openmanager_timeseries import durable, policy_store, rollup_import
+from openmanager_timeseries import policy_store, rollup_import
 from openmanager_timeseries.history import History
 from openmanager_timeseries.policy_store import MetadataPolicies, apply, follow, look
 from openmanager_timeseries.retention import Hold, Policy, Rule, Selector
@@ -39,6 +39,7 @@ from timeseries.shard import (
     write,
 )
 
+from openmanager import durable
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.config import Secret

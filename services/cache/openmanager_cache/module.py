@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.errors import OpenManagerError
 from openmanager.hot_service import HotService
+from openmanager.log_follower import LogFollower
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
 from openmanager_cache.backends import KeyValueStore
@@ -18,7 +19,7 @@ from openmanager_cache.backends.redis import open_redis
 from openmanager_cache.config import CacheConfig
 from openmanager_cache.entry import Entries
 from openmanager_cache.fleet import Fleet
-from openmanager_cache.follower import LogFollower
+from openmanager_cache.follower import follower
 from openmanager_cache.inventory import InventoryFollower
 from openmanager_cache.mirror import Mirror
 from openmanager_cache.service import EntryService
@@ -42,7 +43,7 @@ class CacheModule:
         fleet = Fleet(runtime.clock)
         mirror = Mirror(fleet=fleet.hot, store=store, server_ttl=config.server_ttl, list_ttl=config.list_ttl)
         async with runtime.peer("timeseries") as timeseries, runtime.peer("metadata") as metadata:
-            follower = LogFollower(
+            log = follower(
                 peer=timeseries,
                 fleet=fleet,
                 clock=runtime.clock,
@@ -50,10 +51,10 @@ class CacheModule:
                 on_change=mirror.changed,
             )
             inventory = InventoryFollower(peer=metadata, fleet=fleet, interval=config.inventory_interval)
-            state = _State(fleet=fleet, follower=follower, mirror=mirror, runtime=runtime)
+            state = _State(fleet=fleet, follower=log, mirror=mirror, runtime=runtime)
             tasks = [
                 asyncio.create_task(work)
-                for work in (state.warm_up(), follower.run(), mirror.run(), inventory.run(), state.mark_offline())
+                for work in (state.warm_up(), log.run(), mirror.run(), inventory.run(), state.mark_offline())
             ]
             try:
                 yield Service(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from openmanager.errors import Reason, ResourceExhaustedError, invalid
 from openmanager_metadata.backends import Database, Row, Statements
-from openmanager_metadata.interaction import check_time
+from openmanager_metadata.interaction import EARLIEST, check_time
 from openmanager_metadata.interaction_filter import Where
 from openmanager_metadata.sql import aware, plain
 
@@ -49,9 +49,9 @@ class StatisticsQuery:
 def _range(query: StatisticsQuery, now: datetime) -> tuple[datetime, datetime]:
     """Return the range that is meant, [start, end)."""
     end = query.end_time or now
-    start = query.start_time or max(end - DEFAULT_RANGE, datetime.min.replace(tzinfo=UTC) + DEFAULT_RANGE)
-    for name, moment in (("start_time", start), ("end_time", end)):
-        check_time(name, moment)
+    check_time("end_time", end)
+    start = query.start_time or max(end - DEFAULT_RANGE, EARLIEST)
+    check_time("start_time", start)
     if start >= end:
         raise invalid("start_time", "must be before end_time")
     if query.step is None:

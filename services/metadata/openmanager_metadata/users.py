@@ -22,7 +22,7 @@ from openmanager.errors import (
     missing,
 )
 from openmanager.frame import check_text
-from openmanager_metadata.backends import Database, Row, Statements
+from openmanager_metadata.backends import USERS_LOCK, Database, Row, Statements
 from openmanager_metadata.directory import SESSIONS, USERS, Directory
 from openmanager_metadata.identity import User, grants_text, user_of
 from openmanager_metadata.keyring import Keyring, new_secret
@@ -36,8 +36,6 @@ INVITATION_LIFETIME, MAX_INVITATION_LIFETIME = timedelta(days=7), timedelta(days
 UPDATABLE = ("name", "grants", "disabled", "lock_end_time")
 # So many wrong passwords in a row, and the password is not asked for during this time.
 MAX_FAILURES, LOCK_TIME = 10, timedelta(minutes=15)
-# Changes of users follow each other, so that none of two can take the last administrator away.
-_LOCK = "SELECT pg_advisory_xact_lock(7265002)"
 _ADMINS = (
     'SELECT count(*) AS admins FROM users WHERE NOT disabled AND grants @> \'[{"role": "admin", "server_filter": ""}]\''
 )
@@ -131,7 +129,7 @@ class Users:
         key = _uuid(user_id, "user.id")
 
         async def work(database: Statements) -> Row:
-            await database.fetch(_LOCK)
+            await _lock(database)
             rows = await database.fetch("SELECT * FROM users WHERE id = $1", key)
             if not rows:
                 raise _not_found(user_id)
@@ -168,7 +166,7 @@ class Users:
         key = _uuid(user_id, "id")
 
         async def work(database: Statements) -> None:
-            await database.fetch(_LOCK)
+            await _lock(database)
             rows = await database.fetch("SELECT * FROM users WHERE id = $1", key)
             if not rows:
                 raise _not_found(user_id)
@@ -292,6 +290,11 @@ def check_name(name: str, field: str) -> None:
         raise missing(field)
     if not NAME.fullmatch(name):
         raise invalid(field, f"must be 1–{NAME_LENGTH} characters of [a-z0-9][a-z0-9._@-]*")
+
+
+async def _lock(database: Statements) -> None:
+    """Let changes of users follow each other, so that none of two can take the last administrator away."""
+    await database.fetch("SELECT pg_advisory_xact_lock($1)", USERS_LOCK)
 
 
 async def _check_admin_left(database: Statements) -> None:

@@ -35,6 +35,8 @@ def bucket_starts(start: int, end: int, step: int) -> Ints:
     return np.arange(first, end, step, dtype=np.int64)
 
 
+# The largest doubles add up to infinity.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def aggregate(samples: Ragged, name: str, *, starts: Ints, step: int, groups: Ints, delta: NDArray[np.bool_]) -> Floats:
     """Return the aggregate of every group and bucket: float64[G, B].
 
@@ -142,8 +144,7 @@ def _mean(values: Floats, begins: Ints, counts: Ints) -> Floats:
 def _stddev(values: Floats, begins: Ints, counts: Ints) -> Floats:
     deviations = values - np.repeat(_mean(values, begins, counts), counts)
     squares = np.add.reduceat(deviations * deviations, begins)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: Floats = np.sqrt(squares / np.where(counts > 1, counts - 1, np.nan))
+    found: Floats = np.sqrt(squares / np.where(counts > 1, counts - 1, np.nan))
     return found
 
 

@@ -55,8 +55,8 @@ class Budget:
         if usage.used >= ACT_RATIO * usage.limit:
             usage = replace(usage, plan=f"{_share(usage)} of the disk budget is used: {self._nothing_left()}")
         history.usage = usage
-        if (stored := history.retention.snapshot()) != before:
-            await asyncio.to_thread(history.retention.save, stored)
+        if history.retention.snapshot() != before:
+            await history.retention.save()
 
     async def _look(self) -> Usage:
         history = self._history

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from openmanager import durable
 from openmanager.errors import NotFoundError
-from openmanager_timeseries import durable
 from openmanager_timeseries.disk import Disk
 
 LETTERS = "dead_letters.json"

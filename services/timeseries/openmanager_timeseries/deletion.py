@@ -187,7 +187,7 @@ async def carry_out(history: History, erasure: Erasure) -> int:
     history.head.drop(-1)
     _mark_edges(history, scope)
     await _forget(history, erasure)
-    await asyncio.to_thread(history.retention.save, history.retention.snapshot())
+    await history.retention.save()
     await asyncio.to_thread(history.roller.save, history.roller.snapshot())
     await asyncio.to_thread(history.erasures.finish, erasure)
     return freed

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from openmanager import grid
+from openmanager import durable, grid
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.status.v1.status_pb2 import StorageState
 from openmanager.errors import OpenManagerError, Reason, UnavailableError
 from openmanager.frame import Frame
 from openmanager.runtime.breaker import Breaker, NotAskedError
 from openmanager.runtime.clock import Clock
-from openmanager_timeseries import block, durable
+from openmanager_timeseries import block
 from openmanager_timeseries.dead_letter import Refusal, windows
 from openmanager_timeseries.engines.port import Engine, EngineState, Refused, RefusedCredentialsError
 from openmanager_timeseries.history import History

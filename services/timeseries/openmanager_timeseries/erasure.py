@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from openmanager import durable
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.frame import Frame, decode_trusted
-from openmanager_timeseries import durable
 from openmanager_timeseries.record import Record
 from openmanager_timeseries.samples import Bools
 

@@ -132,4 +132,4 @@ async def tell_waiting(history: History, auditor: Auditor) -> None:
             return
         finally:
             evidence.end(told=told)
-        await asyncio.to_thread(history.retention.save, history.retention.snapshot())
+        await history.retention.save()

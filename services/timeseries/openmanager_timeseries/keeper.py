@@ -117,8 +117,8 @@ class Keeper:
         before = history.retention.snapshot()
         for tier, store in history.stores():
             await self._expire(tier, store)
-        if (stored := history.retention.snapshot()) != before:
-            await asyncio.to_thread(history.retention.save, stored)
+        if history.retention.snapshot() != before:
+            await history.retention.save()
 
     async def _expire(self, tier: str, store: SealedStore) -> None:
         history, retention = self._history, self._history.retention

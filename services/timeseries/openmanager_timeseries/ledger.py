@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
-from openmanager import failpoint
+from openmanager import durable, failpoint
 from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import OutOfRangeError, Reason, UnavailableError, invalid
 from openmanager.runtime.clock import Clock
-from openmanager_timeseries import durable
 from openmanager_timeseries.dead_letter import DeadLetter, DeadLetters, Refusal
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.log import Log

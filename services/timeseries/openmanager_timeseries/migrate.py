@@ -21,10 +21,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from openmanager import grid
+from openmanager import durable, grid
 from openmanager.errors import OpenManagerError, UnavailableError
 from openmanager.frame import Frame, ServerInfo
-from openmanager_timeseries import durable
 from openmanager_timeseries.catalog import Selection
 from openmanager_timeseries.comparison import EXACT_DIGITS, Comparison, compare
 from openmanager_timeseries.config import TimeseriesConfig

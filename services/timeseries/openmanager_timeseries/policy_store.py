@@ -98,6 +98,6 @@ async def apply(history: History, policy: Policy) -> None:
         return
     history.retention.adopt(policy)
     try:
-        await asyncio.to_thread(history.retention.save, history.retention.snapshot())
+        await history.retention.save()
     except OSError as err:  # it applies, and is stored in its own place
         log.warning("the copy of the retention policy cannot be written: %s", type(err).__name__)

@@ -6,6 +6,7 @@ nobody keeps are deleted, others written anew without the rows that go.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from openmanager import durable
 from openmanager.errors import InvalidArgumentError, invalid, missing
 from openmanager.frame import check_text
-from openmanager_timeseries import durable, sealed
+from openmanager_timeseries import sealed
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.evidence import RETENTION, Deletion, Evidence
 from openmanager_timeseries.samples import Bools, Ints
@@ -155,6 +157,7 @@ class Retention:
         self._catalog = catalog
         self._state = state
         self._looked_at: dict[str, int] = {}
+        self._saving = asyncio.Lock()
         self._load()
 
     def kept_from(self, tier: str, now: int) -> int:
@@ -312,7 +315,7 @@ class Retention:
         self.deleted |= {name: each for name, each in deleted.items() if name in self.defaults}
 
     def snapshot(self) -> bytes:
-        """Return what `save` writes."""
+        """Return what `save` writes now."""
         deleted = {name: {"rows": each.rows, "bytes": each.bytes} for name, each in self.deleted.items()}
         return durable.encode(
             {
@@ -323,9 +326,13 @@ class Retention:
             }
         )
 
-    def save(self, stored: bytes) -> None:
-        """Make the policy and the counts durable (blocking)."""
-        durable.replace(self._state, stored)
+    async def save(self) -> None:
+        """Make the policy and the counts durable; OSError when they cannot be.
+
+        Several may want it at once: one file at a time, and the last written is the newest.
+        """
+        async with self._saving:
+            await asyncio.to_thread(durable.replace, self._state, self.snapshot())
 
 
 def _divided(store: SealedStore, file: Sealed, keep: sealed.Keep) -> tuple[bool, bool]:

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from openmanager import metric, rollup
+from openmanager import durable, metric, rollup
 from openmanager.runtime.clock import Clock
-from openmanager_timeseries import durable, sealed, sketch, span
+from openmanager_timeseries import sealed, sketch, span
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
 from openmanager_timeseries.samples import Bools, Ints

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from openmanager import failpoint
-from openmanager_timeseries import durable, span
+from openmanager import durable, failpoint
+from openmanager_timeseries import span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.samples import Bools, Ints, ranges
 from openmanager_timeseries.span import Spans

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openmanager import durable
 from openmanager.frame import MetricInfo, ServerInfo
-from openmanager_timeseries import durable
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.sealed import Format, Reader, Sealed
 

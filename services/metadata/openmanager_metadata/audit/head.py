@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 
 from openmanager.errors import DataLossError
 from openmanager.merkle import CompactRange
-from openmanager_metadata.backends import Row, Statements
+from openmanager_metadata.backends import AUDIT_LOCK, Row, Statements
 
-# Appending, checkpoints and deletion exclude each other by it; the migration names it too.
-LOCK = 7_265_002
 TILE_LEVEL = 10
 TILE = 1 << TILE_LEVEL
 # More than so many new leaves are not read one by one.
@@ -44,8 +42,8 @@ async def log_of(statements: Statements) -> bytes:
 
 
 async def lock(statements: Statements) -> None:
-    """Have the end of the log for oneself until the transaction ends."""
-    await statements.fetch("SELECT pg_advisory_xact_lock($1)", LOCK)
+    """Have the end of the log for oneself until the transaction ends: to append, to sign, to delete."""
+    await statements.fetch("SELECT pg_advisory_xact_lock($1)", AUDIT_LOCK)
 
 
 async def catch_up(known: Head, statements: Statements) -> tuple[Head, bool]:

@@ -9,6 +9,9 @@ from openmanager.runtime.status import Finding
 
 Row = Any
 T = TypeVar("T")
+# Advisory locks, the same in every version: of migrations, of the end of the audit log (a migration names it too), and
+# of changes of users.
+MIGRATION_LOCK, AUDIT_LOCK, USERS_LOCK = 7_265_001, 7_265_002, 7_265_003
 
 
 class StrangerError(Exception):

@@ -28,12 +28,11 @@ from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.credential import Credential
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
-from openmanager_metadata.backends import Statements, StrangerError
+from openmanager_metadata.backends import MIGRATION_LOCK, Statements, StrangerError
 from openmanager_metadata.backends.privileges import grant, role_of
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.memory import Memory
 
-LOCK = 7_265_001  # any number, the same in every version
 MIGRATION_SECONDS = 30.0
 UPKEEP_SECONDS = 600.0
 FIRST_ATTEMPT_SECONDS = 2.0
@@ -408,7 +407,7 @@ async def migrate(connection: Any) -> None:
     SchemaError when it is of a newer version, or when a migration that was applied is not the one we know.
     """
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations (number integer PRIMARY KEY, name text NOT NULL,"
             " checksum text NOT NULL, applied_at timestamp NOT NULL DEFAULT now())"
