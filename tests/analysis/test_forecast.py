@@ -109,6 +109,13 @@ def test_a_constant_goes_on_within_a_narrow_interval():
     assert fan.max() < 42.1
 
 
+def test_a_horizon_far_beyond_the_history_is_unsure():
+    fan = forecast(_times(60, 60_000), _daily(60), 100_000).quantiles
+
+    assert fan.shape == (100_000, len(QUANTILES))
+    assert fan[-1, 5] - fan[-1, 1] > fan[0, 5] - fan[0, 1]
+
+
 def test_the_same_history_has_the_same_forecast():
     first, second = (forecast(_times(400), _daily(400), 24).quantiles for _ in range(2))
 

@@ -22,26 +22,24 @@ DAYS, SHORT = 28, 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a history is cut: `origins` int64[O] are the rows before which a forecast is made, `ahead` rows each."""
+    """How a history is cut: `origins` int64[O] are the rows before which a forecast is made, `ahead` rows each.
+
+    `is_seasonal` where a row resembles the next, `has_weeks` where rows are days and every origin has a week before it.
+    """
 
     origins: NDArray[np.int64]
     ahead: int
     is_seasonal: bool
-    is_day: bool
-
-    @property
-    def has_weeks(self) -> bool:
-        """Whether every origin has a week before it."""
-        return self.is_day and int(self.origins[0]) >= WEEK
+    has_weeks: bool
 
 
 def forecasts(rows: Floats, layout: Layout) -> Floats:
     """Return every member's forecast, float64[M, O, R, P], from each origin, seeing only rows before it."""
     origins, ahead = layout.origins, layout.ahead
     count = DAYS if layout.is_seasonal else SHORT
-    recent = _recent(rows, origins, count)
+    back = _back(origins, count)
+    recent, levels = rows[back], np.median(rows, axis=1)[back]
     last, median, week = recent[:, 0], np.median(recent, axis=1), np.median(recent[:, :WEEK], axis=1)
-    levels = np.median(recent, axis=2)
     if not layout.is_seasonal:
         week = median = np.broadcast_to(np.median(levels[:, :3], axis=1)[:, None], last.shape)
     fading = FADING ** np.arange(count)
@@ -61,10 +59,9 @@ def forecasts(rows: Floats, layout: Layout) -> Floats:
     return np.stack(made)
 
 
-def _recent(rows: Floats, origins: NDArray[np.int64], count: int) -> Floats:
-    """Return the last `count` rows before each origin, newest first: float64[O, count, P]; too few are repeated."""
-    steps = np.arange(count)
-    return rows[origins[:, None] - 1 - steps % origins[:, None]]
+def _back(origins: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the last `count` rows before each origin, newest first, int64[O, count]; where they are too few, again."""
+    return origins[:, None] - 1 - np.arange(count) % origins[:, None]
 
 
 def _returning(base: Floats, last: Floats, ahead: int) -> list[Floats]:
