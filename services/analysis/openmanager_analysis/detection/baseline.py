@@ -21,8 +21,7 @@ _HUGE = 1e30  # of float32; what is beyond is as far
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """Values beside what was expected. residual: float32[S]; by_rule: float32[3, S], from the level alone, with the daily
-    curve, with both curves; expected: float64[S].
-    """
+    curve, with both curves; expected: float64[S]."""
 
     residual: Floats
     by_rule: Floats

@@ -65,7 +65,9 @@ class Detector:
     counters: bool[S], series that only grow and begin again at a restart: their differences a second are judged.
     """
 
-    def __init__(self, series: int, *, counters: NDArray[np.bool_] | None = None, tuning: Tuning | None = None) -> None:
+    def __init__(
+        self, series: int, *, counters: NDArray[np.bool_] | None = None, tuning: Tuning | None = None
+    ) -> None:
         if series < 1:
             raise ValueError("a detector needs a series")
         self._tuning = t = tuning or Tuning()
@@ -138,15 +140,7 @@ class Detector:
         count = self._baseline.count
         return count / (count + np.float32(self._tuning.settle)) * np.float32(hours / (hours + 1))
 
-    def _learn(
-        self,
-        moment: Moment,
-        reading: Reading,
-        measured: Measured,
-        present: Floats,
-        fresh: Floats,
-        seen: NDArray[np.bool_],
-    ) -> None:
+    def _learn(self, moment: Moment, reading: Reading, measured: Measured, present: Floats, fresh: Floats, seen: NDArray[np.bool_]) -> None:
         t = self._tuning
         rate = np.where(self._decision.ongoing, np.float32(t.event_rate), np.float32(1)) * present
         taught = np.minimum(measured.y, self._tail.quantile + np.float32(t.most_excess) * self._tail.excess)

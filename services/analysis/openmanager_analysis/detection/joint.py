@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +37,9 @@ class Joint:
         self._starts = np.cumsum(sizes) - sizes
         self._root = np.sqrt(sizes).astype(np.float32)
         self.count = np.zeros(len(members), dtype=np.float32)
-        self.tail = Tail((_STATISTICS, len(members)), share=0.06, start=1.6, excess=0.25, prior=40.0, excess_prior=20.0)
+        self.tail = Tail(
+            (_STATISTICS, len(members)), share=0.06, start=1.6, excess=0.25, prior=40.0, excess_prior=20.0
+        )
         self.decision = Decision(len(members), alarm=_ALARM, short=0.4, now=0.6, length=0.5)
 
     def observe(self, moment: Moment, evidence: Floats, confidence: Floats, more: Floats | None = None) -> Verdict:

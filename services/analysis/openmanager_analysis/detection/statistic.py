@@ -30,8 +30,7 @@ _MEAN_SCALE = np.array([[1.65], [2.5], [2.0]], dtype=np.float32)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """y: float32[K, S], logarithms of the statistics, at least 0; scale: float32[S], the standard deviation of a residual;
-    fast, jump: float32[S], the parts that the spreads learn from; floor: float32[S], what is no deviation at all.
-    """
+    fast, jump: float32[S], the parts that the spreads learn from; floor: float32[S], what is no deviation at all."""
 
     y: Floats
     scale: Floats
