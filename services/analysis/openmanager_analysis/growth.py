@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 CONSTANT, LINE, SQUARE, KINK, JUMP, CURVE, NONE = range(7)
 MAX_BREAKS = 3
 COLUMNS = 2 + MAX_BREAKS
-PLACES = 32
+PLACES = 64
 CORRELATIONS = (0.0, 0.4, 0.7, 0.88, 0.96, 0.99)
 # Of exp(c t), t in [0, 1] over the history.
 CURVES = np.array([-8, -5, -3.5, -2.5, -1.8, -1.3, -0.9, -0.6, -0.35, 0.35, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5, 5, 8, 12])
@@ -25,7 +25,7 @@ CURVES = np.array([-8, -5, -3.5, -2.5, -1.8, -1.3, -0.9, -0.6, -0.35, 0.35, 0.6,
 ENOUGH = 12
 # Breaks of each number and correlation that are taken into the pool, and candidates that futures are drawn from.
 # What a break costs in parameters beside its size, an upward jump more (growth itself comes in steps), and a curve.
-BREAK, UPWARD, BEND = 2.0, 1.0, 1.0
+BREAK, UPWARD, BEND = 2.0, 3.0, 1.0
 # Candidates are weighed by exp(−BIC / 3), not / 2: with 2 the intervals held 74 % of simulated truth, with 3 80 %.
 TEMPER = 3.0
 TAKEN, KEPT = 5, 48
