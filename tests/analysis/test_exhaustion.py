@@ -108,6 +108,17 @@ def test_the_horizon_is_kept():
     assert _ask(40 + 0.05 * HOURS + _noise(), 90, horizon=100).hours is None
 
 
+def test_what_is_missing_at_the_end_is_no_standstill():
+    values = 40 + 0.05 * HOURS + _noise()
+    values[600:] = np.nan
+
+    assert _ask(values, 90).hours == pytest.approx((90 - 40) / 0.05 - 672, rel=0.1)
+
+
+def test_one_step_up_is_no_growth():
+    assert _ask(50 + _noise() + 20 * (HOURS > 400), 90).hours is None
+
+
 def test_over_the_limit_is_now():
     found = _ask(40 + 0.05 * HOURS + _noise(), 60)
 

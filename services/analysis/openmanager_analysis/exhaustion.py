@@ -52,8 +52,15 @@ def time_to_limit(
     sign = _direction(grid.values, limit)
     if sign == 0:
         return _summary(np.zeros(1), "reached", None)
-    turned = Grid(values=grid.values * sign, interval_millis=grid.interval_millis, end_unix_millis=grid.end_unix_millis)
-    return _summary(*_passages(turned, limit * sign, horizon_hours))
+    last = int(np.flatnonzero(~np.isnan(grid.values))[-1])
+    turned = Grid(
+        values=grid.values[: last + 1] * sign,
+        interval_millis=grid.interval_millis,
+        end_unix_millis=grid.end_unix_millis,
+    )
+    since = (len(grid.values) - 1 - last) * grid.interval_millis / HOUR_MILLIS
+    times, method, error = _passages(turned, limit * sign, horizon_hours + since)
+    return _summary(np.maximum(times - since, 0.0), method, error)
 
 
 def _check(limit: float, horizon_hours: float) -> None:
