@@ -126,6 +126,14 @@ def test_over_the_limit_is_now():
     assert found.method == "reached"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_level_above_its_limit_that_does_not_fall_has_reached_it_unless_the_limit_is_a_floor(seed):
+    values = 60 + _noise(seed)
+
+    assert _ask(values, 50).hours == 0
+    assert time_to_limit(1_700_000_000_000 + HOUR * HOURS, values, 50, is_floor=True).hours is None
+
+
 def test_a_leak_of_hours_is_seen_in_minutes():
     minutes = np.arange(120)
     values = 50 + 0.1 * minutes + np.random.default_rng(0).normal(0, 0.2, 120)

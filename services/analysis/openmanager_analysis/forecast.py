@@ -155,7 +155,8 @@ def _combine(cut: _Cut, layout: member.Layout, ahead: int) -> tuple[Floats, Floa
     rows = cut.rows if cut.block == 1 else np.median(cut.rows.reshape(count, -1, cut.block), axis=2)
     made = member.forecasts(rows, layout)
     place = layout.origins[:-1, None] + np.arange(layout.ahead)
-    off = np.abs(made[:, :-1] - rows[np.minimum(place, count - 1)]).mean(axis=3) * (place < count)
+    off = made[:, :-1] - rows[np.minimum(place, count - 1)]
+    off = np.abs(off, out=off) @ np.full(rows.shape[1], 1 / rows.shape[1]) * (place < count)
     weights = _weights(off.sum(axis=1), (place < count).sum(axis=0))
     tested = np.einsum("mr,morp->orp", weights, made)
     now = tested[-1]
