@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from openmanager.errors import FailedPreconditionError, invalid
+from openmanager.errors import FailedPreconditionError, Reason, invalid
 
 DAY_MILLIS = 86_400_000
 MIN_SAMPLES = 8
@@ -70,7 +70,10 @@ def _check(time_unix_millis: NDArray[np.int64], values: NDArray[np.float64]) -> 
 
 def _check_enough(valid: int) -> None:
     if valid < MIN_SAMPLES:
-        raise FailedPreconditionError(f"there are {valid} valid samples, and {MIN_SAMPLES} are the least to judge by")
+        raise FailedPreconditionError(
+            f"there are {valid} valid samples, and {MIN_SAMPLES} are the least to judge by",
+            reason=Reason.TOO_LITTLE_DATA,
+        )
 
 
 def fill(values: NDArray[np.float64], period: int) -> NDArray[np.float64]:

@@ -27,7 +27,8 @@ class Scores:
 
     score: float64[S] in [0, 1], an alarm from THRESHOLD; repeats of an alarm in the same event stay just below it.
     alarm: bool[S]. low, high: float64[S], between which the values were expected. confidence: float64[S] in [0, 1], how much
-    of the past the answer rests on. evidence: float32[S], in nats, before repeats are held back. moment: the tick's place in time. Of a missing value the score is 0.
+    of the past the answer rests on. evidence: float32[S], in nats, before repeats are held back. moment: the tick's place in time.
+    value: float64[S], what was judged: of a counter its growth a second. Of a missing value the score is 0.
     """
 
     score: NDArray[np.float64]
@@ -37,6 +38,7 @@ class Scores:
     confidence: NDArray[np.float64]
     evidence: Floats
     moment: Moment
+    value: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +67,7 @@ class Detector:
     counters: bool[S], series that only grow and begin again at a restart: their differences a second are judged.
     """
 
-    def __init__(
-        self, series: int, *, counters: NDArray[np.bool_] | None = None, tuning: Tuning | None = None
-    ) -> None:
+    def __init__(self, series: int, *, counters: NDArray[np.bool_] | None = None, tuning: Tuning | None = None) -> None:
         if series < 1:
             raise ValueError("a detector needs a series")
         self._tuning = t = tuning or Tuning()
@@ -89,6 +89,9 @@ class Detector:
             excess_prior=t.excess_prior,
         )
         self._decision = Decision(series, alarm=t.alarm, short=t.short, now=t.now, length=t.length)
+
+    def __len__(self) -> int:
+        return self._series
 
     def observe(self, time_unix_millis: int, values: NDArray[np.float64]) -> Scores:
         """Judge the next values, float64[S], and learn from them. Raises ValueError for another shape or a stamp gone back."""
@@ -117,6 +120,7 @@ class Detector:
             confidence=confidence.astype(np.float64),
             evidence=verdict.evidence,
             moment=moment,
+            value=values,
         )
 
     def _rates(self, time_unix_millis: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -140,7 +144,15 @@ class Detector:
         count = self._baseline.count
         return count / (count + np.float32(self._tuning.settle)) * np.float32(hours / (hours + 1))
 
-    def _learn(self, moment: Moment, reading: Reading, measured: Measured, present: Floats, fresh: Floats, seen: NDArray[np.bool_]) -> None:
+    def _learn(
+        self,
+        moment: Moment,
+        reading: Reading,
+        measured: Measured,
+        present: Floats,
+        fresh: Floats,
+        seen: NDArray[np.bool_],
+    ) -> None:
         t = self._tuning
         rate = np.where(self._decision.ongoing, np.float32(t.event_rate), np.float32(1)) * present
         taught = np.minimum(measured.y, self._tail.quantile + np.float32(t.most_excess) * self._tail.excess)
@@ -169,6 +181,14 @@ class Detector:
             state.restore(part, name, {field: field for field in part.STATE}, arrays)
         state.restore(detector, "detector", {field: f"_{field}" for field in _STATE}, arrays)
         return detector
+
+    def grown(self, counters: NDArray[np.bool_]) -> Self:
+        """Return a detector of more series, bool[S + …], which knows of the first what this one does."""
+        more = type(self)(len(counters), counters=counters, tuning=self._tuning)
+        for (_, known), (_, fresh) in zip(self._parts(), more._parts(), strict=True):
+            state.carry(known, fresh, known.STATE)
+        state.carry(self, more, ("_raw", "_raw_millis"))
+        return more
 
     def _parts(self) -> tuple[tuple[str, Clock | Baseline | Statistics | Tail | Hold], ...]:
         return (

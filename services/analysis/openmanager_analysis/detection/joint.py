@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openmanager_analysis.detection import state
 from openmanager_analysis.detection.clock import Moment
 from openmanager_analysis.detection.decision import Decision, Verdict
 from openmanager_analysis.detection.tail import Tail
@@ -37,13 +38,31 @@ class Joint:
         self._starts = np.cumsum(sizes) - sizes
         self._root = np.sqrt(sizes).astype(np.float32)
         self.count = np.zeros(len(members), dtype=np.float32)
-        self.tail = Tail(
-            (_STATISTICS, len(members)), share=0.06, start=1.6, excess=0.25, prior=40.0, excess_prior=20.0
-        )
+        self.tail = Tail((_STATISTICS, len(members)), share=0.06, start=1.6, excess=0.25, prior=40.0, excess_prior=20.0)
         self.decision = Decision(len(members), alarm=_ALARM, short=0.4, now=0.6, length=0.5)
 
-    def observe(self, moment: Moment, evidence: Floats, confidence: Floats, more: Floats | None = None) -> Verdict:
-        """Judge the entities. evidence, confidence: float32[S], of the series; more: float32[G], nats known otherwise."""
+    def grown(self, members: list[NDArray[np.int64]]) -> Self:
+        """Return one of more entities, or more members of them, which knows of the first what this one does."""
+        more = type(self)(members)
+        for (_, known), (_, fresh) in zip(self.parts(), more.parts(), strict=True):
+            state.carry(known, fresh, known.STATE)
+        return more
+
+    def parts(self) -> tuple[tuple[str, Self | Tail | Decision], ...]:
+        """Return what holds its arrays, by name."""
+        return (("joint", self), ("joint_tail", self.tail), ("joint_decision", self.decision))
+
+    def observe(
+        self,
+        moment: Moment,
+        evidence: Floats,
+        confidence: Floats,
+        more: Floats | None = None,
+        present: NDArray[np.bool_] | None = None,
+    ) -> Verdict:
+        """Judge the entities. evidence, confidence: float32[S], of the series; more: float32[G], nats known otherwise;
+        present: bool[S], which series have a value, by default all: an entity that has none learns nothing.
+        """
         mine = evidence[self._order]
         strongest = np.maximum.reduceat(mine, self._starts)
         together = np.add.reduceat(np.maximum(mine - _PLAIN, 0), self._starts) / self._root
@@ -51,10 +70,13 @@ class Joint:
         surprise = self.tail.surprise(y).mean(axis=0)
         if more is not None:
             surprise = np.maximum(surprise, more)
-        present = np.ones_like(self.count)
+        here = np.ones_like(self.count) if present is None else self._present(present)
         sure = np.maximum.reduceat(confidence[self._order], self._starts)
-        verdict = self.decision.decide(moment, np.minimum(surprise, 60), sure, self.count, present)
+        verdict = self.decision.decide(moment, np.minimum(surprise, 60), sure, self.count, here)
         taught = np.minimum(y, self.tail.quantile + _MOST_EXCESS * self.tail.excess)
-        self.tail.learn(taught, self.count, present, _MEMORY)
-        self.count += 1
+        self.tail.learn(taught, self.count, here, _MEMORY)
+        self.count += here
         return verdict
+
+    def _present(self, present: NDArray[np.bool_]) -> Floats:
+        return np.logical_or.reduceat(present[self._order], self._starts).astype(np.float32)
