@@ -133,7 +133,7 @@ def _bytes(random: Random, count: int, per_day: int) -> Floats:
     )
 
 
-def _resting(random: Random, count: int, per_day: int) -> Floats:
+def _resting(random: Random, count: int, per_day: int) -> Floats:  # noqa: ARG001
     made = np.full(count, random.uniform(10, 90))
     for place in random.integers(0, count, int(random.poisson(3))):
         made[place:] += random.normal(0, 8)

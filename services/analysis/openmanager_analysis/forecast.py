@@ -7,19 +7,19 @@ prediction, Vovk et al. 2005, by horizon).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openmanager.errors import invalid
 from openmanager_analysis import interval, member
-from openmanager_analysis.grid import DAY_MILLIS, Grid, fill, regularize
+from openmanager_analysis.grid import Grid, fill, regularize
 
 Floats = NDArray[np.float64]
 QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 MAX_HORIZON = 100_000
-HISTORY_DAYS = 63
+HISTORY_DAYS, MAX_ORIGINS, WEEK = 63, 29, 7
 # A member that is worse than the best by 1/15 has its weight divided by e.
 SHARPNESS = 15.0
 # Rows ahead lend each other their losses: by exp(−|log of their ratio| / 3).
@@ -75,19 +75,24 @@ def forecast(
     size = cut.rows.shape[1]
     ahead = -(-horizon // size)
     layout = _layout(cut, ahead)
-    made, expected = _combine(cut, layout)
+    made, expected = _combine(cut, layout, ahead)
+    if not cut.is_seasonal and len(grid.values) >= grid.per_day > 1:
+        expected = (expected + _day_before(grid, expected)) / 2
     actual, is_known = _actual(cut, layout)
+    is_constant = not np.ptp(cut.rows)
+    if is_constant:  # to the last bit
+        made[:], expected[:] = cut.rows[0, 0], cut.rows[0, 0]
     errors = interval.Errors(values=actual - made, is_known=is_known)
     found = interval.spread(errors, np.array(quantiles), ahead, is_seasonal=cut.is_seasonal)
     fan = (expected[..., None] + found.quantiles).reshape(ahead * size, -1)[:horizon]
-    if not errors.values.any():
+    if is_constant:
         fan = fan + 2 * (np.array(quantiles) - 0.5) * interval.RESOLUTION * np.abs(fan)
     return Forecast(
         time_unix_millis=grid.end_unix_millis + grid.interval_millis * np.arange(1, horizon + 1),
         levels=tuple(quantiles),
         quantiles=interval.bound(fan, cut.rows),
         points=interval.bound(expected.reshape(-1)[:horizon], cut.rows),
-        mase=_mase(cut, layout, errors),
+        mase=_mase(cut, layout, errors, actual),
         coverage=found.coverage,
         season_millis=size * grid.interval_millis if cut.is_seasonal else 0,
         history_millis=len(values) * grid.interval_millis,
@@ -107,7 +112,7 @@ def _cut(grid: Grid) -> _Cut:
     per_day = grid.per_day
     values = grid.values[-HISTORY_DAYS * max(per_day, 7) :]
     size = per_day if per_day > 1 else 7
-    is_seasonal = len(values) >= 3 * size
+    is_seasonal = len(values) >= 2 * size
     if not is_seasonal:
         size = max(1, len(values) // 12)
     count = len(values) // size
@@ -123,42 +128,57 @@ def _cut(grid: Grid) -> _Cut:
     )
 
 
+def _day_before(grid: Grid, expected: Floats) -> Floats:
+    """Return the only day there is, again and again, in the shape of expected: float64[R, P]."""
+    return np.resize(fill(grid.values[-grid.per_day :], 1), expected.shape)
+
+
 def _layout(cut: _Cut, ahead: int) -> member.Layout:
-    """Return the origins to test at: as many as leave a week before them, or a third of the history; the last is now."""
+    """Return the origins to test at, as many as leave a week before them, or a third of the history; the last is now.
+
+    No more rows ahead than can be tested.
+    """
     count = len(cut.rows)
-    first = 7 if count >= 11 else max(1, count // 3)
+    first = WEEK if count >= WEEK + 4 else max(1, count // 3)
+    origins = np.arange(first, count + 1)[-MAX_ORIGINS:]
     return member.Layout(
-        origins=np.arange(first, count + 1)[-29:], ahead=ahead, is_seasonal=cut.is_seasonal, is_day=cut.is_day
+        origins=origins,
+        ahead=min(ahead, max(1, count - int(origins[0]))),
+        is_seasonal=cut.is_seasonal,
+        has_weeks=cut.is_day and first >= WEEK,
     )
 
 
-def _combine(cut: _Cut, layout: member.Layout) -> tuple[Floats, Floats]:
-    """Return the forecasts from every origin but the last, float64[O, R, P], and from the last, float64[R, P]."""
-    count, size = cut.rows.shape
+def _combine(cut: _Cut, layout: member.Layout, ahead: int) -> tuple[Floats, Floats]:
+    """Return the forecasts from every origin but the last, float64[O, R, P], and of `ahead` rows from the last."""
+    count = len(cut.rows)
     rows = cut.rows if cut.block == 1 else np.median(cut.rows.reshape(count, -1, cut.block), axis=2)
     made = member.forecasts(rows, layout)
-    place = np.minimum(layout.origins[:-1, None] + np.arange(layout.ahead), count - 1)
-    is_known = np.repeat(
-        (layout.origins[:-1, None] + np.arange(layout.ahead) < count)[..., None], rows.shape[1], axis=2
-    )
-    off = np.abs(made[:, :-1] - rows[place]) * is_known
-    weights = _weights(off.sum(axis=(1, 3)), is_known.sum(axis=(0, 2)))
-    combined = np.einsum("mr,morp->orp", weights, made)
-    fine = np.repeat(combined, cut.block, axis=2)
-    return fine[:-1], fine[-1]
+    place = layout.origins[:-1, None] + np.arange(layout.ahead)
+    off = made[:, :-1] - rows[np.minimum(place, count - 1)]
+    off = np.abs(off, out=off) @ np.full(rows.shape[1], 1 / rows.shape[1]) * (place < count)
+    weights = _weights(off.sum(axis=1), (place < count).sum(axis=0))
+    tested = np.einsum("mr,morp->orp", weights, made)
+    now = tested[-1]
+    if ahead > layout.ahead:
+        beyond = member.forecasts(rows, replace(layout, origins=layout.origins[-1:], ahead=ahead))[:, 0]
+        weights = np.pad(weights, ((0, 0), (0, ahead - layout.ahead)), mode="edge")
+        now = np.einsum("mr,mrp->rp", weights, beyond)
+    return np.repeat(tested[:-1], cut.block, axis=2), np.repeat(now, cut.block, axis=1)
 
 
 def _weights(loss: Floats, counts: NDArray[np.int64]) -> Floats:
     """Return the weight of each member for each row ahead, float64[M, R]: exp of how much worse it is than the best.
 
-    loss: float64[M, R], the sums of absolute errors over counts: int64[R]; rows ahead borrow from those near in ratio.
+    loss: float64[M, R], the sums of mean absolute errors over counts: int64[R] of rows; rows ahead borrow from those near in ratio.
     """
     reach = np.log(np.arange(1, len(counts) + 1))
     kernel = np.exp(-np.abs(reach[:, None] - reach) / REACH)
     pooled = (loss @ kernel) / np.maximum(counts @ kernel, 1)
     best = pooled.min(axis=0)
-    scores = np.exp(-SHARPNESS * (pooled / np.where(best > 0, best, 1) - (best > 0)))
-    return scores / scores.sum(axis=0)
+    scores: Floats = np.exp(-SHARPNESS * (pooled / np.where(best > 0, best, 1) - (best > 0)))
+    scores /= scores.sum(axis=0)
+    return scores
 
 
 def _actual(cut: _Cut, layout: member.Layout) -> tuple[Floats, NDArray[np.bool_]]:
@@ -168,11 +188,10 @@ def _actual(cut: _Cut, layout: member.Layout) -> tuple[Floats, NDArray[np.bool_]
     return cut.rows[inside], cut.is_known[inside] & (place < len(cut.rows))[..., None]
 
 
-def _mase(cut: _Cut, layout: member.Layout, errors: interval.Errors) -> float:
+def _mase(cut: _Cut, layout: member.Layout, errors: interval.Errors, actual: Floats) -> float:
     """Return the mean absolute error of the combination over that of the day before, or of the last value."""
     before = cut.rows[layout.origins[:-1] - 1]
     naive = before if cut.is_seasonal else np.broadcast_to(before[:, -1:], before.shape)
-    actual = _actual(cut, layout)[0]
     theirs = float(np.abs(actual - naive[:, None])[errors.is_known].sum())
     ours = float(np.abs(errors.values)[errors.is_known].sum())
     return ours / theirs if theirs > 0 else float("nan")

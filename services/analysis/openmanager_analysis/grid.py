@@ -85,10 +85,10 @@ def fill(values: NDArray[np.float64], period: int) -> NDArray[np.float64]:
     if len(known) == len(values):
         return values
     filled = np.interp(np.arange(len(values)), known, values[known])
-    edges = np.concatenate([known, [len(values)]])
-    for last, following in zip(edges[:-1], edges[1:], strict=True):
-        if period > 1 and following - last > 1 + period // 4:
-            for start in range(max(int(last) + 1, period), int(following), period):
-                end = min(start + period, int(following))
-                filled[start:end] = filled[start - period : end - period]
+    edges = np.append(known, len(values))
+    long = np.flatnonzero(np.diff(edges) > 1 + period // 4) if period > 1 else ()
+    for gap in long:
+        for start in range(max(int(edges[gap]) + 1, period), int(edges[gap + 1]), period):
+            end = min(start + period, int(edges[gap + 1]))
+            filled[start:end] = filled[start - period : end - period]
     return filled

@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 SMOOTHING = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
 # How much of a phase's scale is its own, against that of all.
 OWN_SCALE = 0.7
-# The widening: of everything, for errors that go together, and of the outermost quantiles, which the past has seldom shown.
-TOGETHER, OUTERMOST = 1.75, 0.15
+# The widening: of everything, for errors that go together and for few origins, and of the outermost quantiles, which the past has seldom shown.
+TOGETHER, FEW, OUTERMOST = 1.35, 0.6, 0.18
 # How much of a median error the outer quantiles follow; the median itself never does: it is often chance.
 FOLLOWED = 0.25
 # What never moved is taken to be known to a thousandth of its value.
@@ -53,9 +53,8 @@ def spread(errors: Errors, levels: Floats, ahead: int, *, is_seasonal: bool) -> 
     scaled = errors.values / phases
     growth = _growth(scaled, errors.is_known, ahead)
     normal = scaled / growth[: scaled.shape[1], None]
-    quantiles = _outward(
-        np.quantile(normal[errors.is_known], levels), levels, float(np.median(normal[errors.is_known]))
-    )
+    *found, median = np.quantile(normal[errors.is_known], [*levels, 0.5])
+    quantiles = _outward(np.array(found), levels, float(median))
     quantiles *= (1 + _together(normal, errors.is_known)) * (1 + OUTERMOST * (np.abs(levels - 0.5) / 0.475) ** 6)
     return Spread(
         quantiles=growth[:, None, None] * phases[:, None] * quantiles, coverage=_coverage(normal, errors.is_known)
@@ -101,14 +100,15 @@ def _outward(quantiles: Floats, levels: Floats, median: float) -> Floats:
 
 
 def _together(normal: Floats, is_known: NDArray[np.bool_]) -> float:
-    """Return by how much to widen: the share of the variance that is between rows, over the root of the origins."""
+    """Return by how much to widen, by the number N of origins: the share of variance between rows over √N, and over N."""
     count = is_known.sum(axis=2)
     kept = count > 0
     means = np.where(is_known, normal, 0.0).sum(axis=2)[kept] / count[kept]
     whole = float(normal[is_known].var())
     if whole <= 0:
         return 0.0
-    return TOGETHER * min(1.0, float(means.var()) / whole) / float(np.sqrt(kept.any(axis=1).sum()))
+    origins = float(kept.any(axis=1).sum())
+    return TOGETHER * min(1.0, float(means.var()) / whole) / float(np.sqrt(origins)) + FEW / origins
 
 
 def _coverage(normal: Floats, is_known: NDArray[np.bool_]) -> float:

@@ -22,32 +22,30 @@ DAYS, SHORT = 28, 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a history is cut: `origins` int64[O] are the rows before which a forecast is made, `ahead` rows each."""
+    """How a history is cut: `origins` int64[O] are the rows before which a forecast is made, `ahead` rows each.
+
+    `is_seasonal` where a row resembles the next, `has_weeks` where rows are days and every origin has a week before it.
+    """
 
     origins: NDArray[np.int64]
     ahead: int
     is_seasonal: bool
-    is_day: bool
-
-    @property
-    def has_weeks(self) -> bool:
-        """Whether every origin has a week before it."""
-        return self.is_day and int(self.origins[0]) >= WEEK
+    has_weeks: bool
 
 
 def forecasts(rows: Floats, layout: Layout) -> Floats:
     """Return every member's forecast, float64[M, O, R, P], from each origin, seeing only rows before it."""
     origins, ahead = layout.origins, layout.ahead
     count = DAYS if layout.is_seasonal else SHORT
-    recent = _recent(rows, origins, count)
-    last, median, week = recent[:, 0], np.median(recent, axis=1), np.median(recent[:, :WEEK], axis=1)
-    levels = np.median(recent, axis=2)
+    back = _back(origins, count)
+    recent, levels = rows[back], _median(rows, axis=1)[back]
+    last, median, week = recent[:, 0], _median(recent, axis=1), _median(recent[:, :WEEK], axis=1)
     if not layout.is_seasonal:
-        week = median = np.broadcast_to(np.median(levels[:, :3], axis=1)[:, None], last.shape)
+        week = median = np.broadcast_to(_median(levels[:, :3], axis=1)[:, None], last.shape)
     fading = FADING ** np.arange(count)
-    flat = np.median(levels[:, :WEEK], axis=1)
+    flat = _median(levels[:, :WEEK], axis=1)
     repeated = [
-        median + (np.median(levels[:, :3], axis=1) - np.median(levels, axis=1))[:, None],
+        median + (_median(levels[:, :3], axis=1) - _median(levels, axis=1))[:, None],
         np.tensordot(recent, fading / fading.sum(), axes=(1, 0)),
         np.broadcast_to(flat[:, None], last.shape),
     ]
@@ -61,19 +59,18 @@ def forecasts(rows: Floats, layout: Layout) -> Floats:
     return np.stack(made)
 
 
-def _recent(rows: Floats, origins: NDArray[np.int64], count: int) -> Floats:
-    """Return the last `count` rows before each origin, newest first: float64[O, count, P]; too few are repeated."""
-    steps = np.arange(count)
-    return rows[origins[:, None] - 1 - steps % origins[:, None]]
+def _back(origins: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the last `count` rows before each origin, newest first, int64[O, count]; where they are too few, again."""
+    return origins[:, None] - 1 - np.arange(count) % origins[:, None]
 
 
 def _returning(base: Floats, last: Floats, ahead: int) -> list[Floats]:
     """Return the newest values again; the base moved by the last deviation from it; that, dying away over two rows."""
     count, size = base.shape
     tail = max(1, size // 12)
-    off = np.median((last - base)[:, -tail:], axis=1)[:, None]
+    off = _median((last - base)[:, -tail:], axis=1)[:, None]
     fading = np.exp(-np.arange(1, ahead * size + 1) / (2 * size)).reshape(ahead, size)
-    newest = np.median(last[:, -tail:], axis=1)[:, None, None]
+    newest = _median(last[:, -tail:], axis=1)[:, None, None]
     return [
         np.broadcast_to(newest, (count, ahead, size)),
         np.broadcast_to((base + off)[:, None], (count, ahead, size)),
@@ -91,7 +88,7 @@ def _drift(levels: Floats, origins: NDArray[np.int64], ahead: int) -> Floats:
     slopes = np.empty(len(origins))
     for size in np.unique(half):
         which = half == size
-        newer, older = np.median(levels[which, :size], axis=1), np.median(levels[which, size : 2 * size], axis=1)
+        newer, older = _median(levels[which, :size], axis=1), _median(levels[which, size : 2 * size], axis=1)
         slopes[which] = (newer - older) / size
     reach = (half[:, None] - 1) / 2 + np.cumsum(DAMPING ** np.arange(1, ahead + 1))
     return slopes[:, None] * reach
@@ -103,4 +100,12 @@ def _weekly(rows: Floats, origins: NDArray[np.int64], ahead: int) -> list[Floats
     back = WEEK - day % WEEK
     weeks = origins // WEEK
     picked = [rows[origins[:, None] - back - WEEK * (week % weeks)[:, None]] for week in range(4)]
-    return [picked[0], np.median(np.stack(picked), axis=0)]
+    return [picked[0], _median(np.stack(picked), axis=0)]
+
+
+def _median(values: Floats, axis: int) -> Floats:
+    """Return the medians along an axis: by sorting, in half the time of numpy.median for arrays as small as these."""
+    ordered = np.sort(values, axis=axis)
+    half, is_odd = divmod(values.shape[axis], 2)
+    middle: Floats = ordered.take(half, axis=axis)
+    return middle if is_odd else (middle + ordered.take(half - 1, axis=axis)) / 2

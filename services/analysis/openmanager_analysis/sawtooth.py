@@ -89,7 +89,9 @@ def passages(cycles: Cycles, limit: float, horizon_hours: float, count: int, ran
     slope, error, is_flat = _slope(cycles)
     future = np.arange(hours[-1] + period, horizon_hours + period, period)
     future = future[future > 0]
-    drawn = np.where(random.random(count) < is_flat, 0.0, slope + error * random.standard_normal(count))
+    drawn = np.where(
+        random.random(count) < is_flat, 0.0, slope + error * random.standard_t(max(2, len(hours) - 1), count)
+    )
     lines = cycles.peaks - drawn[:, None] * hours
     base = np.median(lines, axis=1)
     left = np.take_along_axis(lines - base[:, None], random.integers(len(hours), size=(count, len(future))), axis=1)
