@@ -15,7 +15,7 @@ _SHARP = 12.0  # how decidedly the best of the three expectations is followed
 _HANDICAP = np.array([[1.0], [1.04], [1.08]], dtype=np.float32)  # a curve has to earn its place
 _DAILY_RATE, _WEEKLY_RATE = 0.15, 0.3  # the least weight of one more day, of one more week
 _LEAST_LEVEL_SAMPLES, _MOST_LEVEL_SAMPLES = 48.0, 8640.0
-_HUGE = 1e30  # of float32; what is beyond is as far
+_HUGE = 1e20  # of float32; what is beyond is as far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,17 +34,22 @@ class Decision:
     """What becomes of the evidence about N things.
 
     A score is e/(e + alarm) of the evidence e in nats. While an event goes on, its repeats stay just below the threshold.
-    recent: float32[N], the running mean of evidence; held: ticks until an alarm is free again; event: ticks in alarm.
+    recent: float32[N], the running mean of evidence; held: ticks until an alarm is free again; event: ticks in alarm;
+    alarms: their number, the old ones forgotten.
     """
 
-    STATE = ("recent", "held", "event")
+    STATE = ("recent", "held", "event", "alarms")
 
-    def __init__(self, size: int, *, alarm: float, short: float, now: float, length: float) -> None:
+    def __init__(
+        self, size: int, *, alarm: float, short: float, now: float, length: float, often: float, memory: float
+    ) -> None:
         self.recent = np.zeros(size, dtype=np.float32)
         self.held = np.zeros(size, dtype=np.float32)
         self.event = np.zeros(size, dtype=np.float32)
+        self.alarms = np.zeros(size, dtype=np.float32)
         self._alarm, self._short = alarm, np.float32(short)
         self._now, self._before, self._length = np.float32(now), np.float32(1 - now), np.float32(length)
+        self._often, self._memory = np.float32(often), np.float32(memory)
 
     @property
     def ongoing(self) -> NDArray[np.bool_]:
@@ -54,15 +59,17 @@ class Decision:
     def decide(self, moment: Moment, surprise: Floats, confidence: Floats, count: Floats, present: Floats) -> Verdict:
         """Judge a tick. surprise: float32[N] in nats; confidence: in [0, 1]; count: samples so far; present: 0 or 1.
 
-        The longer the past, the more of it is needed to be beyond it: `length` of the logarithm of the count is taken off.
+        The longer the past, the more of it is needed to be beyond it: `length` of the logarithm of the count is
+        taken off, and `often` of that of the alarms.
         """
         self.recent += self._short * present * (np.minimum(surprise, _MOST) - self.recent)
-        long = self._length * np.log(np.maximum(count / 2000, np.float32(0.1)))
-        evidence = np.maximum(self._now * surprise + self._before * self.recent - long, 0) * confidence * present
+        asked = self._length * np.log(np.maximum(count / 2000, np.float32(0.1))) + self._often * np.log1p(self.alarms)
+        evidence = np.maximum(self._now * surprise + self._before * self.recent - asked, 0) * confidence * present
         score = evidence.astype(np.float64)
         score /= score + self._alarm
         hot = score >= THRESHOLD
         alarm, adopted = self._hold(moment, hot)
+        self.alarms += alarm - self.alarms / self._memory
         score = np.where(hot & ~alarm, THRESHOLD * (0.9 + 0.2 * (score - THRESHOLD)), score)
         return Verdict(score=score, alarm=alarm, adopted=adopted, evidence=evidence)
 

@@ -53,8 +53,9 @@ class Tuning:
     others: float = 0.05  # what the statistics beside the strongest add
     short: float = 0.4  # weight of a sample in the running mean of evidence
     now: float = 0.6  # share of this sample's evidence beside the running mean
+    often: float = 0.5  # of log(1 + alarms in memory): how much more is asked of a series that alarms often
     length: float = 0.5  # of log(samples): how much more is asked of a long past
-    alarm: float = 6.5  # evidence at the threshold, in nats
+    alarm: float = 6.0  # evidence at the threshold, in nats
     settle: float = 150.0  # samples until an answer is half sure
     event_rate: float = 0.1  # how much of normal learning goes on during an event
 
@@ -87,8 +88,12 @@ class Detector:
             excess=t.excess,
             prior=t.prior,
             excess_prior=t.excess_prior,
+            most=t.most_excess,
+            memory=t.memory,
         )
-        self._decision = Decision(series, alarm=t.alarm, short=t.short, now=t.now, length=t.length)
+        self._decision = Decision(
+            series, alarm=t.alarm, short=t.short, now=t.now, length=t.length, often=t.often, memory=t.memory
+        )
 
     def observe(self, time_unix_millis: int, values: NDArray[np.float64]) -> Scores:
         """Judge the next values, float64[S], and learn from them. Raises ValueError for another shape or a stamp gone back."""
@@ -102,10 +107,10 @@ class Detector:
         reading = self._baseline.read(moment, values, seen)
         fresh = 1 / (self._baseline.count + 1)
         present = seen.astype(np.float32)
-        measured = self._statistics.measure(moment, reading.residual, reading.expected, fresh, present)
+        measured = self._statistics.measure(moment, np.where(seen, values, 0), reading.residual, fresh, present)
         confidence = self._confidence(time_unix_millis)
         verdict = self._decision.decide(moment, self._weigh(measured.y), confidence, self._baseline.count, present)
-        self._learn(moment, reading, measured, present, fresh, seen)
+        self._learn(moment, reading, measured, present, fresh)
         if verdict.adopted.any():
             self._baseline.rebase(verdict.adopted, self._statistics.rebase(verdict.adopted))
         width = 3.0 * measured.scale
@@ -140,14 +145,13 @@ class Detector:
         count = self._baseline.count
         return count / (count + np.float32(self._tuning.settle)) * np.float32(hours / (hours + 1))
 
-    def _learn(self, moment: Moment, reading: Reading, measured: Measured, present: Floats, fresh: Floats, seen: NDArray[np.bool_]) -> None:
+    def _learn(self, moment: Moment, reading: Reading, measured: Measured, present: Floats, fresh: Floats) -> None:
         t = self._tuning
         rate = np.where(self._decision.ongoing, np.float32(t.event_rate), np.float32(1)) * present
-        taught = np.minimum(measured.y, self._tail.quantile + np.float32(t.most_excess) * self._tail.excess)
-        self._tail.learn(taught, self._baseline.count, present, t.memory)
+        self._tail.learn(measured.y, self._baseline.count, present)
         day = min(max(moment.samples(DAY_SECONDS), 48.0), 8640.0)
         self._statistics.learn(
-            reading.residual, measured, np.maximum(np.float32(1 / day), fresh) * rate, 3 + 200 * fresh, seen
+            reading.residual, measured, np.maximum(np.float32(1 / day), fresh) * rate, 3 + 200 * fresh
         )
         self._baseline.learn(moment, reading, rate, measured.floor)
         self._baseline.count += present

@@ -15,7 +15,6 @@ Floats = NDArray[np.float32]
 
 _STATISTICS = 2  # the strongest metric, and all of them together
 _MEMORY = 6000.0
-_MOST_EXCESS = np.float32(3.0)
 _PLAIN = np.float32(3.0)  # nats of a metric's evidence that come all the time
 _ALARM = 6.5
 
@@ -38,9 +37,18 @@ class Joint:
         self._root = np.sqrt(sizes).astype(np.float32)
         self.count = np.zeros(len(members), dtype=np.float32)
         self.tail = Tail(
-            (_STATISTICS, len(members)), share=0.06, start=1.6, excess=0.25, prior=40.0, excess_prior=20.0
+            (_STATISTICS, len(members)),
+            share=0.06,
+            start=1.6,
+            excess=0.25,
+            prior=40.0,
+            excess_prior=20.0,
+            most=3.0,
+            memory=_MEMORY,
         )
-        self.decision = Decision(len(members), alarm=_ALARM, short=0.4, now=0.6, length=0.5)
+        self.decision = Decision(
+            len(members), alarm=_ALARM, short=0.4, now=0.6, length=0.5, often=0.5, memory=_MEMORY
+        )
 
     def observe(self, moment: Moment, evidence: Floats, confidence: Floats, more: Floats | None = None) -> Verdict:
         """Judge the entities. evidence, confidence: float32[S], of the series; more: float32[G], nats known otherwise."""
@@ -54,7 +62,6 @@ class Joint:
         present = np.ones_like(self.count)
         sure = np.maximum.reduceat(confidence[self._order], self._starts)
         verdict = self.decision.decide(moment, np.minimum(surprise, 60), sure, self.count, present)
-        taught = np.minimum(y, self.tail.quantile + _MOST_EXCESS * self.tail.excess)
-        self.tail.learn(taught, self.count, present, _MEMORY)
+        self.tail.learn(y, self.count, present)
         self.count += 1
         return verdict
