@@ -70,7 +70,7 @@ class Decision:
         hot = score >= THRESHOLD
         alarm, adopted = self._hold(moment, hot)
         self.alarms += alarm - self.alarms / self._memory
-        score = np.where(hot & ~alarm, THRESHOLD * (0.9 + 0.2 * (score - THRESHOLD)), score)
+        score = np.where(hot & ~alarm, THRESHOLD * (0.99 + 0.02 * (score - THRESHOLD)), score)
         return Verdict(score=score, alarm=alarm, adopted=adopted, evidence=evidence)
 
     def _hold(self, moment: Moment, hot: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
