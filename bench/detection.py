@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from openmanager_analysis.detection import THRESHOLD, Detector
+from openmanager_analysis.detection.batch import History, judge
 
 from bench.detection_measure import PROFILES, Nab, auc_pr, probation, vus_pr
 from bench.detection_series import DAY, Group, corpus
 from bench.detection_servers import ROWS, server
-from openmanager_analysis.detection import THRESHOLD, Detector
-from openmanager_analysis.detection.batch import History, judge
 
 Floats = NDArray[np.float64]
 JUDGEMENT, DEVELOPMENT = (1001, 1002), (1,)
@@ -100,7 +100,9 @@ def assess(groups: Sequence[Group], scores: Sequence[Floats], *, has_default: bo
     return Result(best, default, float(mean[0]), float(mean[1]))
 
 
-DETECTORS: dict[str, tuple[Callable[[Group], Floats], bool, bool]] = {  # with a default threshold, with repeats held back
+DETECTORS: dict[
+    str, tuple[Callable[[Group], Floats], bool, bool]
+] = {  # with a default threshold, with repeats held back
     "OpenManager": (ours, True, False),
     "rolling z-score": (rolling_z, False, False),
     "rolling z-score, repeats held back": (rolling_z, False, True),
@@ -110,7 +112,9 @@ DETECTORS: dict[str, tuple[Callable[[Group], Floats], bool, bool]] = {  # with a
 
 
 def series_table(seeds: Sequence[int]) -> None:
-    print(f"{'one metric':36} {'standard':>9} {'low FP':>7} {'low FN':>7}   {'at the default':>20} {'AUC-PR':>7} {'VUS-PR':>7}")
+    print(
+        f"{'one metric':36} {'standard':>9} {'low FP':>7} {'low FN':>7}   {'at the default':>20} {'AUC-PR':>7} {'VUS-PR':>7}"
+    )
     groups = [group for seed in seeds for group in corpus(seed)]
     for name, (score, has_default, hold) in DETECTORS.items():
         result = assess(groups, [score(group) for group in groups], has_default=has_default, hold=hold)

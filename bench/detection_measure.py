@@ -92,7 +92,9 @@ def vus_pr(score: Floats, label: NDArray[np.bool_], buffer: int) -> float:
 
     Labels fall off as sqrt(1 - d/l) over a buffer l; recall is discounted by the share of events found, as in the source.
     """
-    return float(np.mean([_range_pr(score, label, width) for width in np.unique(np.linspace(0, buffer, 5).astype(int))]))
+    return float(
+        np.mean([_range_pr(score, label, width) for width in np.unique(np.linspace(0, buffer, 5).astype(int))])
+    )
 
 
 def _range_pr(score: Floats, label: NDArray[np.bool_], width: int) -> float:
@@ -110,7 +112,9 @@ def _range_pr(score: Floats, label: NDArray[np.bool_], width: int) -> float:
     for level in np.unique(levels)[::-1]:
         found = score >= level
         tp = soft[found].sum()
-        events = np.mean([found[max(0, s - width // 2) : e + width // 2].any() for s, e in zip(starts, ends, strict=True)])
+        events = np.mean(
+            [found[max(0, s - width // 2) : e + width // 2].any() for s, e in zip(starts, ends, strict=True)]
+        )
         points.append((min(tp / positives, 1.0) * float(events), tp / found.sum()))
     recall, precision = np.array(points).T
     return float(np.sum(np.diff(recall) * precision[1:]))

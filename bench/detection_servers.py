@@ -38,9 +38,7 @@ def server(seed: int, metrics: int = 30) -> Server:
         truth[row : row + length] = True
         blamed.append((row - ROWS, row + length - ROWS, hit.tolist()))
         row += length + int(rng.integers(300, 1600))
-    return Server(
-        time_unix_millis=(seconds * 1000).astype(np.int64), values=values, truth=truth[ROWS:], blamed=blamed
-    )
+    return Server(time_unix_millis=(seconds * 1000).astype(np.int64), values=values, truth=truth[ROWS:], blamed=blamed)
 
 
 def _factors(rng: np.random.Generator, seconds: Floats) -> Floats:
@@ -50,7 +48,9 @@ def _factors(rng: np.random.Generator, seconds: Floats) -> Floats:
         load = _daily(rng, seconds, weekly=False) * rng.uniform(0.5, 3)
         load += rng.uniform(0.2, 0.8) * _ar(rng, len(seconds), rng.uniform(0.8, 0.99))
         load += _bursts(rng, len(seconds), 0.002, rng.uniform(2, 20), rng.uniform(0.5, 2))
-        made.append(load + rng.uniform(0, 1.0) * np.cumsum(rng.standard_normal(len(seconds))) / np.sqrt(20 * DAY / STEP))
+        made.append(
+            load + rng.uniform(0, 1.0) * np.cumsum(rng.standard_normal(len(seconds))) / np.sqrt(20 * DAY / STEP)
+        )
     return np.column_stack(made)
 
 

@@ -13,7 +13,6 @@ from openmanager.cli.csv_work import Columns, answer_each
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
     from openmanager_analysis.exhaustion import Exhaustion
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from openmanager_analysis.detection import THRESHOLD, Detector
 
 START = 1_700_006_400_000

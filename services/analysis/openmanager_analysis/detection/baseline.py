@@ -20,8 +20,11 @@ _HUGE = 1e20  # of float32; what is beyond is as far
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Values beside what was expected. residual: float32[S]; by_rule: float32[3, S], from the level alone, with the daily
-    curve, with both curves; expected: float64[S]."""
+    """Values beside what was expected.
+
+    residual: float32[S]; by_rule: float32[3, S], from the level alone, with the daily curve, with both curves; expected:
+    float64[S].
+    """
 
     residual: Floats
     by_rule: Floats
@@ -75,7 +78,7 @@ class Baseline:
 
     def learn(self, moment: Moment, reading: Reading, rate: Floats, floor: Floats) -> None:
         """Move towards what was seen. rate: 0…1 for each series, 0 where nothing was seen."""
-        fresh = 1 / (self.count + 1)
+        fresh = np.float32(1) / (self.count + 1)
         day = min(max(moment.samples(DAY_SECONDS), _LEAST_LEVEL_SAMPLES), _MOST_LEVEL_SAMPLES)
         slow = np.maximum(np.float32(1 / day), fresh) * rate
         limit = (3 + 200 * fresh) * np.maximum(self.error, 0.1 * self.error[0]) + floor

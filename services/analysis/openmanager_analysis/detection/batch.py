@@ -24,8 +24,11 @@ _SHOW_EVERY = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """score: float64[T] in [0, 1]; alarm: bool[T]; blame: int64[T, K], the indices of metrics, the most to blame first, -1
-    where there are no more; K is 0 for one metric."""
+    """What is said of each row.
+
+    score: float64[T] in [0, 1]; alarm: bool[T]; blame: int64[T, K], the indices of metrics, the most to blame first, -1
+    where there are no more; K is 0 for one metric.
+    """
 
     score: Matrix
     alarm: NDArray[np.bool_]

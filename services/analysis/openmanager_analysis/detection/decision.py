@@ -21,8 +21,11 @@ _MOST = 15.0  # nats: what one sample may add to the running mean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """score: float64[N] in [0, 1]; alarm: bool[N], a new one; adopted: bool[N], an event that has just become normal;
-    evidence: float32[N] in nats, before repeats are held back."""
+    """What a tick is called.
+
+    score: float64[N] in [0, 1]; alarm: bool[N], a new one; adopted: bool[N], an event that has just become normal;
+    evidence: float32[N] in nats, before repeats are held back.
+    """
 
     score: NDArray[np.float64]
     alarm: NDArray[np.bool_]

@@ -66,9 +66,7 @@ class Detector:
     counters: bool[S], series that only grow and begin again at a restart: their differences a second are judged.
     """
 
-    def __init__(
-        self, series: int, *, counters: NDArray[np.bool_] | None = None, tuning: Tuning | None = None
-    ) -> None:
+    def __init__(self, series: int, *, counters: NDArray[np.bool_] | None = None, tuning: Tuning | None = None) -> None:
         if series < 1:
             raise ValueError("a detector needs a series")
         self._tuning = t = tuning or Tuning()
@@ -105,7 +103,7 @@ class Detector:
             values = self._rates(time_unix_millis, values)
         seen = np.isfinite(values)
         reading = self._baseline.read(moment, values, seen)
-        fresh = 1 / (self._baseline.count + 1)
+        fresh = np.float32(1) / (self._baseline.count + 1)
         present = seen.astype(np.float32)
         measured = self._statistics.measure(moment, np.where(seen, values, 0), reading.residual, fresh, present)
         confidence = self._confidence(time_unix_millis)
@@ -174,7 +172,7 @@ class Detector:
         state.restore(detector, "detector", {field: f"_{field}" for field in _STATE}, arrays)
         return detector
 
-    def _parts(self) -> tuple[tuple[str, Clock | Baseline | Statistics | Tail | Hold], ...]:
+    def _parts(self) -> tuple[tuple[str, Clock | Baseline | Statistics | Tail | Decision], ...]:
         return (
             ("clock", self._clock),
             ("baseline", self._baseline),

@@ -6,7 +6,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from openmanager.errors import invalid
 from openmanager_analysis.detection.decision import Decision, Verdict
@@ -53,9 +52,7 @@ class Joint:
             most=3.0,
             memory=_MEMORY,
         )
-        self.decision = Decision(
-            len(members), alarm=_ALARM, short=0.4, now=0.6, length=0.5, often=0.5, memory=_MEMORY
-        )
+        self.decision = Decision(len(members), alarm=_ALARM, short=0.4, now=0.6, length=0.5, often=0.5, memory=_MEMORY)
 
     def observe(self, scores: Scores, values: NDArray[np.float64]) -> tuple[Verdict, Floats]:  # noqa: ARG002
         """Judge the entities by their series' scores. Returns the verdict and how much each series is to blame, float32[S]."""
@@ -91,8 +88,10 @@ class Known:
         if len(history) < LEAST_HISTORY:
             raise invalid("history", f"a training period has at least {LEAST_HISTORY} rows, not {len(history)}")
         relation = Relation(history)
-        rows = _strongest(relation.surprise(history)) * (1 + _OWN)
-        recent = lfilter([_PACE], [1, _PACE - 1], rows)
+        recent, mean = np.empty(len(history)), 0.0
+        for row, strongest in enumerate(_strongest(relation.surprise(history)).tolist()):
+            mean += _PACE * (min(strongest, _MOST_ROW) - mean)
+            recent[row] = mean * (1 + _OWN)
         quantile, excess = fit_tail(np.log1p(recent)[:, None])
         return cls(relation, float(quantile[0]), float(excess[0]))
 

@@ -17,7 +17,8 @@ _VERSION_KEY = "version"
 def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return arrays as bytes."""
     out = io.BytesIO()
-    np.savez(out, **{_VERSION_KEY: np.array(VERSION)}, **arrays)
+    named: dict[str, Any] = {_VERSION_KEY: np.array(VERSION), **arrays}
+    np.savez(out, **named)
     return out.getvalue()
 
 

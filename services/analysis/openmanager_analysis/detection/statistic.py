@@ -33,8 +33,11 @@ _MEAN_SCALE = np.array([[1.65], [2.5], [2.0]], dtype=np.float32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """y: float32[K, S], logarithms of the statistics, at least 0; scale: float32[S], the standard deviation of a residual;
-    fast: float32[S], the residual beside its recent mean; floor: float32[S], what is no deviation at all."""
+    """The statistics of a tick.
+
+    y: float32[K, S], logarithms of the statistics, at least 0; scale: float32[S], the standard deviation of a residual;
+    fast: float32[S], the residual beside its recent mean; floor: float32[S], what is no deviation at all.
+    """
 
     y: Floats
     scale: Floats
@@ -70,9 +73,12 @@ class Statistics:
         scales = _SIGMA * self.spreads + floor
         fast = residual - self.means[_FAST_MEAN]
         ratio = residual / scales[_SLOW_SPREAD]
-        lively = self._follow(moment, residual, ratio, fast, scales, floor, fresh, present)
+        self._follow(moment, ratio, fast, limit=20 * scales[_DAY_SPREAD], fresh=fresh, present=present)
+        usual = scales[_DAY_SPREAD]
+        recent = _SIGMA * self.spreads[_SHORT_SPREAD : _LONG_SPREAD + 1]
+        lively = np.log((recent + np.float32(0.05) * usual + floor) / (np.float32(1.05) * usual + floor))
         y = np.empty((STATISTICS, len(residual)), dtype=np.float32)
-        y[0], y[1] = ratio, fast / scales[_DAY_SPREAD]
+        y[0], y[1] = ratio, fast / usual
         np.multiply(self.means[_SHORT_MEAN:], _MEAN_SCALE, out=y[2:_SIDED])
         np.negative(y[:_SIDED], out=y[_SIDED : 2 * _SIDED])
         y[_LIVELY], y[_STUCK] = lively[0], -lively[1]
@@ -89,17 +95,9 @@ class Statistics:
         return self.run
 
     def _follow(
-        self,
-        moment: Moment,
-        residual: Floats,
-        ratio: Floats,
-        fast: Floats,
-        scales: Floats,
-        floor: Floats,
-        fresh: Floats,
-        present: Floats,
-    ) -> Floats:
-        """Move the running means; return the logarithms of the short and the long mean deviation over the usual one."""
+        self, moment: Moment, ratio: Floats, fast: Floats, *, limit: Floats, fresh: Floats, present: Floats
+    ) -> None:
+        """Move the running means, and the short and the long mean deviation, to which no sample adds more than limit."""
         long = 1 / max(1 / _LONG, moment.samples(HOUR_SECONDS))
         rates = np.array([[_FAST], [_SHORT], [long], [long / 3], [_SHORT / 1.5], [long]])
         if moment.steps > 1.5:  # a gap: what was before it counts less
@@ -107,11 +105,8 @@ class Statistics:
         paces = np.maximum(rates.astype(np.float32), fresh) * present
         self.means[_FAST_MEAN] += paces[0] * fast
         self.means[_SHORT_MEAN:] += paces[1:4] * (np.clip(ratio, -_FAR, _FAR) - self.means[_SHORT_MEAN:])
-        usual = scales[_DAY_SPREAD]
         recent = self.spreads[_SHORT_SPREAD : _LONG_SPREAD + 1]
-        recent += paces[4:] * (np.minimum(np.abs(fast), 20 * usual) - recent)
-        lively: Floats = np.log((_SIGMA * recent + 0.05 * usual + floor) / (1.05 * usual + floor))
-        return lively
+        recent += paces[4:] * (np.minimum(np.abs(fast), limit) - recent)
 
     def learn(self, residual: Floats, measured: Measured, rate: Floats, wide: Floats) -> None:
         """Move the usual deviations. rate: float32[S], of the day; wide: how many deviations count, float32[S]."""
