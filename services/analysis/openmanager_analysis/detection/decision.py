@@ -16,6 +16,7 @@ THRESHOLD = 0.5
 
 _HOLD, _LEAST_HOLD, _HOLD_DAYS = 120.0, 30.0, 3.0  # samples without a repeat, as long as they are days
 _ADOPT = 200.0  # samples in alarm after which what goes on is normal
+_PLAIN_PAST, _PLAIN_INTERVAL = 2000.0, 300.0  # samples and seconds for which nothing is added to what is asked
 _MOST = 15.0  # nats: what one sample may add to the running mean
 
 
@@ -63,10 +64,12 @@ class Decision:
         """Judge a tick. surprise: float32[N] in nats; confidence: in [0, 1]; count: samples so far; present: 0 or 1.
 
         The longer the past, the more of it is needed to be beyond it: `length` of the logarithm of the count is
-        taken off, and `often` of that of the alarms.
+        taken off, and `often` of that of the alarms; and the closer the samples, the more, so that a day of them has few alarms.
         """
         self.recent += self._short * present * (np.minimum(surprise, _MOST) - self.recent)
-        asked = self._length * np.log(np.maximum(count / 2000, np.float32(0.1))) + self._often * np.log1p(self.alarms)
+        faster = max(_PLAIN_INTERVAL / moment.interval, 1.0)
+        past = np.log(np.maximum(count * np.float32(faster / _PLAIN_PAST), np.float32(0.1)))
+        asked = self._length * past + self._often * np.log1p(self.alarms)
         evidence = np.maximum(self._now * surprise + self._before * self.recent - asked, 0) * confidence * present
         score = evidence.astype(np.float64)
         score /= score + self._alarm
