@@ -106,3 +106,17 @@ def test_an_alarm_of_a_row_is_its_score_from_the_threshold():
     values[900:930, :3] += 10
     found = judged(values)
     assert np.array_equal(found.score >= THRESHOLD, found.alarm)
+
+
+def test_a_restored_joint_answers_bit_by_bit_the_same():
+    values, members = related(400), [np.arange(2), np.arange(2, METRICS)]
+    detector, joint = Detector(METRICS), Joint(members)
+    for row in range(200):
+        joint.observe(detector.observe(int(times(400)[row]), values[row]), values[row])
+    again = Joint.from_bytes(joint.to_bytes(), members)
+    for row in range(200, 400):
+        scores = detector.observe(int(times(400)[row]), values[row])
+        expected, actual = (one.observe(scores, values[row])[0] for one in (joint, again))
+        assert np.array_equal(expected.score, actual.score)
+    with pytest.raises(ValueError, match="damaged"):
+        Joint.from_bytes(joint.to_bytes(), members[:1])

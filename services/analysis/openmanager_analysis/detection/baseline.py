@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,16 @@ class Baseline:
     (Huber's psi), wider while little is known.
     """
 
-    STATE = ("count", "level", "daily", "weekly", "error", "daily_visits", "weekly_visits", "ticks")
+    STATE: ClassVar[tuple[str, ...]] = (
+        "count",
+        "level",
+        "daily",
+        "weekly",
+        "error",
+        "daily_visits",
+        "weekly_visits",
+        "ticks",
+    )
 
     def __init__(self, series: int) -> None:
         self.count = np.zeros(series, dtype=np.float32)

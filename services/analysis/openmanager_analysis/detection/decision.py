@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Decision:
     alarms: their number, the old ones forgotten.
     """
 
-    STATE = ("recent", "held", "event", "alarms")
+    STATE: ClassVar[tuple[str, ...]] = ("recent", "held", "event", "alarms")
 
     def __init__(
         self, size: int, *, alarm: float, short: float, now: float, length: float, often: float, memory: float

@@ -156,8 +156,8 @@ class Detector:
 
     def to_bytes(self) -> bytes:
         """Return all that was learnt; `from_bytes` makes a detector of it that answers bit by bit the same."""
-        arrays = {f"{name}.{field}": getattr(part, field) for name, part in self._parts() for field in part.STATE}
-        return state.pack({f"detector.{field}": getattr(self, f"_{field}") for field in _STATE} | arrays)
+        own = {f"detector.{field}": getattr(self, f"_{field}") for field in _STATE}
+        return state.pack(own | state.gather(self._parts()))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, tuning: Tuning | None = None) -> Self:
@@ -167,16 +167,15 @@ class Detector:
         if counters is None or counters.ndim != 1 or counters.dtype != np.bool_:
             raise ValueError("the state of the detector is damaged")
         detector = cls(len(counters), counters=counters, tuning=tuning)
-        for name, part in detector._parts():
-            state.restore(part, name, {field: field for field in part.STATE}, arrays)
+        state.restore_all(detector._parts(), arrays)
         state.restore(detector, "detector", {field: f"_{field}" for field in _STATE}, arrays)
         return detector
 
-    def _parts(self) -> tuple[tuple[str, Clock | Baseline | Statistics | Tail | Decision], ...]:
-        return (
-            ("clock", self._clock),
-            ("baseline", self._baseline),
-            ("statistics", self._statistics),
-            ("tail", self._tail),
-            ("decision", self._decision),
-        )
+    def _parts(self) -> dict[str, state.Part]:
+        return {
+            "clock": self._clock,
+            "baseline": self._baseline,
+            "statistics": self._statistics,
+            "tail": self._tail,
+            "decision": self._decision,
+        }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openmanager.errors import invalid
+from openmanager_analysis.detection import state
 from openmanager_analysis.detection.decision import Decision, Verdict
 from openmanager_analysis.detection.detector import Scores
 from openmanager_analysis.detection.relation import LEAST_HISTORY, Relation, fit_tail, tail_surprise
@@ -32,7 +33,7 @@ class Joint:
     what all of them have beyond the plain, over the root of their number.
     """
 
-    STATE = ("count",)
+    STATE: ClassVar[tuple[str, ...]] = ("count",)
 
     def __init__(self, members: list[NDArray[np.int64]]) -> None:
         if not members or any(len(indices) == 0 for indices in members):
@@ -67,6 +68,20 @@ class Joint:
         self.tail.learn(y, self.count, present)
         self.count += 1
         return verdict, scores.evidence
+
+    def to_bytes(self) -> bytes:
+        """Return all that was learnt, without the members."""
+        return state.pack(state.gather(self._parts()))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, members: list[NDArray[np.int64]]) -> Self:
+        """Return the Joint of `to_bytes` for the same entities. Raises ValueError for damage or another number of them."""
+        joint = cls(members)
+        state.restore_all(joint._parts(), state.unpack(data))
+        return joint
+
+    def _parts(self) -> dict[str, state.Part]:
+        return {"joint": self, "tail": self.tail, "decision": self.decision}
 
 
 class Known:

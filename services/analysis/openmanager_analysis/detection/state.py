@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,23 @@ def unpack(data: bytes) -> dict[str, NDArray[Any]]:
     if version is None or version.shape or int(version) != VERSION:
         raise ValueError(f"the state of the detector is not of version {VERSION}")
     return arrays
+
+
+class Part(Protocol):
+    """A part of a detector: the names of the arrays that it learns."""
+
+    STATE: ClassVar[tuple[str, ...]]
+
+
+def gather(parts: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of parts as `part.field`."""
+    return {f"{name}.{field}": getattr(part, field) for name, part in parts.items() for field in part.STATE}
+
+
+def restore_all(parts: Mapping[str, Part], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Set the arrays of new parts. Raises ValueError where one is missing or of another kind or shape."""
+    for name, part in parts.items():
+        restore(part, name, {field: field for field in part.STATE}, arrays)
 
 
 def restore(part: object, name: str, fields: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:

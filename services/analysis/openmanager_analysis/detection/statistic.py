@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Statistics:
     size: float32[S], the mean absolute value; run: float32[S], equal samples in a row so far; last: float64[S].
     """
 
-    STATE = ("means", "spreads", "size", "run", "last")
+    STATE: ClassVar[tuple[str, ...]] = ("means", "spreads", "size", "run", "last")
 
     def __init__(self, series: int) -> None:
         self.means = np.zeros((4, series), dtype=np.float32)

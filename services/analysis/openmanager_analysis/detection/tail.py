@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +25,7 @@ class Tail:
     What stays below the largest value so far is less of a surprise (`record`, which fades by b in `memory` observations).
     """
 
-    STATE = ("quantile", "excess", "record")
+    STATE: ClassVar[tuple[str, ...]] = ("quantile", "excess", "record")
 
     def __init__(
         self,
