@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs lock bench bench-history chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run test check format protos docs lock sbom licences vulnerabilities bench bench-history chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
 
 help: ## print this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## install everything into .venv, from the hash-pinned lock
 
@@ -31,6 +31,7 @@ check: $(STAMP) ## all static checks, fastest first
 	@$(BIN)/buf lint protos
 	@$(BIN)/python scripts/protos.py --check
 	@$(BIN)/python scripts/configuration.py --check
+	@$(BIN)/python scripts/licences.py --check
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
 
@@ -42,6 +43,15 @@ protos: $(STAMP) ## generate openmanager/api from protos/
 
 docs: $(STAMP) ## generate docs/configuration.md
 	@$(BIN)/python scripts/configuration.py
+
+sbom: $(STAMP) ## write dist/openmanager.cdx.json, a CycloneDX bill of what the lock installs
+	@$(BIN)/python scripts/sbom.py
+
+licences: $(STAMP) ## check the licences of what the lock installs, and write docs/licences.md
+	@$(BIN)/python scripts/licences.py
+
+vulnerabilities: $(STAMP) ## ask what is known to be vulnerable of what the lock pins; 3: the data could not be had
+	@$(BIN)/python scripts/vulnerabilities.py $(ARGUMENTS)
 
 bench: $(STAMP) ## measure, each figure a ratio to a peer in the same run
 	@$(BIN)/python -m bench

@@ -128,7 +128,9 @@ def _bytes(random: Random, count: int, per_day: int) -> Floats:
     backup = np.zeros(per_day)
     backup[int(random.integers(per_day)) :][: max(1, per_day // 24)] = random.uniform(0, 20)
     tail = np.exp(random.uniform(0.2, 1.0) * random.standard_normal(count))
-    return 1e6 * (base * tail * _week(random, count, per_day) + np.resize(backup, count) * random.uniform(0.7, 1.3, count))
+    return 1e6 * (
+        base * tail * _week(random, count, per_day) + np.resize(backup, count) * random.uniform(0.7, 1.3, count)
+    )
 
 
 def _resting(random: Random, count: int, per_day: int) -> Floats:

@@ -46,15 +46,19 @@ def judge(seeds: range, per_day: int) -> None:
         ours = forecast(times, history, len(actual)).quantiles
         spent += time.process_time() - began
         theirs = naive(history, per_day, len(actual))
-        rows[name].append([
-            np.abs(actual - ours[:, 3]).mean() / scale,
-            np.abs(actual - theirs[:, 3]).mean() / scale,
-            pinball(ours, actual) / scale,
-            pinball(theirs, actual) / scale,
-            ((actual >= ours[:, 1] - 1e-9) & (actual <= ours[:, 5] + 1e-9)).mean(),
-            ((actual >= ours[:, 0] - 1e-9) & (actual <= ours[:, 6] + 1e-9)).mean(),
-        ])
-    print(f"{'family':10} {'series':>6} {'MASE':>7} {'rel':>6} {'geo':>6} {'CRPS rel':>8} {'geo':>6} {'80 %':>6} {'95 %':>6}")
+        rows[name].append(
+            [
+                np.abs(actual - ours[:, 3]).mean() / scale,
+                np.abs(actual - theirs[:, 3]).mean() / scale,
+                pinball(ours, actual) / scale,
+                pinball(theirs, actual) / scale,
+                ((actual >= ours[:, 1] - 1e-9) & (actual <= ours[:, 5] + 1e-9)).mean(),
+                ((actual >= ours[:, 0] - 1e-9) & (actual <= ours[:, 6] + 1e-9)).mean(),
+            ]
+        )
+    print(
+        f"{'family':10} {'series':>6} {'MASE':>7} {'rel':>6} {'geo':>6} {'CRPS rel':>8} {'geo':>6} {'80 %':>6} {'95 %':>6}"
+    )
     for name, found in [*rows.items(), ("all", [row for family in rows.values() for row in family])]:
         print(_line(name, np.array(found)))
     print(f"{1000 * spent / len(seeds):.2f} ms CPU a forecast")

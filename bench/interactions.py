@@ -8,14 +8,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import numpy as np
 
 from bench.pair import Row, at_most
-from bench.rpc import mesh
+from bench.rpc import mesh, secret
 from openmanager.api.metadata.v1 import interaction_pb2 as pb
 from openmanager.runtime.peer import Peer
 
@@ -104,12 +103,6 @@ async def fill(url: str, count: int = COUNT) -> None:
         await connection.close()
 
 
-def database_url(pid: int) -> str:
-    """Return the DATABASE_URL that the metadata service was started with."""
-    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return next(each for each in entries if each.startswith("DATABASE_URL=")).removeprefix("DATABASE_URL=")
-
-
 def cases() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield what is asked for: the name of a row, and the lists that it asks for in turn."""
     yield "list", [{}]
@@ -183,7 +176,7 @@ def _row(name: str, millis: float) -> Row:
 def rows() -> Iterator[Row]:
     """Measure against a mesh of one server."""
     with mesh(1) as (base, pids), contextlib.closing(asyncio.new_event_loop()) as loop:
-        loop.run_until_complete(fill(database_url(pids["metadata"])))
+        loop.run_until_complete(fill(secret(pids["metadata"], "DATABASE_URL")))
         found = measured(f"127.0.0.1:{base + 4}")
         while True:
             try:

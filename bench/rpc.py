@@ -196,14 +196,15 @@ def rows() -> list[Row]:
             lambda: load(timeseries, LIST_SERIES, series, [pids["timeseries"]], rate=0, amount=400),
             {"p50": 1.0, "cpu": 0.7},
         )
-        out.append(asyncio.run(hot_memory(redis_url(pids["cache"]), server)))
+        out.append(asyncio.run(hot_memory(secret(pids["cache"], "REDIS_URL"), server)))
     return out
 
 
-def redis_url(cache_pid: int) -> str:
-    """Return the REDIS_URL that the cache service was started with."""
-    entries = Path(f"/proc/{cache_pid}/environ").read_bytes().decode().split("\0")
-    return next(entry for entry in entries if entry.startswith("REDIS_URL=")).removeprefix("REDIS_URL=")
+def secret(pid: int, variable: str) -> str:
+    """Return a secret of a service, from the file that its environment names."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    (file,) = [entry.partition("=")[2] for entry in entries if entry.startswith(f"{variable}_FILE=")]
+    return Path(file).read_text(encoding="utf-8")
 
 
 async def hot_memory(url: str, server: str) -> Row:

@@ -28,9 +28,9 @@ PROBE_SECONDS = 0.02
 # The fleet that the simulator plays, as options of `up`.
 FLEET = ("--servers", "3", "--interval", "1s")
 # The order of the ports that `up` gives to the services.
-PORTS = ("gateway", "simulator", "cache", "timeseries", "metadata")
+PORTS = ("gateway", "simulator", "cache", "timeseries", "metadata", "analysis")
 # The words of a command line by which a process of the mesh is known.
-SERVICES = {name: f"serve\0{name}" for name in ("gateway", "timeseries", "cache", "metadata", "simulator")}
+SERVICES = {name: f"serve\0{name}" for name in ("gateway", "timeseries", "cache", "metadata", "analysis", "simulator")}
 
 
 @dataclass

@@ -23,7 +23,7 @@ from openmanager.runtime.status import StatusReporter
 from openmanager.version import VERSION
 
 # The order in which they need each other.
-ORDER = ("timeseries", "metadata", "cache", "gateway", "simulator")
+ORDER = ("timeseries", "metadata", "cache", "analysis", "gateway", "simulator")
 # Everything that may grow is small, so that it has grown before leaks are looked for.
 FLAGS: dict[tuple[str, str], Any] = {
     ("timeseries", "segment_size"): "4MiB",
@@ -84,7 +84,12 @@ async def open_mesh(
     settings = config.load(
         suite.sections(),
         environ=environment,
-        flags={**FLAGS, ("timeseries", "data_dir"): folder / "timeseries", **(flags or {})},
+        flags={
+            **FLAGS,
+            ("timeseries", "data_dir"): folder / "timeseries",
+            ("analysis", "data_dir"): folder / "analysis",
+            **(flags or {}),
+        },
     )
     servers = {name: Collector() for name in ORDER}
     async with contextlib.AsyncExitStack() as stack:

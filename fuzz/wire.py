@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.rpc import free_ports
+from bench.rpc import free_ports, secret
 from chaos.mesh import SERVICES, START_SECONDS, Mesh
 from fuzz import cancellation, mutation
 from fuzz.attack import ATTACKS
@@ -25,7 +25,7 @@ from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.runtime.peer import Peer
 
 LIST_SERVERS = "/openmanager.api.gateway.v1.GatewayService/ListServers"
-OFFSETS = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4}
+OFFSETS = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4, "analysis": 5}
 # So short that slow peers are given up while they are looked at.
 HURRY = {f"OPENMANAGER_SERVER_{name}_TIMEOUT": "2s" for name in ("READ", "WRITE")}
 SECONDS = 4.0
@@ -223,8 +223,7 @@ async def _mutate(mesh: Mesh, addresses: Mapping[str, str], peer: Peer, options:
 
 
 async def _cancel(mesh: Mesh, options: argparse.Namespace) -> bool:
-    environment = _environment(mesh.pid("metadata") or 0) | _environment(mesh.pid("cache") or 0)
-    stores = environment["REDIS_URL"], environment["DATABASE_URL"]
+    stores = secret(mesh.pid("cache") or 0, "REDIS_URL"), secret(mesh.pid("metadata") or 0, "DATABASE_URL")
     await cancellation.run(mesh.gateway, min(WARM_UP, options.cancellations), options.seed + 1)
     before, held = _held(mesh), await cancellation.behind(*stores)
     tally = await cancellation.run(
@@ -252,11 +251,6 @@ def _grown(before: Mapping[str, Footprint], after: Mapping[str, Footprint]) -> I
             f"{name:12} {memory:>14} {f'{then.descriptors} → {now.descriptors}':>14} "
             f"{f'{then.threads} → {now.threads}':>12}"
         )
-
-
-def _environment(pid: int) -> dict[str, str]:
-    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 def _progress(count: int) -> Callable[[int], None]:

@@ -40,6 +40,8 @@ T = TypeVar("T")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?")
 _SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+# User and password before the host; too much rather than too little, where a password holds what it must not.
+_USERINFO = re.compile(r"(?<=://)\S*@")
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -220,7 +222,7 @@ def _parse(key: Key, raw: Any, where: str) -> Any:
         return _convert(key.kind, raw)
     except (ValueError, TypeError, OverflowError) as err:
         shown = "***" if key.kind is Secret else repr(raw)
-        raise ConfigurationError(f"{key.section}.{key.name} {where} is {shown}: {err}") from err
+        raise ConfigurationError(masked(f"{key.section}.{key.name} {where} is {shown}: {err}")) from err
 
 
 def _convert(kind: Any, raw: Any) -> Any:  # noqa: PLR0911  (one line for each kind)
@@ -278,6 +280,11 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
+
+
+def masked(text: str) -> str:
+    """Return a text without the user and the password of a URL in it."""
+    return _USERINFO.sub("***@", text)
 
 
 def show_size(size: int) -> str:

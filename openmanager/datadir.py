@@ -7,7 +7,7 @@
     DIR/credentials/  generated secrets, one file each
     DIR/locks/        one per child process, held as long as any process of it lives
     DIR/logs/         what the child processes printed
-    DIR/timeseries/ DIR/postgresql/ DIR/valkey/
+    DIR/timeseries/ DIR/analysis/ DIR/postgresql/ DIR/valkey/
 
 Everything is made for its owner alone: the programs that run as somebody else are started inside their directory.
 """
@@ -34,7 +34,7 @@ LAYOUT_VERSION = 1
 # A socket's address has 108 bytes (unix(7)), its end included; the longest name below is `pg/.s.PGSQL.5432`.
 MAX_RUNTIME_PATH = 80
 
-_SUBDIRECTORIES = ("credentials", "locks", "logs", "timeseries", "postgresql", "valkey")
+_SUBDIRECTORIES = ("credentials", "locks", "logs", "timeseries", "analysis", "postgresql", "valkey")
 
 
 class DataDirError(ConfigurationError):
@@ -51,6 +51,7 @@ class DataDir:
         self.locks = path / "locks"
         self.logs = path / "logs"
         self.timeseries = path / "timeseries"
+        self.analysis = path / "analysis"
         self.postgresql = path / "postgresql"
         self.valkey = path / "valkey"
         self._held = held

@@ -36,7 +36,8 @@ class LogFollower:
     """The consumer of a name, one that keeps its state itself.
 
     `sync` is called before the log can be followed from a position: at first, and when what comes next is no longer kept;
-    it returns the position that its state is of then. `take` gets every part of the log that has a frame, in order.
+    it returns the position that its state is of then. `take` gets every part of the log that has a frame, in order, and the
+    log waits for it.
     `durable` returns the position that the log need not keep before; by default what was taken.
     """
 
@@ -48,7 +49,7 @@ class LogFollower:
         clock: Clock,
         jitter: random.Random,
         sync: Callable[[], Awaitable[int]],
-        take: Callable[[pb.WatchFramesResponse], None],
+        take: Callable[[pb.WatchFramesResponse], Awaitable[None]],
         durable: Callable[[], int] | None = None,
     ) -> None:
         self._consumer = consumer
@@ -96,7 +97,7 @@ class LogFollower:
                 self.view.heard = self._clock.monotonic()
                 self.view.position = max(self.view.position, part.position)
                 if part.HasField("frame"):
-                    self._take(part)
+                    await self._take(part)
                 # Not before: what was written while the log was out of reach is still to come.
                 self.view.following = self.view.position >= head
                 if self._clock.monotonic() - confirmed >= CONFIRM_SECONDS:

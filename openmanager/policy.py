@@ -12,7 +12,7 @@ from enum import Enum, auto
 from openmanager.access import PERMISSIONS, Permission, Role
 
 # Goes into every audit entry; counted up whenever a line changes.
-VERSION = 1
+VERSION = 2
 
 
 class Reach(Enum):
@@ -75,6 +75,16 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
         "ClearFault": Rule(_P.OPERATE, _ALL, audited="faults/{id}"),
     },
     f"{_API}.cache.v1.CacheService": _HOT,
+    f"{_API}.analysis.v1.AnalysisService": {
+        "AnalyzeTrend": Rule(_P.READ, _SOME),
+        "ForecastCapacity": Rule(_P.READ, _SOME),
+        "ScoreDetection": Rule(_P.READ, _ALL),
+    },
+    f"{_API}.analysis.v1.AnomalyService": {
+        "DetectAnomalies": Rule(_P.READ, _SOME),
+        "ListAnomalies": Rule(_P.READ, _SOME),
+        "WatchAnomalies": Rule(_P.READ, _SOME),
+    },
     f"{_API}.cache.v1.EntryService": {
         "GetEntry": Rule(_P.WRITE, _ALL),
         "SetEntry": Rule(_P.WRITE, _ALL),

@@ -28,6 +28,10 @@ SERVICES: dict[str, tuple[str, ...]] = {
         "openmanager.api.metadata.v1.InteractionService",
         "openmanager.api.metadata.v1.AuditService",
     ),
+    "analysis": (
+        "openmanager.api.analysis.v1.AnalysisService",
+        "openmanager.api.analysis.v1.AnomalyService",
+    ),
     "simulator": (
         "openmanager.api.simulator.v1.SimulatorService",
         "openmanager.api.simulator.v1.FaultService",

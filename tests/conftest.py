@@ -65,7 +65,7 @@ class Mesh:
         return f"127.0.0.1:{self.base}"
 
     def address(self, service: str) -> str:
-        offsets = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4}
+        offsets = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4, "analysis": 5}
         return f"127.0.0.1:{self.base + offsets[service]}"
 
     def stop(self, number: int = signal.SIGINT) -> float:
@@ -121,6 +121,11 @@ def environment(pid: int) -> dict[str, str]:
     """Return the environment of a process."""
     entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+def secret(mesh: Mesh, service: str, variable: str) -> str:
+    """Return a secret of a service, from the file that its environment names."""
+    return Path(environment(child(mesh, f"serve\0{service}"))[f"{variable}_FILE"]).read_text()
 
 
 @contextlib.contextmanager

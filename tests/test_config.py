@@ -48,6 +48,13 @@ def test_flags_go_before_the_environment_before_the_file_before_defaults(tmp_pat
     }
 
 
+def test_a_message_does_not_repeat_the_password_of_a_url():
+    with pytest.raises(ConfigurationError) as caught:
+        example(environ={"OPENMANAGER_EXAMPLE_SIZE": "http://me:hunter2@host/x"})
+    assert "hunter2" not in str(caught.value)
+    assert "'http://***@host/x'" in str(caught.value)
+
+
 def test_a_secret_is_read_from_a_file_and_never_shown(tmp_path: Path):
     file = tmp_path / "secret"
     file.write_text("hunter2\n")

@@ -8,7 +8,7 @@ import click
 
 from openmanager import suite
 from openmanager.cli import configuration
-from openmanager.config import Key, Secret, show
+from openmanager.config import Key, Secret, Value, masked, show
 
 
 @click.group(invoke_without_command=True)
@@ -27,7 +27,7 @@ def show_command(*, diff: bool, as_json: bool) -> None:
     values = [value for value in configuration.load().values.values() if not diff or value.origin != "default"]
     if as_json:
         rows = {
-            f"{value.key.section}.{value.key.name}": {"value": show(value.value), "origin": value.origin}
+            f"{value.key.section}.{value.key.name}": {"value": _shown(value), "origin": value.origin}
             for value in values
         }
         click.echo(json.dumps(rows))
@@ -37,7 +37,7 @@ def show_command(*, diff: bool, as_json: bool) -> None:
         if value.key.section != section:
             section = value.key.section
             click.echo(f"[{section}]")
-        click.echo(f"{value.key.name} = {_literal(value.key, show(value.value))}  # {value.origin}")
+        click.echo(f"{value.key.name} = {_literal(value.key, _shown(value))}  # {value.origin}")
 
 
 @config.command("check")
@@ -54,6 +54,11 @@ def keys_command() -> None:
 
     for key in keys(suite.sections()):
         click.echo(f"{key.section}.{key.name}  {key.variable}\n    {key.doc}")
+
+
+def _shown(value: Value) -> str:
+    """Return a value as it would be written, without the password that the URL of an engine may hold."""
+    return masked(show(value.value))
 
 
 def _literal(key: Key, text: str) -> str:

@@ -21,19 +21,22 @@ if TYPE_CHECKING:
     )
 )
 @click.argument("name", required=False)
-@click.option("--invitation", metavar="TEXT", help="An invitation: choose a password with it. Better from a file.")
-@click.option("--invitation-file", type=click.Path(path_type=Path), metavar="FILE", help="Where the invitation is.")
+@click.option(
+    "--invitation-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where an invitation is: choose a password with it.",
+)
 @click.option(
     "--password-file", type=click.Path(path_type=Path), metavar="FILE", help="Where the password is; else asked."
 )
-def login(name: str | None, invitation: str | None, invitation_file: Path | None, password_file: Path | None) -> None:
+def login(name: str | None, invitation_file: Path | None, password_file: Path | None) -> None:
     """Sign in to the gateway, by name and password, or for the first time by an invitation.
 
     The session is kept for twelve hours, in a file that only you can read, until `openmanager logout`.
     """
     if invitation_file is not None:
         invitation = _read(invitation_file, "--invitation-file")
-    if invitation:
         password = _password("A password of your own, 12 characters or more", password_file, confirm=True)
         who, tokens = connection.run(lambda client: _accept(client, invitation, password))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 
 import click
 
@@ -23,6 +24,8 @@ def serve(service: str, listen: str | None) -> None:
     """
     loaded = configuration.load({("server", "listen"): listen})
     server = loaded.section(ServerConfig)
+    # A core dump would hold the secrets.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     failpoint.arm(os.environ.get(failpoint.VARIABLE, ""))
     telemetry.set_up_logging(server.log_level)
     from openmanager.runtime.server import serve as run

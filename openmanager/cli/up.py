@@ -69,7 +69,7 @@ def _flags(options: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
         host, _, port = gateway.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65531:
             raise ConfigurationError(f"{gateway!r} is not an address: host:port with a port below 65531 is expected")
-        for offset, name in enumerate(("gateway", "simulator", "cache", "timeseries", "metadata")):
+        for offset, name in enumerate(("gateway", "simulator", "cache", "timeseries", "metadata", "analysis")):
             flags["mesh", name] = f"{host}:{int(port) + offset}"
     return {place: value for place, value in flags.items() if value is not None}
 
@@ -123,22 +123,23 @@ def _services(
 ) -> list[ChildSpec]:
     variables = {(key.section, key.name): key.variable for key in config.keys(suite.sections())}
     environment = {
-        **os.environ,
+        **{name: text for name, text in os.environ.items() if name not in stores},
         **{variables[place]: config.show(value) for place, value in flags.items()},
-        **{variable: store.url.reveal() for variable, store in stores.items()},
+        **_url_files(data, stores),
         "OPENMANAGER_ALLOW_INSECURE": "1",  # the addresses were checked above
         "OPENMANAGER_AUTH": loaded.section(ServerConfig).auth or "local",
         **_mesh_key(data, loaded),
     }
     own = {"metadata": _of_metadata(data, loaded)} | {name: {"OPENMANAGER_SERVER_GRACE": FRONT_GRACE} for name in FRONT}
     identify = _identify(data, loaded)
-    if loaded.values["timeseries", "data_dir"].origin == "default":
-        environment["OPENMANAGER_TIMESERIES_DATA_DIR"] = str(data.timeseries)
+    for name, folder in (("timeseries", data.timeseries), ("analysis", data.analysis)):
+        if loaded.values[name, "data_dir"].origin == "default":
+            environment[f"OPENMANAGER_{name.upper()}_DATA_DIR"] = str(folder)
     return [
         ChildSpec(
             name=name,
             argv=(sys.executable, "-m", "openmanager.cli", "serve", name),
-            env={**own.get(name, {}), **environment},
+            env=_of_service(name, {**own.get(name, {}), **environment}),
             stop_group=0 if name in FRONT else 1,
             log_path=data.logs / f"{name}.log",
             lock_path=data.locks / name,
@@ -146,6 +147,21 @@ def _services(
         )
         for name in suite.NAMES
     ]
+
+
+def _url_files(data: DataDir, stores: Mapping[str, Store]) -> dict[str, str]:
+    """Return where the URLs of the embedded stores are, written to files: an environment can be read."""
+    files = {variable: data.runtime / variable.lower() for variable in stores}
+    for variable, file in files.items():
+        write_durably(file, stores[variable].url.reveal())
+    return {f"{variable}_FILE": str(file) for variable, file in files.items()}
+
+
+def _of_service(name: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what other services, or commands, are told: it may be secret."""
+    others = {key.variable for key in config.keys(suite.sections()) if key.section in {*suite.NAMES} - {name}}
+    hidden = {*others, "OPENMANAGER_TOKEN"}
+    return {each: text for each, text in environment.items() if hidden.isdisjoint({each, each.removesuffix("_FILE")})}
 
 
 def _mesh_key(data: DataDir, loaded: Configuration) -> dict[str, str]:
@@ -299,7 +315,8 @@ def _print_screen(
 OpenManager is up ({seconds:.1f} s).
 
   gateway      {mesh.gateway}   everything is asked here: gRPC, OTLP, reflection
-  simulator    {mesh.simulator}   cache {mesh.cache}   timeseries {mesh.timeseries}   metadata {mesh.metadata}
+  simulator    {mesh.simulator}   cache {mesh.cache}   timeseries {mesh.timeseries}
+  metadata     {mesh.metadata}   analysis {mesh.analysis}
 
   hot state    {cache}
   history      log and Parquet blocks in {data.timeseries}

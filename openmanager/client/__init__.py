@@ -9,6 +9,7 @@
 Dataclasses and numpy arrays go in and come out; what goes wrong is one of `openmanager.errors`.
 """
 
+from openmanager.client.analysis import Analysis, Anomaly, Blame, CapacityForecast, DetectionScores, Trend
 from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditStatus
 from openmanager.client.client import Client
 from openmanager.client.dead_letters import DeadLetters
@@ -72,16 +73,21 @@ from openmanager.runtime.tls import Tls
 
 __all__ = [
     "Aggregation",
+    "Analysis",
+    "Anomaly",
     "Audit",
     "AuditCheckpoint",
     "AuditEntry",
     "AuditStatus",
+    "Blame",
     "Board",
+    "CapacityForecast",
     "Client",
     "Consumer",
     "DeadLetter",
     "DeadLetters",
     "Deletion",
+    "DetectionScores",
     "DiskBudget",
     "Entry",
     "ExportChunk",
@@ -133,6 +139,7 @@ __all__ = [
     "Tier",
     "Tiers",
     "Tls",
+    "Trend",
     "WatchKind",
     "WriteAck",
     "split",

@@ -15,6 +15,7 @@ from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import codec, enumeration, history, model, rpc
+from openmanager.client.analysis import Analysis
 from openmanager.client.audit import Audit
 from openmanager.client.credential import Credential, Token
 from openmanager.client.dead_letters import DeadLetters
@@ -50,7 +51,7 @@ class Client:
     `tls.server_name` says; ConfigurationError when a file of it cannot be used. `credential` is a key or an access token,
     or what can renew itself.
 
-    `inventory`, `interactions`, `retention`, `simulation`, `faults`, `entries`, `users`, `keys`, `sessions` and `audit`
+    `analysis`, `inventory`, `interactions`, `retention`, `simulation`, `faults`, `entries`, `users`, `keys`, `sessions` and `audit`
     hold what concerns these; `rpc` calls with messages.
     """
 
@@ -68,6 +69,7 @@ class Client:
         self.keys = Keys(self.rpc)
         self.sessions = Sessions(self.rpc)
         self.inventory = Inventory(self.rpc)
+        self.analysis = Analysis(self.rpc)
         self.interactions = Interactions(self.rpc)
         self.retention = Retention(self.rpc)
         self.dead_letters = DeadLetters(self.rpc)

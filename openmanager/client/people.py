@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -58,7 +58,7 @@ class Key:
 class Invitation:
     """What somebody sets a password with; shown once."""
 
-    text: str
+    text: str = field(repr=False)
     end_time: datetime
 
 
@@ -66,9 +66,9 @@ class Invitation:
 class Tokens:
     """What a session is used with."""
 
-    access_token: str
+    access_token: str = field(repr=False)
     access_end_time: datetime
-    refresh_token: str
+    refresh_token: str = field(repr=False)
     session_end_time: datetime
 
 

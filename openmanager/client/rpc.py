@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
+from openmanager.api.analysis.v1 import analysis_pb2
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.metadata.v1 import audit_pb2, identity_pb2, interaction_pb2, metadata_pb2
@@ -74,6 +75,8 @@ _POLICY = f"{_API}.metadata.v1.PolicyService"
 _AUDIT = f"{_API}.metadata.v1.AuditService"
 _SIMULATOR = f"{_API}.simulator.v1.SimulatorService"
 _FAULT = f"{_API}.simulator.v1.FaultService"
+_ANALYSIS = f"{_API}.analysis.v1.AnalysisService"
+_ANOMALY = f"{_API}.analysis.v1.AnomalyService"
 _HEALTH: Any = health_pb2
 
 GET_STORAGE_STATUS = Method(_GATEWAY, "GetStorageStatus", gateway_pb2.GetStorageStatusResponse)
@@ -101,6 +104,13 @@ GET_LEDGER = Method(_LOG, "GetLedger", timeseries_pb2.GetLedgerResponse)
 LIST_DEAD_LETTERS = Method(_LOG, "ListDeadLetters", timeseries_pb2.ListDeadLettersResponse)
 RETRY_DEAD_LETTERS = Method(_LOG, "RetryDeadLetters", timeseries_pb2.RetryDeadLettersResponse)
 DELETE_DEAD_LETTERS = Method(_LOG, "DeleteDeadLetters", timeseries_pb2.DeleteDeadLettersResponse)
+
+ANALYZE_TREND = Method(_ANALYSIS, "AnalyzeTrend", analysis_pb2.AnalyzeTrendResponse)
+FORECAST_CAPACITY = Method(_ANALYSIS, "ForecastCapacity", analysis_pb2.ForecastCapacityResponse)
+SCORE_DETECTION = Method(_ANALYSIS, "ScoreDetection", analysis_pb2.ScoreDetectionResponse)
+DETECT_ANOMALIES = Method(_ANOMALY, "DetectAnomalies", analysis_pb2.DetectAnomaliesResponse)
+LIST_ANOMALIES = Method(_ANOMALY, "ListAnomalies", analysis_pb2.ListAnomaliesResponse)
+WATCH_ANOMALIES = Method(_ANOMALY, "WatchAnomalies", analysis_pb2.WatchAnomaliesResponse)
 
 GET_ENTRY = Method(_ENTRY, "GetEntry", cache_pb2.GetEntryResponse)
 SET_ENTRY = Method(_ENTRY, "SetEntry", cache_pb2.SetEntryResponse)

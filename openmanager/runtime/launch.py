@@ -8,6 +8,7 @@ standard library, and little of it: every child of a supervisor pays for this st
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +45,7 @@ def main(args: Sequence[str]) -> NoReturn:
     """Drop privileges, ask for the signal at the parent's death, and become the program."""
     options, program = _parse(args)
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the passwords
     try:
         _reset_signals()
         # Looked up as who we are: the user we become may be unable to read Python's own files.

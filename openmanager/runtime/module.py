@@ -36,6 +36,7 @@ class MeshConfig:
     cache: str = setting("127.0.0.1:50052", "Address of the cache service.")
     timeseries: str = setting("127.0.0.1:50053", "Address of the time-series service.")
     metadata: str = setting("127.0.0.1:50054", "Address of the metadata service.")
+    analysis: str = setting("127.0.0.1:50055", "Address of the analysis service.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

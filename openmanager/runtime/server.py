@@ -92,6 +92,16 @@ def _options(config: ServerConfig, *, public: bool, encrypted: bool) -> tuple[tu
     return (*SERVER_OPTIONS, *PUBLIC_OPTIONS, ("grpc.max_concurrent_streams", config.connection_streams))
 
 
+def check_libraries() -> None:
+    """Raise ConfigurationError unless gRPC has what we need of it, and protobuf is the C one.
+
+    The one in Python could be brought down by a message that is nested deep (CVE-2025-4565).
+    """
+    missing = grpc_server.self_test()
+    if missing or api_implementation.Type() != "upb":
+        raise ConfigurationError(missing or "protobuf runs without its C implementation: reinstall protobuf")
+
+
 def check_address(address: str, *, allow_insecure: bool, encrypted: bool = False) -> None:
     """Raise ConfigurationError for an address that is malformed, or neither loopback nor encrypted without leave."""
     host, _, port = address.rpartition(":")
@@ -132,9 +142,6 @@ class Server:
         files: tls.Files | None = None,
         auditor: Auditor | None = None,
     ) -> None:
-        missing = grpc_server.self_test()
-        if missing or api_implementation.Type() != "upb":
-            raise ConfigurationError(missing or "protobuf runs without its C implementation: reinstall protobuf")
         self._grpc = grpc_server.GuardedServer(
             _options(config, public=service.public, encrypted=files is not None),
             read_seconds=config.read_timeout.total_seconds(),
@@ -277,6 +284,7 @@ def _hard_exit(seconds: float) -> None:
 
 async def serve(module: Module, configuration: Configuration, *, clock: Clock | None = None) -> None:
     """Serve a module until SIGTERM or SIGINT. ConfigurationError when it cannot begin."""
+    check_libraries()
     config = configuration.section(ServerConfig)
     local = is_local(config)
     mesh = configuration.section(MeshConfig)

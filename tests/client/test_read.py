@@ -159,6 +159,7 @@ async def test_the_board_has_a_row_for_every_service_and_books_that_balance(clie
         ("timeseries", StorageState.OK),
         ("cache", StorageState.OK),
         ("metadata", StorageState.DOWN),
+        ("analysis", StorageState.DOWN),
         ("simulator", StorageState.DOWN),
     ]
     assert board.overall_state is StorageState.DOWN

@@ -124,6 +124,7 @@ async def test_a_whole_mesh_is_well(whole: Client):
         "timeseries",
         "cache",
         "metadata",
+        "analysis",
         "simulator",
     }
     assert board.ledger is not None

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest_asyncio
-from conftest import Mesh, child, environment
+from conftest import Mesh, secret
 
 from fuzz.mesh import Method, open_mesh
 from fuzz.run import answering
@@ -18,8 +18,8 @@ from fuzz.run import answering
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def local(mesh: Mesh, tmp_path_factory) -> AsyncIterator[dict[str, Method]]:
     """Every method of every server by its name, `server:Service.Method`."""
-    redis = environment(child(mesh, "cache"))["REDIS_URL"]
-    url = environment(child(mesh, "metadata"))["DATABASE_URL"]
+    redis = secret(mesh, "cache", "REDIS_URL")
+    url = secret(mesh, "metadata", "DATABASE_URL")
     name = f"t_{uuid.uuid4().hex[:12]}"
     admin = await asyncpg.connect(url)
     try:

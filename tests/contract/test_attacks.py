@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 import pytest
-from conftest import Mesh, child, environment, running_mesh, wait_until
+from conftest import Mesh, child, running_mesh, secret, wait_until
 
 from fuzz import cancellation, mutation
 from fuzz.attack import ATTACKS, takes_streams
@@ -15,7 +15,7 @@ from fuzz.footprint import footprint, reset_peak
 from fuzz.good_client import GoodClient
 from openmanager.runtime.peer import Peer
 
-SERVERS = ("gateway", "timeseries", "cache", "metadata", "simulator")
+SERVERS = ("gateway", "timeseries", "cache", "metadata", "analysis", "simulator")
 TIMEOUTS = {f"OPENMANAGER_SERVER_{name}_TIMEOUT": "500ms" for name in ("READ", "WRITE")}
 # How much of each attack; enough to be told from none.
 COUNTS = {
@@ -90,10 +90,7 @@ async def test_damaged_messages_are_refused_without_a_defect(attacked: Mesh, goo
 
 
 async def test_cancelled_calls_leave_no_answer_to_others_and_nothing_behind(attacked: Mesh, good: GoodClient):
-    urls = (
-        environment(pid_of(attacked, "cache"))["REDIS_URL"],
-        environment(pid_of(attacked, "metadata"))["DATABASE_URL"],
-    )
+    urls = secret(attacked, "cache", "REDIS_URL"), secret(attacked, "metadata", "DATABASE_URL")
     tally = await cancellation.run(attacked.gateway, 300, 1)
     assert tally.cancelled.total() >= 300
     assert tally.answered.total() > 0

@@ -14,7 +14,7 @@ from conftest import Mesh
 
 from contract.rpc import METHODS, call
 
-SERVERS = ["gateway", "timeseries", "cache", "metadata", "simulator"]
+SERVERS = ["gateway", "timeseries", "cache", "metadata", "analysis", "simulator"]
 every_server = pytest.mark.parametrize("server", SERVERS)
 GET_STATUS = "/openmanager.api.status.v1.StatusService/GetStatus"
 HEADERS = [

@@ -27,6 +27,7 @@ from deploy.composed import (
     TEXT,
     VARIABLE,
     environment,
+    interpolate,
     mounts,
     share_a_network,
     texts,
@@ -79,7 +80,11 @@ WEAKENINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a misspelt key": lambda service: service.update(enviroment={}),
     "more privileges": lambda service: service.update(privileged=True),
     "a kept capability": lambda service: service.pop("cap_drop"),
+    "an added capability": lambda service: service.update(cap_add=["NET_ADMIN"]),
     "new privileges": lambda service: service.pop("security_opt"),
+    "every system call": lambda service: service["security_opt"].append("seccomp:unconfined"),
+    "the machine's processes": lambda service: service.update(pid="host"),
+    "a device": lambda service: service.update(devices=["/dev/mem:/dev/mem"]),
     "a writable root": lambda service: service.update(read_only=False),
     "no limits": lambda service: service.pop("deploy"),
     "no restart": lambda service: service.pop("restart"),
@@ -234,6 +239,23 @@ def test_the_folders_that_volumes_of_certificates_cover_belong_to_the_program_in
     folders = {word for word in made.split() if word.startswith("/")}
     used = {target for name in (*suite.NAMES, "certs") for target in mounts(name)}
     assert used == folders
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def test_every_image_that_is_not_ours_can_be_named_by_its_digest():
+    images = {service["image"] for name, service in RAW["services"].items() if name not in {*OWN, "certs"}}
+    named = {VARIABLE.fullmatch(image)[1]: VARIABLE.fullmatch(image)[3] for image in images}
+    assert named == {name: EXAMPLE[name] for name in EXAMPLE if name.endswith("_IMAGE") and name != "BASE_IMAGE"}
+    digest = "@sha256:" + "0" * 64
+    pinned = {name: text + digest * name.endswith("_IMAGE") for name, text in FILLED.items()}
+    jsonschema.validate(interpolate(RAW, pinned), SCHEMA)
+
+
+@pytest.mark.parametrize("name", sorted({*SERVICES} - {*OWN, "certs"}))
+def test_who_an_image_of_others_runs_as_is_said_here(name):
+    assert re.fullmatch(r"[a-z]+|[1-9]\d*:\d+", SERVICES[name]["user"])
 
 
 # --- the rest of the file -----------------------------------------------------------------------------------------

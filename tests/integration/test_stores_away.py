@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Mesh, child, environment, free_ports, start_mesh, wait_until
+from conftest import Mesh, child, free_ports, secret, start_mesh, wait_until
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -115,7 +115,7 @@ async def test_redis_holds_the_keys_that_are_promised(fragile: Mesh, peer: Peer)
         return (await storage(peer, "redis")).state == status_pb2.STORAGE_STATE_OK
 
     await wait_until(answers, 20)
-    async with Redis.from_url(environment(child(fragile, "cache"))["REDIS_URL"]) as redis:
+    async with Redis.from_url(secret(fragile, "cache", "REDIS_URL")) as redis:
 
         async def is_filled() -> bool:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,11 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import clean_environment, free_ports, start_mesh, wait_until
+from conftest import child, clean_environment, environment, free_ports, start_mesh, wait_until
 
+from openmanager import suite
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.cli import up
+from openmanager.config import Secret, keys
 from openmanager.errors import OpenManagerError
 from openmanager.runtime.peer import Peer
 
@@ -115,6 +119,42 @@ async def test_killing_every_process_at_once_loses_nothing_and_leaves_nothing(tm
         assert found.head_position >= acknowledged.head_position
 
 
+def test_a_service_is_told_where_its_own_secrets_are_and_no_others(mesh):
+    told = {name: environment(child(mesh, f"serve\0{name}")) for name in suite.NAMES}
+    holders = {
+        variable: {name for name in told if f"{variable}_FILE" in told[name]}
+        for variable in ("DATABASE_URL", "REDIS_URL", "OPENMANAGER_METADATA_IDENTITY_KEY", "OPENMANAGER_MESH_KEY")
+    }
+    assert holders == {
+        "DATABASE_URL": {"metadata"},
+        "REDIS_URL": {"cache"},
+        "OPENMANAGER_METADATA_IDENTITY_KEY": {"metadata"},
+        "OPENMANAGER_MESH_KEY": set(suite.NAMES),
+    }
+    files = [Path(told["metadata"]["DATABASE_URL_FILE"]), Path(told["cache"]["REDIS_URL_FILE"])]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+
+
+def test_secrets_in_the_environment_of_up_go_to_their_service_alone():
+    secrets = {key.variable: key.section for key in keys(suite.sections()) if key.kind is Secret}
+    given = {
+        *secrets,
+        *(f"{variable}_FILE" for variable in secrets),
+        "OPENMANAGER_TOKEN",
+        "OPENMANAGER_TOKEN_FILE",
+        "PATH",
+    }
+    for name in suite.NAMES:
+        own = {variable for variable, section in secrets.items() if section in {"server", name}}
+        assert set(up._of_service(name, dict.fromkeys(given, "x"))) == {*own, *(f"{each}_FILE" for each in own), "PATH"}
+
+
+def test_no_process_leaves_a_core_dump_which_would_hold_passwords(mesh):
+    limits = [Path(f"/proc/{pid}/limits").read_text() for pid in descendants(mesh.process.pid)]
+    assert len(limits) > len(suite.NAMES) + 2
+    assert all(re.search(r"^Max core file size +0 +0 ", text, re.MULTILINE) for text in limits)
+
+
 def run_up(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "openmanager.cli", "up", *options],
@@ -168,6 +208,25 @@ def test_a_data_directory_in_use_is_one_line_and_exit_code_78(mesh):
     assert found.returncode == 78
     assert "use" in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_protobuf_in_python_is_one_line_and_exit_code_78_before_any_file_is_touched(tmp_path: Path):
+    found = subprocess.run(
+        [sys.executable, "-m", "openmanager.cli", "serve", "timeseries"],
+        env={
+            **clean_environment(),
+            "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python",
+            "OPENMANAGER_ALLOW_INSECURE": "1",
+            "OPENMANAGER_TIMESERIES_DATA_DIR": str(tmp_path / "data"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert found.returncode == 78
+    assert "protobuf runs without its C implementation" in found.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_serving_without_credentials_must_be_asked_for():

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
-from conftest import Mesh, child, environment, wait_until
+from conftest import Mesh, secret, wait_until
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from openmanager_metadata.audit.checkpoint import Checkpoints
@@ -89,7 +89,7 @@ class Kept:
 @contextlib.asynccontextmanager
 async def own_database(mesh: Mesh) -> AsyncIterator[str]:
     """An empty database on the mesh's PostgreSQL."""
-    whole = environment(child(mesh, "metadata"))["DATABASE_URL"]
+    whole = secret(mesh, "metadata", "DATABASE_URL")
     name = f"t_{uuid.uuid4().hex[:12]}"
     admin = await asyncpg.connect(whole)
     try:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
-from conftest import Mesh, child, environment, wait_until
+from conftest import Mesh, secret, wait_until
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.inventory import Inventory, ListQuery, Server, Snapshot
@@ -37,7 +37,7 @@ FIRST_TABLE = (
 @pytest.fixture
 async def url(mesh: Mesh) -> AsyncIterator[str]:
     """An empty database of its own."""
-    whole = environment(child(mesh, "metadata"))["DATABASE_URL"]
+    whole = secret(mesh, "metadata", "DATABASE_URL")
     name = f"t_{uuid.uuid4().hex[:12]}"
     admin = await asyncpg.connect(whole)
     try:

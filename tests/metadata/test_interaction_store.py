@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
-from conftest import Mesh, child, environment
+from conftest import Mesh, secret
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase, migrate
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.interaction import Interaction, Interactions
@@ -31,7 +31,7 @@ WORDS = "SELECT count(*) FROM pg_stats WHERE tablename = 'ai_interactions' AND m
 @pytest.fixture
 async def people(mesh: Mesh) -> AsyncIterator[asyncpg.Connection]:
     """A connection to an empty database of its own."""
-    whole = environment(child(mesh, "metadata"))["DATABASE_URL"]
+    whole = secret(mesh, "metadata", "DATABASE_URL")
     name = f"t_{uuid.uuid4().hex[:12]}"
     admin = await asyncpg.connect(whole)
     await admin.execute(f"CREATE DATABASE {name}")
@@ -47,7 +47,7 @@ async def people(mesh: Mesh) -> AsyncIterator[asyncpg.Connection]:
 @contextlib.asynccontextmanager
 async def opened(mesh: Mesh, people: asyncpg.Connection) -> AsyncIterator[PostgresqlDatabase]:
     name = await people.fetchval("SELECT current_database()")
-    whole = urlsplit(environment(child(mesh, "metadata"))["DATABASE_URL"])
+    whole = urlsplit(secret(mesh, "metadata", "DATABASE_URL"))
     url = Secret(urlunsplit(whole._replace(path=f"/{name}")))
     database = PostgresqlDatabase(MetadataConfig(database_url=url))
     async with database.connecting():

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
-from conftest import Mesh, child, environment, wait_until
+from conftest import Mesh, secret, wait_until
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
 
@@ -33,7 +33,7 @@ READ = "SELECT count(*) AS count FROM servers"
 @pytest.fixture
 async def people(mesh: Mesh) -> AsyncIterator[asyncpg.Connection]:
     """A connection of somebody who may do everything, to a database that a user of our own owns."""
-    whole = environment(child(mesh, "metadata"))["DATABASE_URL"]
+    whole = secret(mesh, "metadata", "DATABASE_URL")
     name = f"t_{uuid.uuid4().hex[:12]}"
     admin = await asyncpg.connect(whole)
     await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'first'")
@@ -53,7 +53,7 @@ async def name_of(people: asyncpg.Connection) -> str:
 
 
 async def url_of(mesh: Mesh, people: asyncpg.Connection, password: str = "first") -> str:
-    parts = urlsplit(environment(child(mesh, "metadata"))["DATABASE_URL"])
+    parts = urlsplit(secret(mesh, "metadata", "DATABASE_URL"))
     name = await name_of(people)
     return urlunsplit(parts._replace(netloc=f"{name}:{password}@{parts.netloc.rpartition('@')[2]}", path=f"/{name}"))
 

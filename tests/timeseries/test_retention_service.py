@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import numpy as np
 import pytest
-from conftest import Mesh, child, environment, wait_until
+from conftest import Mesh, secret, wait_until
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.policy import Policies
@@ -79,7 +79,7 @@ async def served(servicers: dict[str, object]) -> AsyncIterator[Peer]:
 @pytest.fixture
 async def policies(mesh: Mesh) -> AsyncIterator[MetadataPolicies]:
     """A metadata service with a database of its own."""
-    whole = environment(child(mesh, "metadata"))["DATABASE_URL"]
+    whole = secret(mesh, "metadata", "DATABASE_URL")
     name = f"t_{uuid.uuid4().hex[:12]}"
     admin = await asyncpg.connect(whole)
     try:

@@ -15,7 +15,10 @@ from openmanager_analysis.growth import Growth
 Floats = NDArray[np.float64]
 HOUR_MILLIS = 3_600_000
 DAY_HOURS = 24
-PATHS = 400
+PATHS = 300
+# A history of less than four days is cut into so many steps, one of more by the hour.
+STEPS = 96
+BLOCKS = (1, 2, 3, 4, 6, 8, 12, 24, 48, 72, 168, 336, 720, 10**9)
 MAX_HORIZON_DAYS = 3_660
 
 
@@ -34,6 +37,7 @@ class Exhaustion:
     high_95: float | None
     chance: float
     method: str
+    back_test_error: float | None
 
 
 def time_to_limit(
@@ -47,10 +51,9 @@ def time_to_limit(
     grid = regularize(time_unix_millis, values)
     sign = _direction(grid.values, limit)
     if sign == 0:
-        return Exhaustion(hours=0.0, low=0.0, high=0.0, low_95=0.0, high_95=0.0, chance=1.0, method="reached")
+        return _summary(np.zeros(1), "reached", None)
     turned = Grid(values=grid.values * sign, interval_millis=grid.interval_millis, end_unix_millis=grid.end_unix_millis)
-    times, method = _passages(turned, limit * sign, horizon_hours)
-    return _summary(times, method)
+    return _summary(*_passages(turned, limit * sign, horizon_hours))
 
 
 def _check(limit: float, horizon_hours: float) -> None:
@@ -78,132 +81,144 @@ def _direction(values: Floats, limit: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Level:
-    """A series without its season: levels float64[J] in blocks of `block_hours`, the last ending at the last sample.
+    """A series as a level, a season and what is left, by steps of an hour (less for a short history, its interval where that is longer).
 
-    season: float64[S] by hour, of which the first is the hour after the last sample; noise: float64[N], sorted, what
-    samples do within their block; `per_hour` samples.
+    levels: float64[J], medians of `block` steps without the season, the last block ending at the last sample; season:
+    float64[S], by step of the day or week, the first following the last sample; rest: float64[D, P], how far the highest
+    sample of a step was above level and season, by day and step of the day.
     """
 
     levels: Floats
-    block_hours: float
+    block: int
+    step_hours: float
     season: Floats
-    noise: Floats
-    per_hour: float
+    rest: Floats
 
 
-def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, str]:
-    """Return when drawn futures reach the limit, float64[B] hours, infinite beyond the horizon, and what they follow."""
+def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, str, float | None]:
+    """Return when drawn futures reach the limit, float64[B] hours, infinite beyond the horizon.
+
+    And what they follow, and the error of the back-test.
+    """
     random = np.random.default_rng(0)
     cycles = sawtooth.find(grid)
     if cycles is not None and cycles.is_regular:
-        return sawtooth.passages(cycles, limit, horizon_hours, PATHS, random), "saw-tooth"
-    values = grid.values if cycles is None else cycles.stitched
-    level = _level(Grid(values=values, interval_millis=grid.interval_millis, end_unix_millis=grid.end_unix_millis))
+        times = sawtooth.passages(cycles, limit, horizon_hours, PATHS, random)
+        return times, "saw-tooth", _share(sawtooth.back_test(cycles), float(cycles.peaks[-1]), limit)
+    level = _level(grid.values if cycles is None else cycles.stitched, HOUR_MILLIS / grid.interval_millis)
     count = len(level.levels)
-    times = (np.arange(count) + 0.5) / count
+    if not np.ptp(level.levels) and not level.rest.any():
+        return np.full(PATHS, np.inf), "constant", 0.0
     origin, scale = float(level.levels.mean()), float(np.ptp(level.levels)) or 1.0
-    grown = growth.fit(times, (level.levels - origin) / scale)
-    ends, lengths = _cells(horizon_hours)
-    span = count * level.block_hours
-    paths = origin + scale * (grown.draw(1 + ends / span, PATHS, random) + _wander(grown, ends, level, random))
-    over = paths + _season(level, ends, lengths) + _noise(level, lengths, random)
-    return _first(over, ends, lengths, limit), _method(grown)
+    grown = growth.fit((np.arange(count) + 0.5) / count, (level.levels - origin) / scale)
+    lengths = _cells(horizon_hours / level.step_hours, level.rest.shape[1])
+    middles = np.cumsum(lengths) - lengths / 2
+    picked = grown.pick(PATHS)
+    paths = grown.draw(picked, 1 + middles / (count * level.block), random)
+    paths += _wander(grown, picked, lengths / level.block, random)
+    highest, where = _highest(level, lengths)
+    cell, days = np.arange(len(lengths)), random.integers(highest.shape[1], size=paths.shape)
+    reached = origin + scale * paths + highest[cell, days] >= limit
+    times = _first(reached, np.cumsum(lengths) - lengths, where[cell, days]) * level.step_hours
+    error = _back_test((level.levels - origin) / scale, (limit - origin) / scale)
+    return np.where(times <= horizon_hours, times, np.inf), _method(grown), error
 
 
-def _level(grid: Grid) -> _Level:
-    """Cut the series into 24 to 96 blocks or so, and take its season by hour of day (of week from three weeks) away."""
-    per_hour = HOUR_MILLIS / grid.interval_millis
-    hourly = max(1, round(per_hour))
-    values = grid.values
+def _back_test(levels: Floats, limit: float) -> float | None:
+    """Return how far off the newest fifth of levels: float64[J] was foreseen, as a share of the way to the limit."""
+    past = len(levels) - max(1, len(levels) // 5)
+    if past < 8:
+        return None
+    times = (np.arange(len(levels)) + 0.5) / past
+    foreseen = growth.fit(times[:past], levels[:past]).level(times[-1:])[0]
+    return _share(float(foreseen), float(levels[-1]), limit)
+
+
+def _share(foreseen: float | None, actual: float, limit: float) -> float | None:
+    way = abs(limit - actual)
+    return None if foreseen is None or way == 0 else abs(foreseen - actual) / way
+
+
+def _level(values: Floats, per_hour: float) -> _Level:
+    """Cut the values, `per_hour` of them an hour, into 32 to 64 blocks or so of level, season and rest."""
+    many = max(1, min(round(per_hour), len(values) // STEPS))
     known = ~np.isnan(values)
     values = np.interp(np.arange(len(values)), np.flatnonzero(known), values[known])
-    step_hours = hourly / per_hour
-    count = len(values) // hourly
-    hours = np.median(values[-count * hourly :].reshape(count, hourly), axis=1)
-    season = _profile(hours, round(DAY_HOURS / step_hours)) if step_hours <= 6 else np.zeros(1)
-    phase = np.resize(season, -(-count // len(season)) * len(season))[-count:] if len(season) > 1 else np.zeros(count)
-    plain = hours - phase
-    block = next(size for size in (1, 2, 3, 4, 6, 8, 12, 24, 48, 72, 168, 336, 720, 10**9) if count <= 96 * size)
+    count = len(values) // many
+    steps = values[-count * many :].reshape(count, many)
+    middle, highest = np.median(steps, axis=1), steps.max(axis=1)
+    day = min(max(1, round(DAY_HOURS * per_hour / many)), count)
+    season = _profile(middle, day)
+    phase = np.resize(season, -(-count // len(season)) * len(season))[-count:]
+    block = next(size for size in BLOCKS if count <= 64 * size)
     blocks = count // block
-    levels = np.median(plain[-blocks * block :].reshape(blocks, block), axis=1)
-    fine = (
-        values[-blocks * block * hourly :]
-        - np.repeat(levels, block * hourly)
-        - np.repeat(phase[-blocks * block :], hourly)
-    )
-    noise = np.sort(fine)
-    return _Level(
-        levels=levels,
-        block_hours=block * step_hours,
-        season=season,
-        noise=noise - np.median(noise),
-        per_hour=per_hour,
-    )
+    levels = np.median((middle - phase)[-blocks * block :].reshape(blocks, block), axis=1)
+    smooth = np.interp(np.arange(count), count - blocks * block + (np.arange(blocks) + 0.5) * block - 0.5, levels)
+    days = count // day
+    rest = (highest - phase - smooth)[-days * day :].reshape(days, day)
+    return _Level(levels=levels, block=block, step_hours=many / per_hour, season=season, rest=rest)
 
 
-def _profile(hours: Floats, day: int) -> Floats:
-    """Return the season by hour, the first following the last of hours: float64[T]; zeros where there is none."""
-    size = 7 * day if len(hours) >= 21 * day else day
-    count = len(hours) // size
-    if count < 3 or day < 2:
-        return np.zeros(1)
-    rows = hours[-count * size :].reshape(count, size)
-    trend = np.interp(np.arange(count * size), (np.arange(count) + 0.5) * size - 0.5, np.median(rows, axis=1))
-    off = rows - trend.reshape(rows.shape)
+def _profile(steps: Floats, day: int) -> Floats:
+    """Return the season by step of the week from three weeks on, else of the day, float64[S]; zeros where there is none.
+
+    The first follows the last of steps: float64[T]. It is drawn to zero by the share of its variance that is noise.
+    """
+    size = 7 * day if len(steps) >= 21 * day else day
+    count = len(steps) // size
+    if count < 3 or day < 4:
+        return np.zeros(day)
+    rows = steps[-count * size :].reshape(count, size)
+    days = rows.reshape(-1, day)
+    centres = (np.arange(len(days)) + 0.5) * day - 0.5
+    off = rows - np.interp(np.arange(rows.size), centres, np.median(days, axis=1)).reshape(rows.shape)
     profile = np.median(off, axis=0)
-    noise = float(np.mean((off - profile) ** 2)) * 1.6 / count
-    power = float(np.var(profile))
-    return profile * max(0.0, 1 - noise / power) if power > 0 else np.zeros(1)
+    power, noise = float(np.var(profile)), 1.6 * float(np.mean((off - profile) ** 2)) / count
+    return profile * max(0.0, 1 - noise / power) if power > 0 else np.zeros(size)
 
 
-def _cells(horizon_hours: float) -> tuple[Floats, Floats]:
-    """Return the ends and lengths of the stretches of the future, in hours: fine near, coarse far."""
-    ends = np.concatenate(
-        [np.arange(1.0, 72), np.arange(72.0, 720, 6), np.arange(720.0, horizon_hours, 24), [horizon_hours]]
+def _cells(steps: float, day: int) -> Floats:
+    """Return the lengths of the stretches of the future, in steps: three days step by step, a month in quarters of days."""
+    fine, quarter = min(3 * day, int(np.ceil(steps))), max(1, day // 4)
+    coarse = max(0, min(27 * day, int(np.ceil(steps)) - fine) // quarter)
+    left = max(0.0, steps - fine - coarse * quarter)
+    return np.concatenate([np.ones(fine), np.full(coarse, quarter), np.full(int(np.ceil(left / day)), day)]).astype(
+        float
     )
-    ends = np.unique(ends[ends <= horizon_hours])
-    return ends, np.diff(ends, prepend=0.0)
 
 
-def _wander(grown: Growth, ends: Floats, level: _Level, random: np.random.Generator) -> Floats:
-    """Return what the AR(1) residual does from here on, float64[B, F], in the scale of the fit."""
-    lengths = np.diff(ends, prepend=0.0)
-    kept = grown.correlation ** (lengths / level.block_hours)
-    shocks = random.standard_normal((len(ends), PATHS)) * (grown.sigma * np.sqrt(1 - kept**2))[:, None]
-    paths = np.empty((len(ends), PATHS))
-    state = np.full(PATHS, grown.last)
-    for place in range(len(ends)):
+def _wander(grown: Growth, picked: NDArray[np.int64], blocks: Floats, random: np.random.Generator) -> Floats:
+    """Return what the AR(1) residuals do in cells of `blocks` float64[F], float64[B, F], in the scale of the fit."""
+    kept = grown.correlation[picked] ** blocks[:, None]
+    shocks = random.standard_normal(kept.shape) * grown.sigma[picked] * np.sqrt(1 - kept**2)
+    state = grown.last[picked]
+    for place in range(len(blocks)):
         state = kept[place] * state + shocks[place]
-        paths[place] = state
-    return paths.T
+        shocks[place] = state
+    return shocks.T
 
 
-def _season(level: _Level, ends: Floats, lengths: Floats) -> Floats:
-    """Return the highest the season comes within each cell, float64[F]."""
-    size = len(level.season)
-    doubled = np.concatenate([level.season, level.season])
-    start = np.rint(ends - lengths).astype(np.int64) % size
-    width = np.minimum(np.ceil(lengths).astype(np.int64), size)
-    return np.array([doubled[one : one + many].max() for one, many in zip(start, np.maximum(width, 1), strict=True)])
+def _highest(level: _Level, lengths: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Return the highest that season and rest together come within each cell on each day of the past, and at which step.
+
+    Both are [F, D]; the step is counted from the cell's beginning.
+    """
+    day, starts = level.rest.shape[1], np.cumsum(lengths).astype(np.int64) - lengths.astype(np.int64)
+    made = np.empty((len(lengths), len(level.rest)))
+    where = np.empty(made.shape, np.int64)
+    for length in np.unique(lengths).astype(np.int64):
+        which = np.flatnonzero(lengths == length)
+        steps = starts[which, None] + np.arange(length)
+        sums = level.season[steps % len(level.season)][..., None] + level.rest.T[steps % day]
+        made[which], where[which] = sums.max(axis=1), sums.argmax(axis=1)
+    return made, where
 
 
-def _noise(level: _Level, lengths: Floats, random: np.random.Generator) -> Floats:
-    """Return the highest of the noise of each cell's samples, float64[B, F]: the quantile at U to the power of 1/k."""
-    many = np.maximum(1.0, lengths * level.per_hour)
-    place = random.random((PATHS, len(lengths))) ** (1 / many)
-    return level.noise[np.minimum((place * len(level.noise)).astype(np.int64), len(level.noise) - 1)]
-
-
-def _first(over: Floats, ends: Floats, lengths: Floats, limit: float) -> Floats:
-    """Return the hours until each path: float64[B, F] reaches the limit, infinite for never."""
-    reached = over >= limit
+def _first(reached: NDArray[np.bool_], starts: Floats, where: NDArray[np.int64]) -> Floats:
+    """Return when each path reaches the limit, float64[B] steps, infinite for never; reached, where: [B, F]."""
     place = reached.argmax(axis=1)
-    rows = np.arange(len(over))
-    before = np.where(place > 0, over[rows, place - 1], limit)
-    rise = over[rows, place] - before
-    part = np.where((rise > 0) & (place > 0), (limit - before) / np.where(rise > 0, rise, 1), 0.5)
-    hours = ends[place] - lengths[place] * (1 - np.clip(part, 0, 1))
-    return np.where(reached[rows, place], hours, np.inf)
+    rows = np.arange(len(reached))
+    return np.where(reached[rows, place], starts[place] + where[rows, place] + 1.0, np.inf)
 
 
 def _method(grown: Growth) -> str:
@@ -213,7 +228,8 @@ def _method(grown: Growth) -> str:
     return "line after a change" if kinds & {growth.KINK, growth.JUMP} else "line"
 
 
-def _summary(times: Floats, method: str) -> Exhaustion:
+def _summary(times: Floats, method: str, back_test_error: float | None) -> Exhaustion:
+    """Return the median and the intervals of times: float64[B], of which those beyond the horizon are infinite."""
     levels = np.quantile(times, [0.025, 0.1, 0.5, 0.9, 0.975], method="closest_observation")
     low_95, low, hours, high, high_95 = (float(level) if np.isfinite(level) else None for level in levels)
     return Exhaustion(
@@ -224,4 +240,5 @@ def _summary(times: Floats, method: str) -> Exhaustion:
         high_95=high_95,
         chance=float(np.isfinite(times).mean()),
         method=method,
+        back_test_error=back_test_error,
     )

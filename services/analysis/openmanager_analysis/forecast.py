@@ -80,6 +80,8 @@ def forecast(
     errors = interval.Errors(values=actual - made, is_known=is_known)
     found = interval.spread(errors, np.array(quantiles), ahead, is_seasonal=cut.is_seasonal)
     fan = (expected[..., None] + found.quantiles).reshape(ahead * size, -1)[:horizon]
+    if not errors.values.any():
+        fan = fan + 2 * (np.array(quantiles) - 0.5) * interval.RESOLUTION * np.abs(fan)
     return Forecast(
         time_unix_millis=grid.end_unix_millis + grid.interval_millis * np.arange(1, horizon + 1),
         levels=tuple(quantiles),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from openmanager.errors import FailedPreconditionError, invalid
+from openmanager.errors import FailedPreconditionError, Reason, invalid
 
 DAY_MILLIS = 86_400_000
 MIN_SAMPLES = 8
@@ -70,24 +70,25 @@ def _check(time_unix_millis: NDArray[np.int64], values: NDArray[np.float64]) -> 
 
 def _check_enough(valid: int) -> None:
     if valid < MIN_SAMPLES:
-        raise FailedPreconditionError(f"there are {valid} valid samples, and {MIN_SAMPLES} are the least to judge by")
+        raise FailedPreconditionError(
+            f"there are {valid} valid samples, and {MIN_SAMPLES} are the least to judge by",
+            reason=Reason.TOO_LITTLE_DATA,
+        )
 
 
 def fill(values: NDArray[np.float64], period: int) -> NDArray[np.float64]:
-    """Return values: float64[T] with each NaN replaced by the line between its neighbours, or by a season before.
+    """Return values: float64[T] with every NaN replaced: by a line, or in a gap of a quarter of a period by the one before.
 
-    A gap shorter than a quarter of the period is bridged by a line; in a longer one the nearest known value of the same
-    phase is taken, moved by nothing: what is filled is never counted as an error.
+    At least one value has to be known.
     """
-    missing = np.isnan(values)
-    if not missing.any():
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known) == len(values):
         return values
-    known = np.flatnonzero(~missing)
     filled = np.interp(np.arange(len(values)), known, values[known])
-    if period > 1:
-        before = known[np.maximum(np.searchsorted(known, np.arange(len(values)), side="right") - 1, 0)]
-        after = known[np.minimum(np.searchsorted(known, np.arange(len(values))), len(known) - 1)]
-        for cell in np.flatnonzero(missing & (after - before > max(1, period // 4))):
-            if cell >= period:
-                filled[cell] = filled[cell - period]
+    edges = np.concatenate([known, [len(values)]])
+    for last, following in zip(edges[:-1], edges[1:], strict=True):
+        if period > 1 and following - last > 1 + period // 4:
+            for start in range(max(int(last) + 1, period), int(following), period):
+                end = min(start + period, int(following))
+                filled[start:end] = filled[start - period : end - period]
     return filled

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from openmanager.errors import FailedPreconditionError
+
 Floats = NDArray[np.float64]
 SMOOTHING = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
 # How much of a phase's scale is its own, against that of all.
@@ -20,6 +22,8 @@ OWN_SCALE = 0.7
 TOGETHER, OUTERMOST = 1.75, 0.15
 # How much of a median error the outer quantiles follow; the median itself never does: it is often chance.
 FOLLOWED = 0.25
+# What never moved is taken to be known to a thousandth of its value.
+RESOLUTION = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +43,19 @@ class Spread:
 
 
 def spread(errors: Errors, levels: Floats, ahead: int, *, is_seasonal: bool) -> Spread:
-    """Return what errors to expect in each of `ahead` rows; levels: float64[Q] in (0, 1), rising."""
+    """Return what errors to expect in each of `ahead` rows; levels: float64[Q] in (0, 1), rising.
+
+    FailedPreconditionError where no error is known.
+    """
+    if not errors.is_known.any():
+        raise FailedPreconditionError("values are missing for so long before the end that no forecast can be tested")
     phases = _phases(errors, is_seasonal=is_seasonal)
     scaled = errors.values / phases
     growth = _growth(scaled, errors.is_known, ahead)
     normal = scaled / growth[: scaled.shape[1], None]
-    quantiles = _outward(np.quantile(normal[errors.is_known], levels), levels, float(np.median(normal[errors.is_known])))
+    quantiles = _outward(
+        np.quantile(normal[errors.is_known], levels), levels, float(np.median(normal[errors.is_known]))
+    )
     quantiles *= (1 + _together(normal, errors.is_known)) * (1 + OUTERMOST * (np.abs(levels - 0.5) / 0.475) ** 6)
     return Spread(
         quantiles=growth[:, None, None] * phases[:, None] * quantiles, coverage=_coverage(normal, errors.is_known)
@@ -116,7 +127,7 @@ def bound(values: Floats, rows: Floats) -> Floats:
     Where the history touches 100 (or 1) and never passes it, that is the bound; else as far again as it reached.
     """
     low, high = float(rows.min()), float(rows.max())
-    reach = high - low
+    reach = max(high - low, RESOLUTION * abs(high))
     below = max(0.0, low - reach) if low >= 0 else low - reach
     above = high if high in {1.0, 100.0} else high + reach
     return np.clip(values, below, above)

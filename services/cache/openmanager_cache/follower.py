@@ -36,7 +36,7 @@ def follower(
         on_change("")
         return position
 
-    def take(part: pb.WatchFramesResponse) -> None:
+    async def take(part: pb.WatchFramesResponse) -> None:
         fleet.apply(decode_trusted(part.frame), part.receive_time.ToNanoseconds())
         on_change(part.trace_parent)
 

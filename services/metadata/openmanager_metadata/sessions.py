@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -26,9 +26,9 @@ AGAIN = timedelta(seconds=10)
 class Tokens:
     """What a session is used with: kept nowhere but at the user's."""
 
-    access: str
+    access: str = field(repr=False)
     access_end: datetime
-    refresh: str
+    refresh: str = field(repr=False)
     session_end: datetime
 
 

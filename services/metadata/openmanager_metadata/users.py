@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -45,7 +45,7 @@ _ADMINS = (
 class Invitation:
     """What somebody sets a password with: `text` is kept nowhere."""
 
-    text: str
+    text: str = field(repr=False)
     end: datetime
 
 

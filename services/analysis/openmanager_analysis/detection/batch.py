@@ -69,7 +69,7 @@ def _increasing(times: Ints) -> Ints:
 def _judge(times: Ints, values: Matrix, known: Known | None, show: Show) -> Judged:
     rows, metrics = values.shape
     detector = Detector(metrics)
-    joint = known or Joint([np.arange(metrics)])
+    joint = Joint([np.arange(metrics)])
     score, alarm = np.empty(rows), np.empty(rows, dtype=np.bool_)
     blame = np.empty((rows, min(metrics, MOST_BLAMED) if metrics > 1 else 0), dtype=np.int64)
     for row, (time, value) in enumerate(zip(times.tolist(), values, strict=True)):
@@ -78,8 +78,14 @@ def _judge(times: Ints, values: Matrix, known: Known | None, show: Show) -> Judg
         scores = detector.observe(time, value)
         verdict: Scores | Verdict = scores
         if metrics > 1:
-            verdict, weights = joint.observe(scores, value)
+            verdict, weights = known.observe(scores, value) if known else _together(joint, scores)
             order = np.argsort(-weights, kind="stable")[: blame.shape[1]]
             blame[row] = np.where(weights[order] > 0, order, -1)
         score[row], alarm[row] = verdict.score[0], verdict.alarm[0]
     return Judged(score=score, alarm=alarm, blame=blame)
+
+
+def _together(joint: Joint, scores: Scores) -> tuple[Verdict, NDArray[np.float32]]:
+    """Return the verdict on a row, and how much each metric is to blame, float32[M]."""
+    sure = scores.confidence.astype(np.float32)
+    return joint.observe(scores.moment, scores.evidence, sure, np.isfinite(scores.value)), scores.evidence

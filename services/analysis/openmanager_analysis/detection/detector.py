@@ -27,7 +27,8 @@ class Scores:
 
     score: float64[S] in [0, 1], an alarm from THRESHOLD; repeats of an alarm in the same event stay just below it.
     alarm: bool[S]. low, high: float64[S], between which the values were expected. confidence: float64[S] in [0, 1], how much
-    of the past the answer rests on. evidence: float32[S], in nats, before repeats are held back. moment: the tick's place in time. Of a missing value the score is 0.
+    of the past the answer rests on. evidence: float32[S], in nats, before repeats are held back. moment: the tick's place in time.
+    value: float64[S], what was judged: of a counter its growth a second. Of a missing value the score is 0.
     """
 
     score: NDArray[np.float64]
@@ -37,6 +38,7 @@ class Scores:
     confidence: NDArray[np.float64]
     evidence: Floats
     moment: Moment
+    value: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,9 @@ class Detector:
             series, alarm=t.alarm, short=t.short, now=t.now, length=t.length, often=t.often, memory=t.memory
         )
 
+    def __len__(self) -> int:
+        return self._series
+
     def observe(self, time_unix_millis: int, values: NDArray[np.float64]) -> Scores:
         """Judge the next values, float64[S], and learn from them. Raises ValueError for another shape or a stamp gone back."""
         values = np.asarray(values, dtype=np.float64)
@@ -120,6 +125,7 @@ class Detector:
             confidence=confidence.astype(np.float64),
             evidence=verdict.evidence,
             moment=moment,
+            value=values,
         )
 
     def _rates(self, time_unix_millis: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -157,7 +163,8 @@ class Detector:
     def to_bytes(self) -> bytes:
         """Return all that was learnt; `from_bytes` makes a detector of it that answers bit by bit the same."""
         own = {f"detector.{field}": getattr(self, f"_{field}") for field in _STATE}
-        return state.pack(own | state.gather(self._parts()))
+        parts = {f"{name}.{field}": getattr(part, field) for name, part in self.parts() for field in part.STATE}
+        return state.pack(own | parts)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, tuning: Tuning | None = None) -> Self:
@@ -167,15 +174,25 @@ class Detector:
         if counters is None or counters.ndim != 1 or counters.dtype != np.bool_:
             raise ValueError("the state of the detector is damaged")
         detector = cls(len(counters), counters=counters, tuning=tuning)
-        state.restore_all(detector._parts(), arrays)
+        for name, part in detector.parts():
+            state.restore(part, name, {field: field for field in part.STATE}, arrays)
         state.restore(detector, "detector", {field: f"_{field}" for field in _STATE}, arrays)
         return detector
 
-    def _parts(self) -> dict[str, state.Part]:
-        return {
-            "clock": self._clock,
-            "baseline": self._baseline,
-            "statistics": self._statistics,
-            "tail": self._tail,
-            "decision": self._decision,
-        }
+    def grown(self, counters: NDArray[np.bool_]) -> Self:
+        """Return a detector of more series, bool[S + …], which knows of the first what this one does."""
+        more = type(self)(len(counters), counters=counters, tuning=self._tuning)
+        for (_, known), (_, fresh) in zip(self.parts(), more.parts(), strict=True):
+            state.carry(known, fresh, known.STATE)
+        state.carry(self, more, ("_raw", "_raw_millis"))
+        return more
+
+    def parts(self) -> tuple[tuple[str, Clock | Baseline | Statistics | Tail | Decision], ...]:
+        """Return what holds the arrays that are learnt, by name."""
+        return (
+            ("clock", self._clock),
+            ("baseline", self._baseline),
+            ("statistics", self._statistics),
+            ("tail", self._tail),
+            ("decision", self._decision),
+        )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from openmanager.errors import invalid
 from openmanager_analysis.detection import state
+from openmanager_analysis.detection.clock import Moment
 from openmanager_analysis.detection.decision import Decision, Verdict
 from openmanager_analysis.detection.detector import Scores
 from openmanager_analysis.detection.relation import LEAST_HISTORY, Relation, fit_tail, tail_surprise
@@ -20,8 +21,8 @@ _STATISTICS = 2  # the strongest metric, and all of them together
 _MEMORY = 6000.0
 _PLAIN = np.float32(3.0)  # nats of a metric's evidence that come all the time
 _ALARM, _KNOWN_ALARM = 6.0, 8.0  # nats at the threshold
-_FEW = 3
-_OWN = 0.25
+_FEW = 3  # metrics: most faults show in a few, and the noise of all the others would hide them
+_OWN = 0.25  # weight of a metric's evidence from its own past, where its relation to the others is known
 _PACE = 0.3  # weight of a row in the running mean
 _MOST_ROW = 40.0  # nats
 
@@ -55,33 +56,43 @@ class Joint:
         )
         self.decision = Decision(len(members), alarm=_ALARM, short=0.4, now=0.6, length=0.5, often=0.5, memory=_MEMORY)
 
-    def observe(self, scores: Scores, values: NDArray[np.float64]) -> tuple[Verdict, Floats]:  # noqa: ARG002
-        """Judge the entities by their series' scores. Returns the verdict and how much each series is to blame, float32[S]."""
-        mine = scores.evidence[self._order]
+    def grown(self, members: list[NDArray[np.int64]]) -> Self:
+        """Return one of more entities, or more members of them, which knows of the first what this one does."""
+        more = type(self)(members)
+        for (_, known), (_, fresh) in zip(self.parts(), more.parts(), strict=True):
+            state.carry(known, fresh, known.STATE)
+        return more
+
+    def parts(self) -> tuple[tuple[str, Self | Tail | Decision], ...]:
+        """Return what holds its arrays, by name."""
+        return (("joint", self), ("joint_tail", self.tail), ("joint_decision", self.decision))
+
+    def observe(
+        self,
+        moment: Moment,
+        evidence: Floats,
+        confidence: Floats,
+        present: NDArray[np.bool_] | None = None,
+    ) -> Verdict:
+        """Judge the entities.
+
+        evidence, confidence: float32[S], of the series; present: bool[S], which series have a value, by default all: an
+        entity that has none learns nothing.
+        """
+        mine = evidence[self._order]
         strongest = np.maximum.reduceat(mine, self._starts)
         together = np.add.reduceat(np.maximum(mine - _PLAIN, 0), self._starts) / self._root
         y = np.log1p(np.stack([strongest, together]))
         surprise = self.tail.surprise(y).max(axis=0)
-        present = np.ones_like(self.count)
-        sure = np.maximum.reduceat(scores.confidence[self._order], self._starts).astype(np.float32)
-        verdict = self.decision.decide(scores.moment, np.minimum(surprise, 60), sure, self.count, present)
-        self.tail.learn(y, self.count, present)
-        self.count += 1
-        return verdict, scores.evidence
+        here = np.ones_like(self.count) if present is None else self._present(present)
+        sure = np.maximum.reduceat(confidence[self._order], self._starts)
+        verdict = self.decision.decide(moment, np.minimum(surprise, 60), sure, self.count, here)
+        self.tail.learn(y, self.count, here)
+        self.count += here
+        return verdict
 
-    def to_bytes(self) -> bytes:
-        """Return all that was learnt, without the members."""
-        return state.pack(state.gather(self._parts()))
-
-    @classmethod
-    def from_bytes(cls, data: bytes, members: list[NDArray[np.int64]]) -> Self:
-        """Return the Joint of `to_bytes` for the same entities. Raises ValueError for damage or another number of them."""
-        joint = cls(members)
-        state.restore_all(joint._parts(), state.unpack(data))
-        return joint
-
-    def _parts(self) -> dict[str, state.Part]:
-        return {"joint": self, "tail": self.tail, "decision": self.decision}
+    def _present(self, present: NDArray[np.bool_]) -> Floats:
+        return np.logical_or.reduceat(present[self._order], self._starts).astype(np.float32)
 
 
 class Known:

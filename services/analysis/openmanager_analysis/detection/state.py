@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,21 +35,14 @@ def unpack(data: bytes) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-class Part(Protocol):
-    """A part of a detector: the names of the arrays that it learns."""
-
-    STATE: ClassVar[tuple[str, ...]]
-
-
-def gather(parts: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of parts as `part.field`."""
-    return {f"{name}.{field}": getattr(part, field) for name, part in parts.items() for field in part.STATE}
-
-
-def restore_all(parts: Mapping[str, Part], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Set the arrays of new parts. Raises ValueError where one is missing or of another kind or shape."""
-    for name, part in parts.items():
-        restore(part, name, {field: field for field in part.STATE}, arrays)
+def carry(known: object, fresh: object, fields: Sequence[str]) -> None:
+    """Give arrays of a part to one of more series: the last axis is the series', where there is a difference."""
+    for field in fields:
+        old, new = getattr(known, field), getattr(fresh, field)
+        if old.shape == new.shape or not new.size:
+            setattr(fresh, field, old.copy())
+        else:
+            new[..., : old.shape[-1]] = old
 
 
 def restore(part: object, name: str, fields: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:

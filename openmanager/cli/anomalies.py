@@ -1,0 +1,219 @@
+"""`openmanager anomalies`: what is unlike what is usual, found as samples arrive or in stored history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from openmanager.cli import connection, render
+from openmanager.cli.query import length, moment
+
+if TYPE_CHECKING:
+    from openmanager.client import Anomaly, Client, Provenance
+
+STYLES = {"INFO": "", "WARNING": "yellow", "CRITICAL": "bold red"}
+SEVERITIES = ("info", "warning", "critical")
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=render.examples(
+        "anomalies",
+        "anomalies --active --filter 'severity = CRITICAL'",
+        "anomalies watch",
+        "anomalies detect cpu_usage --server web-01 --last 6h",
+        "anomalies score --last 7d",
+    ),
+)
+@click.option("--active", is_flag=True, help="Only those that go on now.")
+@click.option("--filter", "where", default="", metavar="FILTER", help="By server, severity, metric or incident_id.")
+@click.option("--last", callback=length, metavar="DURATION", help="Only those that touch this time.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+@render.json_option
+@click.pass_context
+def anomalies(
+    ctx: click.Context, *, active: bool, where: str, last: timedelta | None, limit: int, as_json: bool
+) -> None:
+    """List what was unlike what is usual, the newest first: which server, how grave, and which metrics show it."""
+    if ctx.invoked_subcommand is None:
+        connection.run(
+            lambda client: _list(client, active=active, where=where, last=last, limit=limit, as_json=as_json)
+        )
+
+
+@anomalies.command("watch", epilog=render.examples("anomalies watch", "anomalies watch --filter 'server : web' --json"))
+@click.option("--filter", "where", default="", metavar="FILTER", help="By server, severity, metric or incident_id.")
+@render.json_option
+def watch_command(*, where: str, as_json: bool) -> None:
+    """Show those that go on, and then each that begins, changes or ends, until Ctrl-C."""
+    connection.run_until_interrupted(lambda client: _watch(client, where, as_json=as_json))
+
+
+@anomalies.command(
+    "detect",
+    epilog=render.examples(
+        "anomalies detect cpu_usage --last 6h", "anomalies detect --server db-01 --start 09:00 --step 1m"
+    ),
+)
+@click.argument("metrics", nargs=-1, metavar="[METRIC]...")
+@click.option("--server", "servers", multiple=True, metavar="ID", help="Only this server; may be repeated.")
+@click.option("--where", default="", metavar="FILTER", help="Only servers such as “role = web AND labels.rack : r1”.")
+@click.option("--last", callback=length, metavar="DURATION", help="From so long ago until now.  [default: 1h]")
+@click.option("--start", callback=moment, metavar="TIME", help="From then on.")
+@click.option("--end", callback=moment, metavar="TIME", help="Until then, exclusive.  [default: now]")
+@click.option("--step", callback=length, metavar="DURATION", help="Width of a bucket.  [default: as samples arrive]")
+@click.option("--severity", type=click.Choice(SEVERITIES, case_sensitive=False), help="Only what is as grave at least.")
+@render.json_option
+def detect_command(**options: Any) -> None:
+    """Run the detector over stored history of METRICs: keys, names, or globs over them; all where none is named.
+
+    It knows nothing from before the range, so that it is not sure of anything in the first hours of it.
+    """
+    connection.run(lambda client: _detect(client, options))
+
+
+@anomalies.command("score", epilog=render.examples("anomalies score", "anomalies score --last 7d --json"))
+@click.option("--last", callback=length, metavar="DURATION", help="From so long ago until now.  [default: 24h]")
+@render.json_option
+def score_command(*, last: timedelta | None, as_json: bool) -> None:
+    """Hold what was found against the faults that the simulator has recorded: how many it found, how soon, how falsely."""
+    connection.run(lambda client: _score(client, last, as_json=as_json))
+
+
+async def _list(client: Client, *, active: bool, where: str, last: timedelta | None, limit: int, as_json: bool) -> None:
+    from openmanager.api.analysis.v1 import analysis_pb2
+    from openmanager.client import analysis, codec, rpc
+
+    request = analysis_pb2.ListAnomaliesRequest(filter=where, active_only=active)
+    if last is not None:
+        request.start_time.CopyFrom(codec.timestamp(datetime.now(UTC) - last, "start"))
+    found: list[Anomaly] = []
+    total, about = 0, None
+    async for page in client.rpc.pages(rpc.LIST_ANOMALIES, request, limit=limit):
+        if as_json:
+            render.print_json(page, line=True)
+        found.extend(map(analysis.anomaly, page.anomalies))
+        total, about = page.total_count, codec.provenance(page.provenance)
+    if not as_json:
+        _print(found, total, about)
+
+
+async def _watch(client: Client, where: str, *, as_json: bool) -> None:
+    from openmanager.api.analysis.v1 import analysis_pb2
+    from openmanager.client import analysis, rpc
+    from openmanager.client.rpc import closable
+
+    token = ""
+
+    def begin() -> Any:
+        request = analysis_pb2.WatchAnomaliesRequest(filter=where, resume_token=token)
+        return client.rpc.stream(rpc.WATCH_ANOMALIES, request, seconds=None)
+
+    async with aclosing(closable(client.rpc.resumed(begin))) as replies:
+        async for reply in replies:
+            token = reply.resume_token
+            if as_json:
+                render.print_json(reply, line=True)
+                continue
+            for each in reply.anomalies:
+                render.console().print(_line(analysis.anomaly(each)))
+
+
+async def _detect(client: Client, options: dict[str, Any]) -> None:
+    from openmanager.api.analysis.v1 import analysis_pb2
+    from openmanager.client import analysis, codec, history, rpc
+
+    if options["last"] is not None and options["start"] is not None:
+        raise click.UsageError("--last and --start exclude each other")
+    selector = history.selector(options["metrics"], options["servers"], options["where"])
+    request = analysis_pb2.DetectAnomaliesRequest(selector=selector)
+    if options["severity"] is not None:
+        request.min_severity = analysis_pb2.AnomalySeverity.Value(f"ANOMALY_SEVERITY_{options['severity'].upper()}")
+    start = options["start"] or (
+        (options["end"] or datetime.now(UTC)) - options["last"] if options["last"] is not None else None
+    )
+    for field, value in (("start_time", start), ("end_time", options["end"])):
+        if value is not None:
+            getattr(request, field).CopyFrom(codec.timestamp(value, field))
+    if options["step"] is not None:
+        request.step.CopyFrom(codec.duration(options["step"]))
+    reply = await client.rpc.call(rpc.DETECT_ANOMALIES, request, seconds=analysis.ANALYSIS_SECONDS)
+    if options["as_json"]:
+        render.print_json(reply)
+        return
+    found = [analysis.anomaly(each) for each in reply.anomalies]
+    _print(found, reply.total_count, codec.provenance(reply.provenance))
+
+
+async def _score(client: Client, last: timedelta | None, *, as_json: bool) -> None:
+    from openmanager.api.analysis.v1 import analysis_pb2
+    from openmanager.client import analysis, codec, rpc
+
+    request = analysis_pb2.ScoreDetectionRequest()
+    if last is not None:
+        request.start_time.CopyFrom(codec.timestamp(datetime.now(UTC) - last, "start"))
+    reply = await client.rpc.call(rpc.SCORE_DETECTION, request, seconds=analysis.ANALYSIS_SECONDS)
+    if as_json:
+        render.print_json(reply)
+        return
+    scores = analysis.scores(reply)
+    made = render.table("faults", "there", "found", "delay", "lead", right=("there", "found", "delay", "lead"))
+    for each in (*scores.patterns, *scores.severities, scores.total):
+        made.add_row(
+            each.name.lower().replace("_", " ") or "all",
+            str(each.fault_count),
+            str(each.found_count),
+            render.show_length(each.delay) if each.delay is not None else render.NOTHING,
+            render.show_length(each.lead) if each.lead is not None else render.NOTHING,
+        )
+    render.console().print(made)
+    precision = f"{scores.precision:.0%}" if scores.precision is not None else render.NOTHING
+    click.echo(
+        f"\n{render.show_count(scores.anomaly_count, 'run')} of alarms on {render.show_count(scores.server_count, 'server')}"
+        f": precision {precision}, {scores.false_alarm_rate:.2f} false ones a server and day"
+    )
+
+
+def _print(found: Sequence[Anomaly], total: int, about: Provenance | None) -> None:
+    if found:
+        made = render.table(
+            "start", "for", "severity", "score", "sure", "server", "what", right=("for", "score", "sure")
+        )
+        made.columns[-1].no_wrap, made.columns[-1].overflow = False, "fold"
+        for each in found:
+            made.add_row(*_cells(each))
+        render.console().print(made)
+        click.echo()
+    of = f"{len(found):,} of " if len(found) < total else ""
+    click.echo(f"{of}{total:,} {'anomaly' if total == 1 else 'anomalies'}")
+    if about is not None:
+        render.console().print(render.provenance_text(about))
+
+
+def _cells(each: Anomaly) -> tuple[Any, ...]:
+    from rich.text import Text
+
+    now = datetime.now(UTC)
+    start = each.start_time or now
+    lasting = render.show_length((each.end_time or now) - start)
+    return (
+        start.astimezone().strftime("%d %b %H:%M"),
+        lasting if each.end_time else f"{lasting} …",
+        Text(each.severity.lower(), style=STYLES.get(each.severity, "")),
+        f"{each.score:.2f}",
+        f"{each.confidence:.0%}",
+        each.server,
+        each.explanation,
+    )
+
+
+def _line(each: Anomaly) -> Any:
+    from rich.text import Text
+
+    start, lasting, severity, score, _, server, what = _cells(each)
+    state = "is over after" if each.end_time else "goes on for"
+    return Text.assemble(f"{start}  ", severity, f"  {server}  {state} {lasting.removesuffix(' …')}, {score}: {what}")

@@ -1,0 +1,131 @@
+"""`openmanager forecast`: what a metric is expected to do, and when it reaches a limit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from openmanager.cli import connection, plot, render
+from openmanager.cli.query import length
+from openmanager.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openmanager.client import CapacityForecast, Client
+
+POINTS = 400
+# So many days of the past are drawn beside so many of what is expected.
+PAST_SHARE = 0.5
+
+
+@click.command(
+    epilog=render.examples(
+        "forecast disk_usage --limit 90",
+        "forecast cpu_usage --server web-01 --horizon 7d",
+        "forecast memory_usage --where 'role = database' --json",
+    ),
+)
+@click.argument("metrics", nargs=-1, required=True, metavar="METRIC...")
+@click.option("--server", "servers", multiple=True, metavar="ID", help="Only this server; may be repeated.")
+@click.option("--where", default="", metavar="FILTER", help="Only servers such as “role = web AND labels.rack : r1”.")
+@click.option("--limit", type=float, default=90.0, show_default=True, help="What must not be reached.")
+@click.option("--horizon", callback=length, metavar="DURATION", help="How far ahead, to 366d.  [default: 90d]")
+@click.option("--history", "past", callback=length, metavar="DURATION", help="How much of the past.  [default: 90d]")
+@render.json_option
+def forecast(**options: Any) -> None:
+    """Forecast METRICs by hours: when each reaches the limit, how sure that is, and what would have to be added.
+
+    Of one series the past and what is expected are drawn, with the 80 % interval; of several there is a table, the most
+    urgent first.
+    """
+    connection.run(lambda client: _forecast(client, options))
+
+
+async def _forecast(client: Client, options: dict[str, Any]) -> None:
+    from openmanager.api.analysis.v1 import analysis_pb2
+    from openmanager.client import analysis, codec, history, rpc
+
+    selector = history.selector(options["metrics"], options["servers"], options["where"])
+    request = analysis_pb2.ForecastCapacityRequest(selector=selector, limit=options["limit"], max_point_count=POINTS)
+    for field, value in (("horizon", options["horizon"]), ("history", options["past"])):
+        if value is not None:
+            getattr(request, field).CopyFrom(codec.duration(value))
+    reply = await client.rpc.call(rpc.FORECAST_CAPACITY, request, seconds=analysis.ANALYSIS_SECONDS)
+    if options["as_json"]:
+        render.print_json(reply)
+        return
+    if not reply.forecasts and not reply.skipped_count:
+        raise NotFoundError(f"no series is chosen by {', '.join(options['metrics'])}: `openmanager series` lists them")
+    found = [analysis.capacity(each) for each in reply.forecasts]
+    if len(found) == 1:
+        await _print_fan(client, found[0])
+    else:
+        render.console().print(_table(found))
+        click.echo()
+        urgent = sum(each.reach_time is not None for each in found)
+        click.echo(f"{render.show_count(len(found), 'series')[:-1]}, {urgent} of them reach {options['limit']:g}")
+    if reply.skipped_count:
+        click.echo(f"{reply.skipped_count:,} more have too few samples to judge by")
+    render.console().print(render.provenance_text(codec.provenance(reply.provenance)))
+
+
+def _table(found: Sequence[CapacityForecast]) -> Any:
+    from rich.text import Text
+
+    made = render.table(
+        "server", "metric", "now", "reached in", "80 %", "chance", "needs", right=("now", "chance", "needs")
+    )
+    for each in found:
+        soon = each.reach_time is not None
+        made.add_row(
+            each.server,
+            each.metric,
+            f"{each.value:.4g}",
+            Text(_ahead(each.reach_time), style="bold red" if soon else "dim"),
+            f"{_ahead(each.reach_80[0])} – {_ahead(each.reach_80[1])}" if soon or each.reach_80[0] else render.NOTHING,
+            f"{each.reach_probability:.0%}",
+            f"+{each.capacity_factor - 1:.0%}" if each.capacity_factor > 1 else render.NOTHING,
+        )
+    return made
+
+
+def _ahead(moment: datetime | None) -> str:
+    if moment is None:
+        return "not within"
+    return render.show_length(max(moment - datetime.now(UTC), timedelta()))
+
+
+async def _print_fan(client: Client, found: CapacityForecast) -> None:
+    """Draw the past, the median and the 80 % interval."""
+    import numpy as np
+
+    console = render.console()
+    times = np.array([int(each.time.timestamp() * 1e9) for each in found.points if each.time is not None])
+    if len(times):
+        ahead = int(times[-1] - times[0])
+        start = int(times[0] - ahead * PAST_SHARE)
+        past = await client.query_range(
+            [found.metric], servers=[found.server], start=start, end=int(times[0]), step=_step(ahead)
+        )
+        lines = [
+            plot.Line(times=past.times, values=past.values[0] if len(past.values) else np.empty(0)),
+            *(
+                plot.Line(times=times, values=np.array([getattr(each, name) for each in found.points]))
+                for name in ("median", "low_80", "high_80")
+            ),
+        ]
+        console.print(f"[bold]{found.server} {found.metric}[/]  past, median, 80 % interval")
+        console.print(plot.draw(lines, start=start, end=int(times[-1]), width=console.width))
+    click.echo(found.explanation)
+    if found.back_test_error is not None and found.back_test_coverage is not None:
+        click.echo(
+            f"in the past such forecasts missed by {found.back_test_error:.2f} of what “as a day before” missed by, and "
+            f"{found.back_test_coverage:.0%} came within the 80 % interval"
+        )
+
+
+def _step(ahead_nanos: int) -> timedelta:
+    return timedelta(seconds=max(3600, plot.nice_step(ahead_nanos / 1e9 / POINTS)))

@@ -1,0 +1,148 @@
+"""`openmanager trend`: where metrics go over weeks and years."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from openmanager.cli import connection, plot, render
+from openmanager.cli.query import length, moment
+from openmanager.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openmanager.client import Client, Trend
+
+ARROWS = {"UP": ("↑", "red"), "DOWN": ("↓", "green"), "STEADY": ("→", "dim")}
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+EIGHTHS = "▁▂▃▄▅▆▇█"
+POINTS = 300
+# A season that explains less is not shown: anything has some shape.
+SOME = 0.05
+
+
+@click.command(
+    epilog=render.examples(
+        "trend cpu_usage --last 90d",
+        "trend disk_usage --server web-01 --last 365d",
+        "trend 'system.memory.*' --where 'role = database' --json",
+    ),
+)
+@click.argument("metrics", nargs=-1, required=True, metavar="METRIC...")
+@click.option("--server", "servers", multiple=True, metavar="ID", help="Only this server; may be repeated.")
+@click.option("--where", default="", metavar="FILTER", help="Only servers such as “role = web AND labels.rack : r1”.")
+@click.option("--last", callback=length, metavar="DURATION", help="From so long ago until now.  [default: 28d]")
+@click.option("--end", callback=moment, metavar="TIME", help="Until then, exclusive.  [default: now]")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most.")
+@render.json_option
+def trend(**options: Any) -> None:
+    """Show where METRICs go: slope a day with its interval, changes of level, seasons, and the period before.
+
+    Of one series it is drawn; of several there is a table, those that moved most first.
+    """
+    connection.run(lambda client: _trend(client, options))
+
+
+async def _trend(client: Client, options: dict[str, Any]) -> None:
+    from openmanager.api.analysis.v1 import analysis_pb2
+    from openmanager.client import analysis, codec, history, rpc
+
+    end = options["end"] or datetime.now(UTC)
+    start = end - (options["last"] or timedelta(days=28))
+    request = analysis_pb2.AnalyzeTrendRequest(
+        selector=history.selector(options["metrics"], options["servers"], options["where"]),
+        start_time=codec.timestamp(start, "start"),
+        end_time=codec.timestamp(end, "end"),
+        max_trend_count=options["limit"],
+    )
+    reply = await client.rpc.call(rpc.ANALYZE_TREND, request, seconds=analysis.ANALYSIS_SECONDS)
+    if options["as_json"]:
+        render.print_json(reply)
+        return
+    if not reply.trends and not reply.skipped_count:
+        raise NotFoundError(f"no series is chosen by {', '.join(options['metrics'])}: `openmanager series` lists them")
+    found = [analysis.trend(each) for each in reply.trends]
+    if len(found) == 1:
+        await _print_one(client, found[0], start, end)
+    else:
+        render.console().print(_table(found))
+        click.echo()
+        click.echo(f"{len(found):,} series, those that moved most first")
+    if reply.skipped_count:
+        click.echo(f"{reply.skipped_count:,} more have too few samples to judge by")
+    render.console().print(render.provenance_text(codec.provenance(reply.provenance)))
+
+
+def _table(found: Sequence[Trend]) -> Any:
+    from rich.text import Text
+
+    right = ("mean", "before", "a day", "95 %", "p")
+    made = render.table(
+        "server", "metric", "", "mean", "before", "a day", "95 %", "p", "hours", "weekdays", right=right
+    )
+    for each in found:
+        arrow, style = ARROWS[each.direction]
+        made.add_row(
+            each.server,
+            each.metric,
+            Text(arrow, style=style),
+            f"{each.mean:.4g}",
+            f"{each.previous_mean:.4g}" if each.previous_mean is not None else render.NOTHING,
+            f"{each.slope_per_day:+.3g}",
+            f"{each.slope_low:+.3g} … {each.slope_high:+.3g}",
+            f"{each.p_value:.2g}",
+            _shape(each.hour_profile, each.hour_strength),
+            _shape(each.weekday_profile, each.weekday_strength),
+        )
+    return made
+
+
+def _shape(profile: Sequence[float], strength: float) -> str:
+    """Return a profile as a line of blocks; nothing where it explains next to nothing."""
+    if not profile or strength < SOME:
+        return render.NOTHING
+    low, high = min(profile), max(profile)
+    return "".join(EIGHTHS[round((value - low) / max(high - low, 1e-12) * (len(EIGHTHS) - 1))] for value in profile)
+
+
+async def _print_one(client: Client, found: Trend, start: datetime, end: datetime) -> None:
+    """Draw one series with its trend, and say it in words."""
+    import numpy as np
+
+    console = render.console()
+    step = timedelta(seconds=max(3600, plot.nice_step((end - start).total_seconds() / POINTS)))
+    past = await client.query_range([found.metric], servers=[found.server], start=start, end=end, step=step)
+    values = past.values[0] if len(past.values) else np.empty(0)
+    days = (past.times - past.times.mean()) / 86_400e9 if len(past.times) else np.empty(0)
+    line = plot.Line(times=past.times, values=found.mean + found.slope_per_day * days)
+    console.print(f"[bold]{found.server} {found.metric}[/]  and its trend")
+    edges = [int(moment.timestamp() * 1e9) for moment in (start, end)]
+    lines = [plot.Line(times=past.times, values=values), line]
+    console.print(plot.draw(lines, start=edges[0], end=edges[1], width=console.width))
+    for text in _words(found):
+        click.echo(text)
+
+
+def _words(found: Trend) -> list[str]:
+    arrow, _ = ARROWS[found.direction]
+    chance = f"p {found.p_value:.2g}"
+    words = [
+        f"{arrow} {found.slope_per_day:+.3g} a day, 95 % {found.slope_low:+.3g} to {found.slope_high:+.3g} ({chance}); "
+        f"mean {found.mean:.4g}"
+        + (f", {found.previous_mean:.4g} in the time before" if found.previous_mean is not None else "")
+    ]
+    words.extend(
+        f"level {each.before:.4g} → {each.after:.4g} on {each.time:%d %b %Y}" for each in found.changes if each.time
+    )
+    if found.hour_profile and found.hour_strength >= SOME:
+        shape = _shape(found.hour_profile, found.hour_strength)
+        words.append(f"hours 0–23 UTC  {shape}  {found.hour_strength:.0%} of the variance within days")
+    if found.weekday_profile and found.weekday_strength >= SOME:
+        shape = _shape(found.weekday_profile, found.weekday_strength)
+        words.append(
+            f"{WEEKDAYS[0]}–{WEEKDAYS[-1]}  {shape}  {found.weekday_strength:.0%} of the variance within weeks"
+        )
+    return words

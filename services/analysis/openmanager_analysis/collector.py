@@ -1,0 +1,144 @@
+"""Collects samples of frames into spans of one length, so that all series are looked at together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmanager.api.frame.v1 import frame_pb2
+from openmanager.frame import Frame
+from openmanager.metric import parse_key
+
+NANOS_PER_MILLI = 1_000_000
+# A span is looked at when so many more have begun by the clock of the log: what was measured in it has come then.
+OPEN_SPANS = 2
+_MAX_LAYOUTS = 4096
+
+
+@dataclass(slots=True)
+class Names:
+    """The series that are watched, in the order they were first seen, and what is known of their servers."""
+
+    most: int
+    series: list[tuple[str, str]] = field(default_factory=list)
+    is_counter: list[bool] = field(default_factory=list)
+    environments: dict[str, str] = field(default_factory=dict)
+    counters: set[str] = field(default_factory=set)
+    # Of samples of series beyond the most.
+    unwatched_count: int = 0
+    _places: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def learn(self, frame: Frame) -> None:
+        """Note what a frame tells of servers and metrics."""
+        for info in frame.server_infos:
+            if info.environment:
+                self.environments[info.id] = info.environment
+        for metric in frame.metric_infos:
+            if metric.kind == frame_pb2.METRIC_KIND_COUNTER:
+                self.counters.add(metric.name)
+
+    def places(self, servers: Sequence[str], metrics: Sequence[str]) -> NDArray[np.int64]:
+        """Return the place of each series, int64[S, M]; −1 for one that is not watched."""
+        return np.array([[self._place(server, metric) for metric in metrics] for server in servers], np.int64)
+
+    def restore(self, series: Sequence[tuple[str, str]], is_counter: Sequence[bool]) -> None:
+        """Watch these, in this order."""
+        self.series, self.is_counter = [*series], [*is_counter]
+        self._places = {name: place for place, name in enumerate(self.series)}
+
+    def _place(self, server: str, metric: str) -> int:
+        place = self._places.get((server, metric))
+        if place is None:
+            if len(self.series) >= self.most:
+                return -1
+            place = self._places[server, metric] = len(self.series)
+            self.series.append((server, metric))
+            self.is_counter.append(parse_key(metric)[0] in self.counters)
+        return place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """What was measured from `time_millis` on: `values` float64[K], the last of each series, NaN where nothing was.
+
+    `position` is that of the first frame of it.
+    """
+
+    time_millis: int
+    values: NDArray[np.float64]
+    position: int = 0
+
+
+class Collector:
+    """Spans of `interval_millis`, aligned to the epoch, told apart by the times of samples and ended by those of the log.
+
+    What comes for a span that was looked at, or that has not begun, is counted and left out: a clock that is wrong must not
+    hide what the others say.
+    """
+
+    def __init__(self, names: Names, interval_millis: int) -> None:
+        self.names = names
+        self.late_count = 0
+        self._interval = interval_millis
+        self._next = 0  # the number of the first span that was not looked at
+        self._open: dict[int, Span] = {}
+        self._layouts: dict[tuple[tuple[str, ...], tuple[str, ...]], NDArray[np.int64]] = {}
+
+    @property
+    def next_millis(self) -> int:
+        """From when on samples are still taken."""
+        return self._next * self._interval
+
+    def begin(self, time_millis: int) -> None:
+        """Take nothing from before a time."""
+        self._next = max(self._next, time_millis // self._interval)
+
+    def position(self, newest: int) -> int:
+        """Return the position of the log from after which it gives all that is collected, `newest` having been taken."""
+        return min((span.position - 1 for span in self._open.values()), default=newest)
+
+    def add(self, frame: Frame, receive_nanos: int, position: int = 0) -> Iterator[Span]:
+        """Take the samples of the frame at a position of the log; yield the spans that are over by now, in order.
+
+        One that was yielded is no more collected.
+        """
+        now = receive_nanos // NANOS_PER_MILLI // self._interval
+        self.begin((now - OPEN_SPANS) * self._interval)
+        self.names.learn(frame)
+        places = self._places(frame)
+        for row, time in enumerate((frame.times // NANOS_PER_MILLI // self._interval).tolist()):
+            if self._next <= time <= now:
+                self._put(time, places, frame.values[row], position)
+            else:
+                self.late_count += frame.values[row].size
+        yield from self._over(now)
+
+    def _over(self, now: int) -> Iterator[Span]:
+        for number in sorted(self._open):
+            if number > now - OPEN_SPANS:
+                return
+            self._next = max(self._next, number + 1)
+            yield self._open.pop(number)
+
+    def _places(self, frame: Frame) -> NDArray[np.int64]:
+        layout = (frame.servers, frame.metrics)
+        found = self._layouts.get(layout)
+        if found is None:
+            if len(self._layouts) >= _MAX_LAYOUTS:
+                self._layouts.clear()
+            found = self._layouts[layout] = self.names.places(*layout)
+        self.names.unwatched_count += int(np.count_nonzero(found < 0))
+        return found
+
+    def _put(self, number: int, places: NDArray[np.int64], values: NDArray[np.float64], position: int) -> None:
+        count = len(self.names.series)
+        empty = Span(time_millis=number * self._interval, values=np.empty(0), position=position)
+        known = self._open.get(number, empty)
+        if len(known.values) < count:
+            more = np.full(count - len(known.values), np.nan)
+            known = self._open[number] = replace(known, values=np.concatenate([known.values, more]))
+        is_taken = ~np.isnan(values) & (places >= 0)
+        known.values[places[is_taken]] = values[is_taken]
