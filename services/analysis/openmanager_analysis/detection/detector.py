@@ -52,12 +52,12 @@ class Tuning:
     excess_prior: float = 20.0  # and that of the excess, in observations in the tail
     most_excess: float = 3.0  # what one observation may teach, in mean excesses
     memory: float = 6000.0  # observations
-    others: float = 0.05  # what the statistics beside the strongest add
+    others: float = 0.1  # what the statistics beside the strongest add
     short: float = 0.4  # weight of a sample in the running mean of evidence
-    now: float = 0.6  # share of this sample's evidence beside the running mean
+    now: float = 0.4  # share of this sample's evidence beside the running mean
     often: float = 0.5  # of log(1 + alarms in memory): how much more is asked of a series that alarms often
     length: float = 0.5  # of log(samples): how much more is asked of a long past
-    alarm: float = 6.0  # evidence at the threshold, in nats
+    alarm: float = 5.7  # evidence at the threshold, in nats
     settle: float = 150.0  # samples until an answer is half sure
     event_rate: float = 0.1  # how much of normal learning goes on during an event
 
