@@ -190,7 +190,9 @@ def _noise(values: Floats) -> float:
     return float(np.nanquantile(np.abs(np.diff(values)), 0.9) + 1e-9)
 
 
-def spoil(rng: np.random.Generator, values: Floats, kind: str, start: int, per_day: int) -> tuple[str, int]:
+def spoil(  # noqa: C901, PLR0912  (a table of shapes)
+    rng: np.random.Generator, values: Floats, kind: str, start: int, per_day: int
+) -> tuple[str, int]:
     """Put one anomaly into values at start, in place. Returns what it is and the row after its last."""
     n, spread, noise = len(values), _spread(values), _noise(values)
     choices = ["spike", "dip", "shift", "variance", "drift", "burst", "stuck"]

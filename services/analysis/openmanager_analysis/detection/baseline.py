@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,16 @@ _SHARP = 12.0  # how decidedly the best of the three expectations is followed
 _HANDICAP = np.array([[1.0], [1.04], [1.08]], dtype=np.float32)  # a curve has to earn its place
 _DAILY_RATE, _WEEKLY_RATE = 0.15, 0.3  # the least weight of one more day, of one more week
 _LEAST_LEVEL_SAMPLES, _MOST_LEVEL_SAMPLES = 48.0, 8640.0
-_HUGE = 1e30  # of float32; what is beyond is as far
+_HUGE = 1e20  # of float32; what is beyond is as far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Values beside what was expected. residual: float32[S]; by_rule: float32[3, S], from the level alone, with the daily
-    curve, with both curves; expected: float64[S]."""
+    """Values beside what was expected.
+
+    residual: float32[S]; by_rule: float32[3, S], from the level alone, with the daily curve, with both curves; expected:
+    float64[S].
+    """
 
     residual: Floats
     by_rule: Floats
@@ -36,7 +40,16 @@ class Baseline:
     (Huber's psi), wider while little is known.
     """
 
-    STATE = ("count", "level", "daily", "weekly", "error", "daily_visits", "weekly_visits", "ticks")
+    STATE: ClassVar[tuple[str, ...]] = (
+        "count",
+        "level",
+        "daily",
+        "weekly",
+        "error",
+        "daily_visits",
+        "weekly_visits",
+        "ticks",
+    )
 
     def __init__(self, series: int) -> None:
         self.count = np.zeros(series, dtype=np.float32)
@@ -75,7 +88,7 @@ class Baseline:
 
     def learn(self, moment: Moment, reading: Reading, rate: Floats, floor: Floats) -> None:
         """Move towards what was seen. rate: 0…1 for each series, 0 where nothing was seen."""
-        fresh = 1 / (self.count + 1)
+        fresh = np.float32(1) / (self.count + 1)
         day = min(max(moment.samples(DAY_SECONDS), _LEAST_LEVEL_SAMPLES), _MOST_LEVEL_SAMPLES)
         slow = np.maximum(np.float32(1 / day), fresh) * rate
         limit = (3 + 200 * fresh) * np.maximum(self.error, 0.1 * self.error[0]) + floor

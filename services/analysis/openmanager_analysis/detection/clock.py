@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Moment:
 class Clock:
     """Follows the stamps; the interval is the median of the last few, so that it follows a change and no gap."""
 
-    STATE = ("first_millis", "last_millis", "recent")
+    STATE: ClassVar[tuple[str, ...]] = ("first_millis", "last_millis", "recent")
 
     def __init__(self) -> None:
         self.first_millis = np.full(1, -1, dtype=np.int64)

@@ -52,11 +52,12 @@ class Tuning:
     excess_prior: float = 20.0  # and that of the excess, in observations in the tail
     most_excess: float = 3.0  # what one observation may teach, in mean excesses
     memory: float = 6000.0  # observations
-    others: float = 0.05  # what the statistics beside the strongest add
+    others: float = 0.1  # what the statistics beside the strongest add
     short: float = 0.4  # weight of a sample in the running mean of evidence
-    now: float = 0.6  # share of this sample's evidence beside the running mean
+    now: float = 0.4  # share of this sample's evidence beside the running mean
+    often: float = 0.5  # of log(1 + alarms in memory): how much more is asked of a series that alarms often
     length: float = 0.5  # of log(samples): how much more is asked of a long past
-    alarm: float = 6.5  # evidence at the threshold, in nats
+    alarm: float = 5.7  # evidence at the threshold, in nats
     settle: float = 150.0  # samples until an answer is half sure
     event_rate: float = 0.1  # how much of normal learning goes on during an event
 
@@ -87,8 +88,12 @@ class Detector:
             excess=t.excess,
             prior=t.prior,
             excess_prior=t.excess_prior,
+            most=t.most_excess,
+            memory=t.memory,
         )
-        self._decision = Decision(series, alarm=t.alarm, short=t.short, now=t.now, length=t.length)
+        self._decision = Decision(
+            series, alarm=t.alarm, short=t.short, now=t.now, length=t.length, often=t.often, memory=t.memory
+        )
 
     def __len__(self) -> int:
         return self._series
@@ -103,12 +108,12 @@ class Detector:
             values = self._rates(time_unix_millis, values)
         seen = np.isfinite(values)
         reading = self._baseline.read(moment, values, seen)
-        fresh = 1 / (self._baseline.count + 1)
+        fresh = np.float32(1) / (self._baseline.count + 1)
         present = seen.astype(np.float32)
-        measured = self._statistics.measure(moment, reading.residual, reading.expected, fresh, present)
+        measured = self._statistics.measure(moment, np.where(seen, values, 0), reading.residual, fresh, present)
         confidence = self._confidence(time_unix_millis)
         verdict = self._decision.decide(moment, self._weigh(measured.y), confidence, self._baseline.count, present)
-        self._learn(moment, reading, measured, present, fresh, seen)
+        self._learn(moment, reading, measured, present, fresh)
         if verdict.adopted.any():
             self._baseline.rebase(verdict.adopted, self._statistics.rebase(verdict.adopted))
         width = 3.0 * measured.scale
@@ -144,30 +149,22 @@ class Detector:
         count = self._baseline.count
         return count / (count + np.float32(self._tuning.settle)) * np.float32(hours / (hours + 1))
 
-    def _learn(
-        self,
-        moment: Moment,
-        reading: Reading,
-        measured: Measured,
-        present: Floats,
-        fresh: Floats,
-        seen: NDArray[np.bool_],
-    ) -> None:
+    def _learn(self, moment: Moment, reading: Reading, measured: Measured, present: Floats, fresh: Floats) -> None:
         t = self._tuning
         rate = np.where(self._decision.ongoing, np.float32(t.event_rate), np.float32(1)) * present
-        taught = np.minimum(measured.y, self._tail.quantile + np.float32(t.most_excess) * self._tail.excess)
-        self._tail.learn(taught, self._baseline.count, present, t.memory)
+        self._tail.learn(measured.y, self._baseline.count, present)
         day = min(max(moment.samples(DAY_SECONDS), 48.0), 8640.0)
         self._statistics.learn(
-            reading.residual, measured, np.maximum(np.float32(1 / day), fresh) * rate, 3 + 200 * fresh, seen
+            reading.residual, measured, np.maximum(np.float32(1 / day), fresh) * rate, 3 + 200 * fresh
         )
         self._baseline.learn(moment, reading, rate, measured.floor)
         self._baseline.count += present
 
     def to_bytes(self) -> bytes:
         """Return all that was learnt; `from_bytes` makes a detector of it that answers bit by bit the same."""
-        arrays = {f"{name}.{field}": getattr(part, field) for name, part in self._parts() for field in part.STATE}
-        return state.pack({f"detector.{field}": getattr(self, f"_{field}") for field in _STATE} | arrays)
+        own = {f"detector.{field}": getattr(self, f"_{field}") for field in _STATE}
+        parts = {f"{name}.{field}": getattr(part, field) for name, part in self.parts() for field in part.STATE}
+        return state.pack(own | parts)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, tuning: Tuning | None = None) -> Self:
@@ -177,7 +174,7 @@ class Detector:
         if counters is None or counters.ndim != 1 or counters.dtype != np.bool_:
             raise ValueError("the state of the detector is damaged")
         detector = cls(len(counters), counters=counters, tuning=tuning)
-        for name, part in detector._parts():
+        for name, part in detector.parts():
             state.restore(part, name, {field: field for field in part.STATE}, arrays)
         state.restore(detector, "detector", {field: f"_{field}" for field in _STATE}, arrays)
         return detector
@@ -185,12 +182,13 @@ class Detector:
     def grown(self, counters: NDArray[np.bool_]) -> Self:
         """Return a detector of more series, bool[S + …], which knows of the first what this one does."""
         more = type(self)(len(counters), counters=counters, tuning=self._tuning)
-        for (_, known), (_, fresh) in zip(self._parts(), more._parts(), strict=True):
+        for (_, known), (_, fresh) in zip(self.parts(), more.parts(), strict=True):
             state.carry(known, fresh, known.STATE)
         state.carry(self, more, ("_raw", "_raw_millis"))
         return more
 
-    def _parts(self) -> tuple[tuple[str, Clock | Baseline | Statistics | Tail | Hold], ...]:
+    def parts(self) -> tuple[tuple[str, Clock | Baseline | Statistics | Tail | Decision], ...]:
+        """Return what holds the arrays that are learnt, by name."""
         return (
             ("clock", self._clock),
             ("baseline", self._baseline),

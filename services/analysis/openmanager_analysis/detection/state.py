@@ -17,7 +17,8 @@ _VERSION_KEY = "version"
 def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return arrays as bytes."""
     out = io.BytesIO()
-    np.savez(out, **{_VERSION_KEY: np.array(VERSION)}, **arrays)
+    named: dict[str, Any] = {_VERSION_KEY: np.array(VERSION), **arrays}
+    np.savez(out, **named)
     return out.getvalue()
 
 
@@ -38,7 +39,7 @@ def carry(known: object, fresh: object, fields: Sequence[str]) -> None:
     """Give arrays of a part to one of more series: the last axis is the series', where there is a difference."""
     for field in fields:
         old, new = getattr(known, field), getattr(fresh, field)
-        if old.shape == new.shape:
+        if old.shape == new.shape or not new.size:
             setattr(fresh, field, old.copy())
         else:
             new[..., : old.shape[-1]] = old

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,92 +13,110 @@ from openmanager_analysis.detection.clock import HOUR_SECONDS, Moment
 Floats = NDArray[np.float32]
 
 NAMES = (
-    "high", "above_recent", "jump", "high_for_a_while", "high_for_long", "drift_up",
-    "low", "below_recent", "lively", "low_for_a_while", "low_for_long", "drift_down", "stuck",
+    "high", "above_recent", "high_for_a_while", "high_for_long", "drift_up",
+    "low", "below_recent", "low_for_a_while", "low_for_long", "drift_down",
+    "lively", "stuck", "frozen",
 )  # fmt: skip
 STATISTICS = len(NAMES)
-_JUMP, _LIVELY, _STUCK = NAMES.index("jump"), NAMES.index("lively"), NAMES.index("stuck")
+_SIDED, _LIVELY, _STUCK, _FROZEN = 5, 10, 11, 12
 
 _FAST, _SHORT, _LONG = 1 / 8, 1 / 6, 1 / 36  # weights of a sample in running means
 _SIGMA = np.float32(1.25)  # mean absolute deviation to standard deviation, for a normal
 _FAR = 30.0  # standard deviations: what one sample may add to a mean
-_FAST_MEAN, _SHORT_MEAN, _LONG_MEAN, _DRIFT_MEAN = range(4)
-_DAY_SPREAD, _SHORT_SPREAD, _LONG_SPREAD, _SLOW_SPREAD, _JUMP_SPREAD = range(5)
+_FROZEN_SAMPLES = 24.0  # equal samples in a row that are as odd as a deviation of one
+_RESOLUTION = np.float32(1e-4)  # of the usual size of the values: what is smaller is no deviation
+_HUGE, _NOTHING = 1e20, 1e-15  # of values; their ratio has to fit float32
+_FAST_MEAN, _SHORT_MEAN = 0, 1  # of the residual, of its ratio to the scale; the third and fourth are slower
+_DAY_SPREAD, _SHORT_SPREAD, _LONG_SPREAD, _SLOW_SPREAD = range(4)
 # A mean of n independent deviations is 1/sqrt(n) of one; those of metrics are not independent, so that less is taken off.
 _MEAN_SCALE = np.array([[1.65], [2.5], [2.0]], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """y: float32[K, S], logarithms of the statistics, at least 0; scale: float32[S], the standard deviation of a residual;
-    fast, jump: float32[S], the parts that the spreads learn from; floor: float32[S], what is no deviation at all."""
+    """The statistics of a tick.
+
+    y: float32[K, S], logarithms of the statistics, at least 0; scale: float32[S], the standard deviation of a residual;
+    fast: float32[S], the residual beside its recent mean; floor: float32[S], what is no deviation at all.
+    """
 
     y: Floats
     scale: Floats
     fast: Floats
-    jump: Floats
     floor: Floats
 
 
 class Statistics:
-    """Running means and mean absolute deviations of residuals, and the statistics made of them."""
+    """Running means and mean absolute deviations of residuals, and the statistics made of them.
 
-    STATE = ("means", "spreads", "before")
+    size: float32[S], the mean absolute value; run: float32[S], equal samples in a row so far; last: float64[S].
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = ("means", "spreads", "size", "run", "last")
 
     def __init__(self, series: int) -> None:
         self.means = np.zeros((4, series), dtype=np.float32)
-        self.spreads = np.zeros((5, series), dtype=np.float32)
-        self.before = np.zeros(series, dtype=np.float32)
+        self.spreads = np.zeros((4, series), dtype=np.float32)
+        self.size = np.zeros(series, dtype=np.float32)
+        self.run = np.zeros(series, dtype=np.float32)
+        self.last = np.full(series, np.nan)
 
     def measure(
-        self, moment: Moment, residual: Floats, expected: NDArray[np.float64], fresh: Floats, seen: Floats
+        self, moment: Moment, values: NDArray[np.float64], residual: Floats, fresh: Floats, present: Floats
     ) -> Measured:
-        """Return the statistics of a tick, and move the running means. fresh: 1/(samples so far + 1); seen: 0 or 1."""
-        floor = (1e-6 * np.minimum(np.abs(expected), 1e30) + 1e-9).astype(np.float32)
+        """Return the statistics of a tick, and move the running means.
+
+        values, residual: [S], of the tick, 0 where missing; fresh: 1/(samples so far + 1); present: 0 where missing, else 1.
+        """
+        size = np.minimum(np.abs(values), _HUGE).astype(np.float32)
+        self.size += np.maximum(fresh, _RESOLUTION) * present * (size - self.size)
+        floor = _RESOLUTION * (size + self.size) + np.float32(_NOTHING)
         scales = _SIGMA * self.spreads + floor
-        fast, jump = residual - self.means[_FAST_MEAN], residual - self.before
+        fast = residual - self.means[_FAST_MEAN]
         ratio = residual / scales[_SLOW_SPREAD]
-        lively = self._follow(moment, residual, ratio, fast, scales, fresh, seen)
+        self._follow(moment, ratio, fast, limit=20 * scales[_DAY_SPREAD], fresh=fresh, present=present)
+        usual = scales[_DAY_SPREAD]
+        recent = _SIGMA * self.spreads[_SHORT_SPREAD : _LONG_SPREAD + 1]
+        lively = np.log((recent + np.float32(0.05) * usual + floor) / (np.float32(1.05) * usual + floor))
         y = np.empty((STATISTICS, len(residual)), dtype=np.float32)
-        y[0], y[1], y[2] = ratio, fast / scales[_DAY_SPREAD], jump / scales[_JUMP_SPREAD]
-        np.multiply(self.means[_SHORT_MEAN:], _MEAN_SCALE, out=y[3:6])
-        np.negative(y[:6], out=y[6:12])
-        y[_JUMP] = np.abs(y[_JUMP])
-        np.maximum(y[:12], 0, out=y[:12])
-        np.log1p(y[:12], out=y[:12])
-        y[_LIVELY] = np.maximum(lively[0], 0)
-        y[_STUCK] = np.maximum(-lively[1], 0)
-        return Measured(y=y, scale=scales[_SLOW_SPREAD], fast=fast, jump=jump, floor=floor)
+        y[0], y[1] = ratio, fast / usual
+        np.multiply(self.means[_SHORT_MEAN:], _MEAN_SCALE, out=y[2:_SIDED])
+        np.negative(y[:_SIDED], out=y[_SIDED : 2 * _SIDED])
+        y[_LIVELY], y[_STUCK] = lively[0], -lively[1]
+        y[_FROZEN] = self._count_equal(values, present) / np.float32(_FROZEN_SAMPLES)
+        np.maximum(y, 0, out=y)
+        np.log1p(y[:_LIVELY], out=y[:_LIVELY])
+        np.log1p(y[_FROZEN], out=y[_FROZEN])
+        return Measured(y=y, scale=scales[_SLOW_SPREAD], fast=fast, floor=floor)
+
+    def _count_equal(self, values: NDArray[np.float64], present: Floats) -> Floats:
+        run = np.where(values == self.last, self.run + 1, np.float32(0))
+        self.run = np.where(present > 0, run, self.run)
+        self.last = np.where(present > 0, values, self.last)
+        return self.run
 
     def _follow(
-        self, moment: Moment, residual: Floats, ratio: Floats, fast: Floats, scales: Floats, fresh: Floats, seen: Floats
-    ) -> Floats:
-        """Move the running means; return the logarithm of the short and the long mean deviation over the usual one."""
+        self, moment: Moment, ratio: Floats, fast: Floats, *, limit: Floats, fresh: Floats, present: Floats
+    ) -> None:
+        """Move the running means, and the short and the long mean deviation, to which no sample adds more than limit."""
         long = 1 / max(1 / _LONG, moment.samples(HOUR_SECONDS))
-        rates = np.array([[_FAST], [_SHORT], [long], [_LONG / 3]], dtype=np.float32)
+        rates = np.array([[_FAST], [_SHORT], [long], [long / 3], [_SHORT / 1.5], [long]])
         if moment.steps > 1.5:  # a gap: what was before it counts less
-            rates = (1 - (1 - rates) ** np.float32(moment.steps)).astype(np.float32)
-        rates = np.maximum(rates, fresh) * seen
-        self.means[_FAST_MEAN] += rates[0] * (residual - self.means[_FAST_MEAN])
-        self.means[1:] += rates[1:] * (np.clip(ratio, -_FAR, _FAR) - self.means[1:])
-        usual, floor = scales[_DAY_SPREAD], scales[_DAY_SPREAD] - _SIGMA * self.spreads[_DAY_SPREAD]
+            rates = 1 - (1 - rates) ** moment.steps
+        paces = np.maximum(rates.astype(np.float32), fresh) * present
+        self.means[_FAST_MEAN] += paces[0] * fast
+        self.means[_SHORT_MEAN:] += paces[1:4] * (np.clip(ratio, -_FAR, _FAR) - self.means[_SHORT_MEAN:])
         recent = self.spreads[_SHORT_SPREAD : _LONG_SPREAD + 1]
-        pace = np.maximum(np.array([[_SHORT / 1.5], [long]], dtype=np.float32), fresh) * seen
-        recent += pace * (np.minimum(np.abs(fast), 20 * usual) - recent)
-        lively: Floats = np.log((_SIGMA * recent + 0.05 * usual + floor) / (1.05 * usual + floor))
-        return lively
+        recent += paces[4:] * (np.minimum(np.abs(fast), limit) - recent)
 
-    def learn(self, residual: Floats, measured: Measured, rate: Floats, wide: Floats, seen: NDArray[np.bool_]) -> None:
+    def learn(self, residual: Floats, measured: Measured, rate: Floats, wide: Floats) -> None:
         """Move the usual deviations. rate: float32[S], of the day; wide: how many deviations count, float32[S]."""
-        for row, size in ((_DAY_SPREAD, measured.fast), (_SLOW_SPREAD, residual), (_JUMP_SPREAD, measured.jump)):
+        for row, off in ((_DAY_SPREAD, measured.fast), (_SLOW_SPREAD, residual)):
             spread = self.spreads[row]
-            limit = wide * (_SIGMA * spread + measured.floor)
-            spread += rate * (np.minimum(np.abs(size), limit) - spread)
-        self.before = np.where(seen, residual, self.before)
+            spread += rate * (np.minimum(np.abs(off), wide * (_SIGMA * spread + measured.floor)) - spread)
 
     def rebase(self, where: NDArray[np.bool_]) -> Floats:
         """Take the recent residual as the new zero. Returns what it was."""
         moved: Floats = np.where(where, self.means[_FAST_MEAN], np.float32(0))
         self.means[:, where] = 0
-        self.before = self.before - moved
         return moved
