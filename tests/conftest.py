@@ -25,11 +25,14 @@ suite.load_protos()
 
 STARTED = "OpenManager is up"
 PORTS = 6
+WORKERS, WORKER_PORTS = 4, 3_000  # below the ports that the system gives to clients
 
 
 def free_ports(count: int = PORTS) -> int:
-    """Return a port that is free together with the ones after it."""
-    for base in range(20_000 + os.getpid() % 20_000, 60_000, count + 1):
+    """Return a port that is free together with the ones after it; tests that run beside each other have ranges of their own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
+    first = 20_000 + worker * WORKER_PORTS
+    for base in range(first + os.getpid() % (WORKER_PORTS // 2), first + WORKER_PORTS, count + 1):
         sockets = [socket.socket() for _ in range(count)]
         try:
             for offset, each in enumerate(sockets):
