@@ -87,7 +87,7 @@ def _direction(values: Floats, limit: float, *, is_floor: bool | None) -> int:
     if is_floor is None:
         spread = 1.4826 * float(np.median(np.abs(known - np.median(known))))
         fall = float(np.median(known[:third]) - np.median(known[-third:]))
-        was_above = np.median(known[:third]) > limit and np.median(known) > limit
+        was_above = bool(np.median(known[:third]) > limit and np.median(known) > limit)
         is_floor = now >= limit and was_above and (fall > FALL * spread or limit <= 0)
     if is_floor:
         return -1 if now > limit else 0

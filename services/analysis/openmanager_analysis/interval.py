@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from openmanager.errors import FailedPreconditionError
+from openmanager.errors import FailedPreconditionError, Reason
 
 Floats = NDArray[np.float64]
 SMOOTHING = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
@@ -48,7 +48,10 @@ def spread(errors: Errors, levels: Floats, ahead: int, *, is_seasonal: bool) -> 
     FailedPreconditionError where no error is known.
     """
     if not errors.is_known.any():
-        raise FailedPreconditionError("values are missing for so long before the end that no forecast can be tested")
+        raise FailedPreconditionError(
+            "values are missing for so long before the end that no forecast can be tested",
+            reason=Reason.TOO_LITTLE_DATA,
+        )
     phases = _phases(errors, is_seasonal=is_seasonal)
     scaled = errors.values / phases
     growth = _growth(scaled, errors.is_known, ahead)

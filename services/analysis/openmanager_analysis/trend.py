@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-from openmanager.errors import FailedPreconditionError, invalid
+from openmanager.errors import FailedPreconditionError, Reason, invalid
 from openmanager_analysis.grid import DAY_MILLIS
 
 Floats = NDArray[np.float64]
@@ -75,7 +75,10 @@ def trend(
     daily = np.where(known >= MIN_HOURS, np.nansum(hourly, axis=1) / np.maximum(known, 1), np.nan)
     count = len(daily)
     if count < MIN_DAYS or not (np.isfinite(daily).sum(axis=0) >= MIN_DAYS).any():
-        raise FailedPreconditionError(f"there are fewer than {MIN_DAYS} days of values, the least to judge a trend by")
+        raise FailedPreconditionError(
+            f"there are fewer than {MIN_DAYS} days of values, the least to judge a trend by",
+            reason=Reason.TOO_LITTLE_DATA,
+        )
     period = period_days or count // 2
     if not 1 <= period <= count // 2:
         raise invalid("period_days", f"must be 1 to {count // 2}, half of the days there are")
