@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs lock sbom licences vulnerabilities bench bench-history chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run test check format protos docs lock sbom licences vulnerabilities bench bench-history bench-analysis chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ bench: $(STAMP) ## measure, each figure a ratio to a peer in the same run
 
 bench-history: $(STAMP) ## measure history beside VictoriaMetrics, InfluxDB and SQL (a quarter of an hour)
 	@$(BIN)/python -m bench --history
+
+bench-analysis: $(STAMP) ## measure what a tick of the detector, a forecast and a trend cost
+	@$(BIN)/python -m bench analysis
 
 chaos: $(STAMP) ## break a mesh under load, part by part and at random, and prove that nothing acknowledged is lost (FAULTS=24 SEED=1)
 	@$(BIN)/python -m chaos.matrix --smoke --seconds 4 --patience $(or $(PATIENCE),2)
