@@ -1,4 +1,4 @@
-"""What may be odd about a sample: how far off it is, at several scales, how it jumped, and how lively the series is."""
+"""What may be odd about a sample: how far off it is, at several scales, how lively the series is, and whether it moves."""
 
 from __future__ import annotations
 
