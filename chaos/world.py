@@ -162,6 +162,7 @@ def _services(folder: Path, data: Path, environment: Mapping[str, str], seed: in
             "OPENMANAGER_ALLOW_INSECURE": "1",  # on the loopback
             "OPENMANAGER_SERVER_LISTEN": f"127.0.0.1:{listening[name]}",
             "OPENMANAGER_TIMESERIES_DATA_DIR": str(data),
+            "OPENMANAGER_ANALYSIS_DATA_DIR": str(folder / "analysis"),
         }
         made[name] = Service(name, variables, listening[name], data, logs, seed)
         made[name].proxy.port = doors[name]

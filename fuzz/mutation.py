@@ -262,8 +262,9 @@ async def run(
                     return
                 target, message = everything[at % len(everything)], messages[at % len(everything)]
                 data = mutated(message, messages, dice)
-                if not _is_load(target, data):
-                    await _send(channels[target.server], target, data, tally)
+                while _is_load(target, data):
+                    data = mutated(message, messages, dice)
+                await _send(channels[target.server], target, data, tally)
                 tell(at)
 
         await asyncio.gather(*(work() for _ in range(WORKERS)))

@@ -87,7 +87,7 @@ def _table(found: Sequence[CapacityForecast]) -> Any:
             Text(_ahead(each.reach_time), style="bold red" if soon else "dim"),
             f"{_ahead(each.reach_80[0])} – {_ahead(each.reach_80[1])}" if soon or each.reach_80[0] else render.NOTHING,
             f"{each.reach_probability:.0%}",
-            f"+{each.capacity_factor - 1:.0%}" if each.capacity_factor > 1 else render.NOTHING,
+            f"+{each.capacity_factor - 1:.0%}" if soon and each.capacity_factor > 1 else render.NOTHING,
         )
     return made
 

@@ -134,15 +134,18 @@ def _away(err: Exception) -> Text:
 def _group(board: Board, target: str, out: Console) -> RenderableType:
     from rich.console import Group
 
-    parts = list(_parts(board, target))
-    lines = sum(len(out.render_lines(part)) for part in parts)
-    # What does not fit goes from the end: the books are less urgent than the states.
+    for is_brief in (False, True):  # of stores that are well there is nothing to tell where there is no room
+        parts = list(_parts(board, target, is_brief=is_brief))
+        lines = sum(len(out.render_lines(part)) for part in parts)
+        if lines <= out.height:
+            break
+    # What does not fit then goes from the end: the books are less urgent than the states.
     while len(parts) > 1 and lines > out.height:
         lines -= len(out.render_lines(parts.pop()))
     return Group(*parts)
 
 
-def _parts(board: Board, target: str) -> Iterator[RenderableType]:
+def _parts(board: Board, target: str, *, is_brief: bool = False) -> Iterator[RenderableType]:
     from rich.text import Text
 
     yield Text.assemble(
@@ -150,7 +153,7 @@ def _parts(board: Board, target: str) -> Iterator[RenderableType]:
         (f"  the mesh at {target}, {render.show_moment(board.observe_time)}", "dim"),
     )
     yield ""
-    yield _services_table(board)
+    yield _services_table(board, is_brief=is_brief)
     remarks = list(_remarks(board))
     if remarks:
         yield ""
@@ -159,7 +162,7 @@ def _parts(board: Board, target: str) -> Iterator[RenderableType]:
     yield ledger_table(board.ledger) if board.ledger else Text("ledger: timeseries cannot be reached", style="yellow")
 
 
-def _services_table(board: Board) -> Table:
+def _services_table(board: Board, *, is_brief: bool) -> Table:
     made = render.table(
         "service", "state", "engine", "latency", "since", "size", "items", right=("latency", "since", "size", "items")
     )
@@ -168,6 +171,8 @@ def _services_table(board: Board) -> Table:
         age = render.show_age(service.start_time, board.observe_time)
         made.add_row(f"[bold]{service.service}", render.state_text(service.state), own, "", age)
         for store in service.storages:
+            if is_brief and store.state == "OK":
+                continue
             made.add_row(*_store_cells(store, board))
     return made
 

@@ -94,7 +94,7 @@ def _table(found: Sequence[Trend]) -> Any:
             f"{each.slope_per_day:+.3g}",
             f"{each.slope_low:+.3g} … {each.slope_high:+.3g}",
             f"{each.p_value:.2g}",
-            _shape(each.hour_profile, each.hour_strength),
+            _shape(each.hour_profile[::3], each.hour_strength),
             _shape(each.weekday_profile, each.weekday_strength),
         )
     return made
@@ -116,8 +116,9 @@ async def _print_one(client: Client, found: Trend, start: datetime, end: datetim
     step = timedelta(seconds=max(3600, plot.nice_step((end - start).total_seconds() / POINTS)))
     past = await client.query_range([found.metric], servers=[found.server], start=start, end=end, step=step)
     values = past.values[0] if len(past.values) else np.empty(0)
-    days = (past.times - past.times.mean()) / 86_400e9 if len(past.times) else np.empty(0)
-    line = plot.Line(times=past.times, values=found.mean + found.slope_per_day * days)
+    times = past.times[np.isfinite(values)]
+    days = (times - times.mean()) / 86_400e9 if len(times) else np.empty(0)
+    line = plot.Line(times=times, values=found.mean + found.slope_per_day * days)
     console.print(f"[bold]{found.server} {found.metric}[/]  and its trend")
     edges = [int(moment.timestamp() * 1e9) for moment in (start, end)]
     lines = [plot.Line(times=past.times, values=values), line]

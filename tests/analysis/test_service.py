@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
+import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -11,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from client.mesh import SECTIONS, LocalMesh
-from conftest import wait_until
+from conftest import clean_environment, wait_until
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
 
@@ -120,6 +123,47 @@ async def test_what_was_learnt_and_where_the_log_was_survive_a_restart(tmp_path:
     async with opened(tmp_path) as (mesh, client):
         assert await seen_time(client) >= seen
         assert mesh.addresses["analysis"]
+
+
+@pytest.mark.parametrize("metric", ["disk_usage", "cpu_usage"])
+@pytest.mark.parametrize("command", ["trend", "forecast"])
+async def test_a_command_draws_one_series_and_lists_several(client: Client, command: str, metric: str):
+    code, one, _ = await openmanager(client, command, metric, "--server", "web-1")
+    assert code == 0
+    assert f"web-1 {metric}" in one
+    assert any("\u2800" < each < "\u2900" for each in one)  # braille
+
+    code, several, _ = await openmanager(client, command, metric)
+    assert code == 0
+    assert [server in several for server in SERVERS] == [True, True]
+    code, document, _ = await openmanager(client, command, metric, "--json")
+    assert {"provenance", "skipped_count"} <= set(json.loads(document))
+
+
+async def test_a_command_says_what_is_wrong(client: Client):
+    assert await openmanager(client, "trend", "nothing_like_it") == (
+        1,
+        "",
+        "openmanager: no series is chosen by nothing_like_it: `openmanager series` lists them\n",
+    )
+    assert (await openmanager(client, "anomalies", "--filter", "colour = red"))[0] == 1
+    code, shown, _ = await openmanager(client, "anomalies", "detect", "disk_usage", "--last", "3d", "--step", "1h")
+    assert (code, "from " in shown) == (0, True)
+
+
+async def openmanager(client: Client, *arguments: str) -> tuple[int, str, str]:
+    """Run a command as a user would, on a terminal of 100 columns."""
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).parent / "openmanager"),
+        "--gateway",
+        client.rpc.peer.target,
+        *arguments,
+        env={**clean_environment(), "COLUMNS": "100"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
 
 
 async def written_and_learnt(client: Client) -> bool:

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INTERACTIONS = (ROOT / "docs" / "interactions.md").read_text(encoding="utf-8")
 PORT = "127.0.0.1:50050"
-# Started by other tests, or without an end of their own.
-ELSEWHERE = ("make run", "openmanager agent")
+# Started by other tests, without an end of their own, or of more history than a new mesh has.
+ELSEWHERE = ("make run", "openmanager agent", "openmanager trend", "openmanager forecast ")
 
 
 def blocks(language: str, document: str = README) -> list[str]:

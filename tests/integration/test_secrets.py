@@ -37,7 +37,7 @@ from openmanager.errors import OpenManagerError
 
 pytestmark = pytest.mark.timeout(180)
 PROGRAM = (sys.executable, "-m", "openmanager.cli")
-SERVICES = {f"openmanager-{name}" for name in ("gateway", "timeseries", "cache", "metadata", "simulator")}
+SERVICES = {f"openmanager-{name}" for name in ("gateway", "timeseries", "cache", "metadata", "analysis", "simulator")}
 # Libraries have more to say than we.
 VERBOSE = {"OPENMANAGER_SERVER_LOG_LEVEL": "debug"}
 # Files below the data directory that somebody reads a secret from, and which.

@@ -73,7 +73,7 @@ async def test_up_serves_stops_in_time_and_finds_its_history_again(tmp_path: Pat
             STATUS, gateway_pb2.GetStorageStatusRequest(), gateway_pb2.GetStorageStatusResponse, seconds=5
         )
     assert {service.service: service.reason for service in board.services} == dict.fromkeys(
-        ("gateway", "timeseries", "cache", "metadata", "simulator"), ""
+        ("gateway", "timeseries", "cache", "metadata", "analysis", "simulator"), ""
     )
     before = await ledger(mesh.address("timeseries"))
     children = descendants(mesh.process.pid)

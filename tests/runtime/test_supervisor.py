@@ -376,9 +376,10 @@ async def test_a_predecessor_that_does_not_end_is_killed_and_nobody_else(tmp_pat
 
 
 async def test_what_a_child_prints_is_in_its_log(spec, tmp_path):
-    script = "echo out; echo err >&2; printf 'no newline'; exec sleep 60"
+    script = f"echo out; echo err >&2; printf 'no newline'; touch {tmp_path}/done; exec sleep 60"
     log = tmp_path / "child.log"
     async with Supervisor([spec(script)]):
+        await until((tmp_path / "done").exists, "all that it prints")
         await until(lambda: log.exists() and log.read_text().count("\n") == 2, "two lines")
     assert sorted(log.read_text().splitlines()) == ["err", "no newline", "out"]
 

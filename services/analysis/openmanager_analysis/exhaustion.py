@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openmanager.errors import invalid
 from openmanager_analysis import growth, sawtooth
+from openmanager_analysis.forecast import QUANTILES
 from openmanager_analysis.grid import Grid, regularize
 from openmanager_analysis.growth import Growth
 
@@ -25,11 +26,20 @@ MAX_HORIZON_DAYS = 3_660
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """Where the level of a series goes: `hours` float64[F] after the last sample, `quantiles` float64[F, Q] at QUANTILES."""
+
+    hours: Floats
+    quantiles: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exhaustion:
     """Hours after the last sample until the limit is reached; None is 'not within the horizon'.
 
     `hours` is the median; (`low`, `high`) hold 80 %, (`low_95`, `high_95`) 95 % of what may come. `chance` is the
-    probability, in [0, 1], that the limit is reached within the horizon; `method` says what decided.
+    probability, in [0, 1], that the limit is reached within the horizon; `method` says what decided. `course` is None where
+    growth was not what decided.
     """
 
     hours: float | None
@@ -40,6 +50,17 @@ class Exhaustion:
     chance: float
     method: str
     back_test_error: float | None
+    course: Course | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Futures:
+    """When drawn futures reach the limit, float64[B] hours, infinite beyond the horizon; and what they follow."""
+
+    times: Floats
+    method: str
+    back_test_error: float | None
+    course: Course | None = None
 
 
 def time_to_limit(
@@ -60,7 +81,7 @@ def time_to_limit(
     grid = regularize(time_unix_millis, values)
     sign = _direction(grid.values, limit, is_floor=is_floor)
     if sign == 0:
-        return _summary(np.zeros(1), "reached", None)
+        return _summary(_Futures(times=np.zeros(1), method="reached", back_test_error=None))
     last = int(np.flatnonzero(~np.isnan(grid.values))[-1])
     turned = Grid(
         values=grid.values[: last + 1] * sign,
@@ -68,8 +89,16 @@ def time_to_limit(
         end_unix_millis=grid.end_unix_millis,
     )
     since = (len(grid.values) - 1 - last) * grid.interval_millis / HOUR_MILLIS
-    times, method, error = _passages(turned, limit * sign, horizon_hours + since)
-    return _summary(np.maximum(times - since, 0.0), method, error)
+    found = _passages(turned, limit * sign, horizon_hours + since)
+    times = np.maximum(found.times - since, 0.0)
+    return _summary(replace(found, times=times, course=_turned(found.course, sign, since)))
+
+
+def _turned(course: Course | None, sign: int, since: float) -> Course | None:
+    """Return a course as it is for the series itself, from its last time on."""
+    if course is None:
+        return None
+    return Course(hours=course.hours - since, quantiles=sign * course.quantiles[:, ::sign])
 
 
 def _check(limit: float, horizon_hours: float) -> None:
@@ -110,20 +139,18 @@ class _Level:
     rest: Floats
 
 
-def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, str, float | None]:
-    """Return when drawn futures reach the limit, float64[B] hours, infinite beyond the horizon.
-
-    And what they follow, and the error of the back-test.
-    """
+def _passages(grid: Grid, limit: float, horizon_hours: float) -> _Futures:
+    """Draw futures, and see when they reach the limit."""
     random = np.random.default_rng(0)
     cycles = sawtooth.find(grid)
     if cycles is not None and cycles.is_regular:
         times = sawtooth.passages(cycles, limit, horizon_hours, PATHS, random)
-        return times, "saw-tooth", _share(sawtooth.back_test(cycles), float(cycles.peaks[-1]), limit)
+        error = _share(sawtooth.back_test(cycles), float(cycles.peaks[-1]), limit)
+        return _Futures(times=times, method="saw-tooth", back_test_error=error)
     level = _level(grid.values if cycles is None else cycles.stitched, HOUR_MILLIS / grid.interval_millis)
     count = len(level.levels)
     if not np.ptp(level.levels) and not level.rest.any():
-        return np.full(PATHS, np.inf), "constant", 0.0
+        return _Futures(times=np.full(PATHS, np.inf), method="constant", back_test_error=0.0)
     origin, scale = float(level.levels.mean()), float(np.ptp(level.levels)) or 1.0
     grown = growth.fit((np.arange(count) + 0.5) / count, (level.levels - origin) / scale)
     lengths = _cells(horizon_hours / level.step_hours, level.rest.shape[1])
@@ -133,10 +160,16 @@ def _passages(grid: Grid, limit: float, horizon_hours: float) -> tuple[Floats, s
     paths += _wander(grown, picked, lengths / level.block, random)
     highest, where = _highest(level, lengths)
     cell, days = np.arange(len(lengths)), random.integers(highest.shape[1], size=paths.shape)
-    reached = origin + scale * paths + highest[cell, days] >= limit
+    levels = origin + scale * paths
+    reached = levels + highest[cell, days] >= limit
     times = _first(reached, np.cumsum(lengths) - lengths, where[cell, days]) * level.step_hours
     error = _back_test((level.levels - origin) / scale, (limit - origin) / scale)
-    return np.where(times <= horizon_hours, times, np.inf), _method(grown), error
+    return _Futures(
+        times=np.where(times <= horizon_hours, times, np.inf),
+        method=_method(grown),
+        back_test_error=error,
+        course=Course(hours=middles * level.step_hours, quantiles=np.quantile(levels, QUANTILES, axis=0).T),
+    )
 
 
 def _back_test(levels: Floats, limit: float) -> float | None:
@@ -249,8 +282,9 @@ def _method(grown: Growth) -> str:
     return "line after a change" if kinds & {growth.KINK, growth.JUMP} else "line"
 
 
-def _summary(times: Floats, method: str, back_test_error: float | None) -> Exhaustion:
-    """Return the median and the intervals of times: float64[B], of which those beyond the horizon are infinite."""
+def _summary(found: _Futures) -> Exhaustion:
+    """Return the median and the intervals of when futures reach the limit."""
+    times = found.times
     levels = np.quantile(times, [0.025, 0.1, 0.5, 0.9, 0.975], method="closest_observation")
     low_95, low, hours, high, high_95 = (float(level) if np.isfinite(level) else None for level in levels)
     return Exhaustion(
@@ -260,6 +294,7 @@ def _summary(times: Floats, method: str, back_test_error: float | None) -> Exhau
         low_95=low_95,
         high_95=high_95,
         chance=float(np.isfinite(times).mean()),
-        method=method,
-        back_test_error=back_test_error,
+        method=found.method,
+        back_test_error=found.back_test_error,
+        course=found.course,
     )

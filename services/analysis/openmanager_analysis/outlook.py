@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openmanager_analysis.capacity import Need, need
-from openmanager_analysis.exhaustion import Exhaustion, time_to_limit
+from openmanager_analysis.exhaustion import Course, Exhaustion, time_to_limit
 from openmanager_analysis.explanation import figure, span
 from openmanager_analysis.forecast import QUANTILES, Forecast, forecast
+from openmanager_analysis.grid import DAY_MILLIS
 
-HOUR_SECONDS = 3_600
+HOUR_SECONDS, HOUR_MILLIS = 3_600, 3_600_000
 # What capacity is planned for: so probable is it that the limit holds.
 PLANNED = 0.9
+# How far beyond the median an interval is told, in ways to the limit: what explodes tells nothing more.
+FURTHEST = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +48,10 @@ def plan(
 
     FailedPreconditionError for one with too few samples.
     """
-    expected = forecast(time_unix_millis, values, hours, QUANTILES)
     found = time_to_limit(time_unix_millis, values, limit, hours)
+    expected = forecast(time_unix_millis, values, hours, QUANTILES)
+    if found.hours is not None:
+        expected = _growing(expected, found.course, limit)
     known = values[~np.isnan(values)]
     return Outlook(
         server=name[0],
@@ -57,6 +62,36 @@ def plan(
         forecast=expected,
         need=need(expected, limit, PLANNED) if limit > 0 else None,
     )
+
+
+def _growing(expected: Forecast, course: Course | None, limit: float) -> Forecast:
+    """Return a forecast whose level goes where growth takes it, with the wider of both spreads.
+
+    A forecast of a week ahead dampens growth, and does well to; a limit that is months away is reached by it.
+    """
+    if course is None:
+        return expected
+    hours = np.arange(1, len(expected.points) + 1) * (expected.interval_millis / HOUR_MILLIS)
+    level = np.stack([np.interp(hours, course.hours, each) for each in course.quantiles.T], axis=1)
+    middle = QUANTILES.index(0.5)
+    shift = level[:, middle] - _daily(expected.points, round(DAY_MILLIS / expected.interval_millis))
+    points = expected.points + shift
+    spread = expected.quantiles - expected.points[:, None]
+    other = level - level[:, [middle]]
+    wider = np.where(np.abs(other) > np.abs(spread), other, spread)
+    bound = np.abs(points).max() + FURTHEST * max(abs(limit - expected.points[0]), float(np.ptp(expected.points)))
+    quantiles = np.clip(points[:, None] + wider, -bound, bound)
+    return replace(expected, points=points, quantiles=quantiles)
+
+
+def _daily(values: NDArray[np.float64], day: int) -> NDArray[np.float64]:
+    """Return the mean of a day around each value, float64[T]; of what there is at the ends."""
+    sums = np.concatenate([np.zeros(1), np.cumsum(values)])
+    last = np.minimum(np.arange(len(values)) + max(1, day // 2), len(values))
+    first = np.maximum(last - max(1, day), 0)
+    last = np.minimum(np.maximum(last, first + max(1, day)), len(values))
+    means: NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
+    return means
 
 
 def _reach(found: Exhaustion, limit: float) -> str:

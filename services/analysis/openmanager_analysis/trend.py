@@ -19,6 +19,8 @@ from openmanager_analysis.grid import DAY_MILLIS
 Floats = NDArray[np.float64]
 HOURS, DAYS = 24, 7
 MIN_DAYS = 8
+# Of two weeks any noise makes a season.
+MIN_WEEKS = 3
 # A day with fewer hours would be its season more than its level.
 MIN_HOURS = 18
 HOUR_MILLIS = 3_600_000
@@ -83,7 +85,7 @@ def trend(
     if not 1 <= period <= count // 2:
         raise invalid("period_days", f"must be 1 to {count // 2}, half of the days there are")
     slopes = np.array([_slope(column, confidence) for column in daily.T]).T
-    profile, strength = _hours(hourly, daily)
+    profile, strength = _hours(hourly, daily, np.nan_to_num(slopes[0]))
     weekly, weekly_strength = _weekdays(daily, first_day)
     return Trend(
         slope=slopes[0],
@@ -176,20 +178,23 @@ def _variance(values: Floats, detrended: Floats) -> float:
     return plain * max(1.0, by_lags, (1 + next_day) / (1 - next_day) if correlation[0] > 0 else 1.0)
 
 
-def _hours(hourly: Floats, daily: Floats) -> tuple[Floats, Floats]:
+def _hours(hourly: Floats, daily: Floats, slope: Floats) -> tuple[Floats, Floats]:
     """Return what each hour adds to its day, float64[S, 24], and the share of the variance it explains, float64[S]."""
-    off = hourly - daily[:, None]
-    return _profile(off)
+    ramp = slope * ((np.arange(HOURS)[:, None] - (HOURS - 1) / 2) / HOURS)  # growth is no season
+    return _profile(hourly - daily[:, None] - ramp)
 
 
 def _weekdays(daily: Floats, first_day: int) -> tuple[Floats, Floats]:
     """Return what each weekday adds to its week, float64[S, 7], and the share of the variance it explains, float64[S]."""
     start = -(first_day + FIRST_WEEKDAY) % DAYS
     weeks = (len(daily) - start) // DAYS
-    if weeks < 2:
+    if weeks < MIN_WEEKS:
         return np.full((daily.shape[1], DAYS), np.nan), np.full(daily.shape[1], np.nan)
     rows = daily[start : start + weeks * DAYS].reshape(weeks, DAYS, -1)
-    return _profile(rows - _mean(rows, axis=1)[:, None])
+    profile, strength = _profile(rows - _mean(rows, axis=1)[:, None])
+    few = np.isfinite(rows).sum(axis=(0, 1)) < MIN_WEEKS * DAYS
+    profile[few], strength[few] = np.nan, np.nan
+    return profile, strength
 
 
 def _profile(off: Floats) -> tuple[Floats, Floats]:
