@@ -11,18 +11,20 @@ from numpy.typing import NDArray
 from openmanager_analysis.anomaly import MAX_BLAMES, Blame, Finding
 from openmanager_analysis.detection import THRESHOLD, Detector, Scores, state
 from openmanager_analysis.family import Families
-from openmanager_analysis.peer import Peers
+from openmanager_analysis.peer import LEAST_PEERS, Peers
 
 NANOS_PER_MILLI = 1_000_000
-ALARM = 10.0
+ALARM = 9.5
 """Nats of a server's evidence at the threshold."""
 
 # An event goes on while there is so much of the evidence that it began with at the least.
 GOING_ON = 0.6
 # Hours until an answer is half sure.
-SETTLE_HOURS = np.float32(4.0)
+SETTLE_HOURS = np.float32(2.0)
 # A metric is to blame when its family has so much of the evidence of the one that has most.
 SHARE = 0.4
+# What so many of the servers have beyond the usual surprise is taken off the others' too.
+MOST_SERVERS, USUAL = 0.7, np.float32(2.0)
 _DETECTOR = "detector"
 Floats = NDArray[np.float32]
 
@@ -171,13 +173,14 @@ class _Roster:
 
 
 def beyond_the_fleet(surprise: Floats, name: NDArray[np.int64]) -> Floats:
-    """Return the surprise of families, float32[F], less what the median family of its name has beyond the usual 2 nats."""
+    """Return the surprise of families, float32[F], less what most families of their name have beyond the usual 2 nats.
+
+    So that what happens to most servers at once is nobody's fault.
+    """
     order = np.lexsort((surprise, name))
     counts = np.bincount(name)
-    starts = np.cumsum(counts) - counts
-    ordered = surprise[order]
-    median = (ordered[starts + (counts - 1) // 2] + ordered[starts + counts // 2]) / 2
-    shared = np.where(counts > 2, np.maximum(median - 2, 0), np.float32(0))  # noqa: PLR2004  (two have no majority)
+    place = np.cumsum(counts) - counts + (MOST_SERVERS * (counts - 1)).astype(np.int64)
+    shared = np.where(counts >= LEAST_PEERS, np.maximum(surprise[order][place] - USUAL, 0), np.float32(0))
     return np.maximum(surprise - shared[name], 0).astype(np.float32)
 
 

@@ -82,10 +82,13 @@ class Peers:
         rest = np.where(seen, away - owed, np.float32(0))
         scale = _SIGMA * self.spread + _SMALLEST
         z = np.clip(rest / scale, -_FAR, _FAR)
-        self._learn(rest, owed, common, scale, np.minimum(np.maximum(day, fresh) * seen * rate, 1), fresh, rate > 1)
-        slow = np.maximum(day / _SLOPE_DAYS, fresh) * seen * np.minimum(rate, 1)
         limit = (2 + 200 * fresh) * scale
-        self.product += slow * ((owed + np.clip(rest, -limit, limit)) * common - self.product)
+        pace = np.minimum(np.maximum(day, fresh) * seen * rate, 1)
+        clipped = np.clip(rest, -limit, limit)
+        self.level += pace * np.where(rate > 1, rest, clipped)
+        self.spread += pace * (np.minimum(np.abs(rest), 1.25 * limit) - self.spread)
+        slow = np.maximum(day / _SLOPE_DAYS, fresh) * seen * np.minimum(rate, 1)
+        self.product += slow * ((owed + clipped) * common - self.product)
         self.square += slow * (common * common - self.square)
         self.count += seen
         return z
@@ -111,10 +114,3 @@ class Peers:
         median[there] = (ordered[low] + ordered[high]) / 2
         judged = seen & (self._few | (counts >= _LEAST_PRESENT)[self._metric])
         return np.where(judged & ~self._few, median[self._metric], np.float32(0)), judged
-
-    def _learn(
-        self, rest: Floats, owed: Floats, common: Floats, scale: Floats, rate: Floats, fresh: Floats, new: NDArray[np.bool_]
-    ) -> None:
-        limit = np.where(new, np.float32(np.inf), (2 + 200 * fresh) * scale)
-        self.level += rate * np.clip(rest, -limit, limit)
-        self.spread += rate * (np.minimum(np.abs(rest), (1.25 * (2 + 200 * fresh)) * scale) - self.spread)
