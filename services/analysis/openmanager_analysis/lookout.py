@@ -50,12 +50,12 @@ class Lookout:
         roster.add(series[len(self._series) :])
         self._series = list(series)
         counters = np.array(is_counter, np.bool_)
-        metric, places = np.array(roster.metric), (np.array(roster.family), np.array(roster.name), np.array(roster.server))
+        places = roster.family, roster.name, roster.server
         if self._detector is None or self._peers is None or self._families is None:
-            self._detector, self._peers = Detector(len(series), counters=counters), Peers(metric)
+            self._detector, self._peers = Detector(len(series), counters=counters), Peers(roster.metric)
             self._families = Families(*places)
         else:
-            self._detector, self._peers = self._detector.grown(counters), self._peers.grown(metric)
+            self._detector, self._peers = self._detector.grown(counters), self._peers.grown(roster.metric)
             self._families = self._families.grown(*places)
 
     def look(self, time_millis: int, values: NDArray[np.float64]) -> list[Finding]:
@@ -69,20 +69,20 @@ class Lookout:
             values = np.concatenate([values, np.full(len(self._series) - len(values), np.nan)])
         scores = self._detector.observe(time_millis, values)
         rate = self._families.rate()
-        family = np.array(self._roster.family)
+        family = self._roster.family
         z = self._peers.observe(scores.moment, scores.value, (scores.low + scores.high) / 2, rate[family])
         surprise = self._families.observe(scores.moment, z, np.isfinite(scores.value), rate)
         confidence = self._families.hours / (self._families.hours + SETTLE_HOURS)
-        evidence = beyond_the_fleet(surprise, np.array(self._roster.name)) * confidence
+        evidence = beyond_the_fleet(surprise, self._roster.name) * confidence
         most = np.zeros(len(self._roster.servers), np.float32)
-        np.maximum.at(most, np.array(self._roster.server), evidence)
+        np.maximum.at(most, self._roster.server, evidence)
         return [
             self._finding(place, time_millis, scores, evidence, np.abs(z))
             for place in np.flatnonzero(most >= GOING_ON * ALARM).tolist()
         ]
 
     def _finding(self, server: int, time_millis: int, scores: Scores, evidence: Floats, z: Floats) -> Finding:
-        families = np.flatnonzero(np.array(self._roster.server) == server)
+        families = np.flatnonzero(self._roster.server == server)
         order = families[np.argsort(-evidence[families], kind="stable")]
         most = float(evidence[order[0]])
         blamed = order[evidence[order] >= SHARE * most][:MAX_BLAMES]
@@ -100,7 +100,7 @@ class Lookout:
 
     def _member(self, family: int, z: Floats) -> int:
         """Return the member of a family that is most unusual now."""
-        members = np.flatnonzero(np.array(self._roster.family) == family)
+        members = np.flatnonzero(self._roster.family == family)
         return int(members[np.argmax(z[members])])
 
     def _blame(self, place: int, time_millis: int, scores: Scores, score: float) -> Blame:
@@ -149,27 +149,25 @@ class _Roster:
 
     def __init__(self) -> None:
         self.servers: list[str] = []
-        self.metric: list[int] = []
-        self.family: list[int] = []
-        self.name: list[int] = []
-        self.server: list[int] = []
-        self._numbers: tuple[dict[str, int], dict[str, int], dict[str, int]] = ({}, {}, {})
+        self.metric, self.family = np.empty(0, np.int64), np.empty(0, np.int64)
+        self.name, self.server = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._metrics: dict[str, int] = {}
+        self._names: dict[str, int] = {}
+        self._places: dict[str, int] = {}
         self._families: dict[tuple[int, int], int] = {}
 
     def add(self, series: Sequence[tuple[str, str]]) -> None:
-        """Number more series, (server, metric) each."""
-        metrics, names, servers = self._numbers
+        """Give numbers to more series, (server, metric) each."""
+        metrics, families = [], []
         for server, metric in series:
-            self.metric.append(metrics.setdefault(metric, len(metrics)))
-            name = names.setdefault(metric.partition("{")[0], len(names))
-            place = servers.setdefault(server, len(servers))
-            if place == len(self.servers):
-                self.servers.append(server)
-            family = self._families.setdefault((place, name), len(self._families))
-            if family == len(self.name):
-                self.name.append(name)
-                self.server.append(place)
-            self.family.append(family)
+            metrics.append(self._metrics.setdefault(metric, len(self._metrics)))
+            name = self._names.setdefault(metric.partition("{")[0], len(self._names))
+            place = self._places.setdefault(server, len(self._places))
+            families.append(self._families.setdefault((place, name), len(self._families)))
+        self.servers = list(self._places)
+        self.metric = np.append(self.metric, np.array(metrics, np.int64))
+        self.family = np.append(self.family, np.array(families, np.int64))
+        self.server, self.name = np.array(list(self._families), np.int64).T
 
 
 def beyond_the_fleet(surprise: Floats, name: NDArray[np.int64]) -> Floats:

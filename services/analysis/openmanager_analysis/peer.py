@@ -56,7 +56,9 @@ class Peers:
         state.carry(self, more, self.STATE)
         return more
 
-    def observe(self, moment: Moment, values: NDArray[np.float64], expected: NDArray[np.float64], rate: Floats) -> Floats:
+    def observe(
+        self, moment: Moment, values: NDArray[np.float64], expected: NDArray[np.float64], rate: Floats
+    ) -> Floats:
         """Return z, float32[K], 0 where there is no value, and learn.
 
         values: float64[K]; expected: what each series' own past says; rate: float32[K], how much to learn, 1 as usual and
