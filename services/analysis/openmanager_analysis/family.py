@@ -14,8 +14,8 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 _RISE_SECONDS = (600.0, 2400.0)
-_FALL = 4.0  # times as fast as they rise
-_STEP = np.float32(3.0)  # standard deviations: more does not make them rise faster
+_FALL = 3.0  # times as fast as they rise
+_STEP = np.float32(5.0)  # standard deviations: more does not make them rise faster
 _STATISTICS = 2 * len(_RISE_SECONDS)  # above and below what is usual
 _MOST_STEPS = 3.0
 _SIGMA = np.float32(1.25)
@@ -37,7 +37,7 @@ class Families:
 
     The common factor of a family is the mean of its members' z, each weighed by how it goes along with the factor: the first
     member always counts as positive, and used and free space do not cancel. It is standardised by its own level and spread;
-    u is the result. A tracker rises towards u by at most 3 standard deviations in its time, and falls four times as fast,
+    u is the result. A tracker rises towards u by at most 5 standard deviations in its time, and falls three times as fast,
     so that it shows what lasts and passes over bursts, however high. Its tail is learnt from all servers together, as
     exponential beyond the 0.9 quantile q with mean excess b: surprise = log(10) + (t − q)/b nats.
     """

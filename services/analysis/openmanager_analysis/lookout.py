@@ -14,7 +14,7 @@ from openmanager_analysis.family import Families
 from openmanager_analysis.peer import LEAST_PEERS, Peers
 
 NANOS_PER_MILLI = 1_000_000
-ALARM = 9.5
+ALARM = 9.2
 """Nats of a server's evidence at the threshold."""
 
 # An event goes on while there is so much of the evidence that it began with at the least.
@@ -24,7 +24,7 @@ SETTLE_HOURS = np.float32(2.0)
 # A metric is to blame when its family has so much of the evidence of the one that has most.
 SHARE = 0.4
 # What so many of the servers have beyond the usual surprise is taken off the others' too.
-MOST_SERVERS, USUAL = 0.7, np.float32(2.0)
+MOST_SERVERS, USUAL = 0.75, np.float32(2.0)
 _DETECTOR = "detector"
 Floats = NDArray[np.float32]
 
