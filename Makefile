@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs lock sbom licences vulnerabilities bench bench-history bench-analysis chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run test check format protos docs lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ bench-history: $(STAMP) ## measure history beside VictoriaMetrics, InfluxDB and 
 
 bench-analysis: $(STAMP) ## measure what a tick of the detector, a forecast and a trend cost
 	@$(BIN)/python -m bench analysis
+
+score: $(STAMP) ## hold the anomaly detection against simulated faults (ten minutes; SMALL=1: one, fails below its floors)
+	@$(BIN)/python -m bench.score $(if $(SMALL),--seeds 101 --days 5 --learning 2 --seconds 120 --least-recall 0.7 --least-precision 0.6)
 
 chaos: $(STAMP) ## break a mesh under load, part by part and at random, and prove that nothing acknowledged is lost (FAULTS=24 SEED=1)
 	@$(BIN)/python -m chaos.matrix --smoke --seconds 4 --patience $(or $(PATIENCE),2)

@@ -109,12 +109,19 @@ def lines(judged: Sequence[Judged]) -> list[str]:
         )
         shown = [f"{np.median(times) / 60e9:6.1f} m" if times else "–" for times in (delays, leads)]
         out.append(f"{name:24} {there:6} {found:6} {found / max(there, 1):7.2f} {shown[0]:>8} {shown[1]:>8}")
-    runs = sum(len(each.anomalies) for each in judged)
-    right = sum((each.score.precision or 0) * len(each.anomalies) for each in judged)
+    runs, (_, precision) = sum(len(each.anomalies) for each in judged), shares(judged)
     rate = np.mean([each.score.false_alarm_rate for each in judged])
-    out.append(f"{runs} runs of alarms, precision {right / max(runs, 1):.2f}, {rate:.2f} false ones a server and day")
+    out.append(f"{runs} runs of alarms, precision {precision:.2f}, {rate:.2f} false ones a server and day")
     out.append(f"{np.mean([each.tick_millis for each in judged]):.1f} ms of processor time a tick")
     return out
+
+
+def shares(judged: Sequence[Judged]) -> tuple[float, float]:
+    """Return recall and precision of some seeds together."""
+    there, found = (sum(getattr(each.score.total, kind) for each in judged) for kind in ("fault_count", "found_count"))
+    runs = sum(len(each.anomalies) for each in judged)
+    right = sum((each.score.precision or 0) * len(each.anomalies) for each in judged)
+    return found / max(there, 1), right / max(runs, 1)
 
 
 def main() -> None:
@@ -124,12 +131,17 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=10)
     parser.add_argument("--learning", type=int, default=3, help="days that are not scored")
     parser.add_argument("--seconds", type=int, default=60, help="between ticks")
+    parser.add_argument("--least-recall", type=float, default=0.0, help="fail below")
+    parser.add_argument("--least-precision", type=float, default=0.0, help="fail below")
     options = parser.parse_args()
     judged = [
         judge(seed, servers=options.servers, days=options.days, learning=options.learning, seconds=options.seconds)
         for seed in options.seeds
     ]
     print("\n".join(lines(judged)))
+    recall, precision = shares(judged)
+    if recall < options.least_recall or precision < options.least_precision:
+        sys.exit(f"recall {recall:.2f} and precision {precision:.2f} are below what is asked for")
 
 
 if __name__ == "__main__":

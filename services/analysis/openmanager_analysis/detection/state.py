@@ -39,7 +39,7 @@ def carry(known: object, fresh: object, fields: Sequence[str]) -> None:
     """Give arrays of a part to one of more series: the last axis is the series', where there is a difference."""
     for field in fields:
         old, new = getattr(known, field), getattr(fresh, field)
-        if old.shape == new.shape or not new.size:
+        if old.shape == new.shape or not new.size:  # what is empty at first is no series'
             setattr(fresh, field, old.copy())
         else:
             new[..., : old.shape[-1]] = old
