@@ -23,8 +23,8 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP) ## start the whole mesh on this machine, with the simulator ticking
 	@$(BIN)/openmanager up
 
-test: $(STAMP) ## run every test
-	@$(BIN)/python -m pytest -q
+test: $(STAMP) ## run every test, two beside each other (WORKERS=2)
+	@$(BIN)/python -m pytest -q --numprocesses $(or $(WORKERS),2) --dist loadfile
 
 check: $(STAMP) ## all static checks, fastest first
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import re
@@ -71,8 +72,8 @@ class World:
         (self.folder / name).write_text(text)
         return str(self.folder / name)
 
-    def command(self, *words: str, codes: tuple[int, ...] = (0,), **variables: str) -> None:
-        """Run a command and keep what it says."""
+    def command(self, *words: str, codes: tuple[int, ...] = (0,), **variables: str) -> str:
+        """Run a command; keep what it says, and return it."""
         home = {"XDG_CONFIG_HOME": str(self.folder / "home"), "OPENMANAGER_GATEWAY": self.mesh.gateway}
         environment = {**clean_environment(), **home, **variables}
         done = subprocess.run(
@@ -80,6 +81,7 @@ class World:
         )
         assert done.returncode in codes, done
         self.told.append((f"`openmanager {' '.join(words[:2])}`", done.stdout + done.stderr))
+        return done.stdout + done.stderr
 
     def serve(self, service: str, title: str, port: int, **variables: str) -> str:
         """Start one service more, whose log is kept; return its address."""
@@ -246,12 +248,23 @@ async def drive(world: World) -> None:
     for title, (service, address) in beside.items():
         await serves(world.folder / f"{title}.log")
         await world.ask_all(address, service, "")
-    for name in ("valkey", "postgres"):
-        os.kill(child(world.mesh, name), signal.SIGKILL)
+    await lose_the_stores(world)
     await world.ask_all(world.mesh.gateway, "gateway", key)
-    await asyncio.to_thread(world.command, "status", "--json", codes=(0, 1), OPENMANAGER_TOKEN_FILE=reader)
+    seen = ""
+    while "STORAGE_STATE_DOWN" not in seen:  # they are soon started again
+        await lose_the_stores(world)
+        seen = await asyncio.to_thread(
+            world.command, "status", "--json", codes=(0, 1), OPENMANAGER_TOKEN_FILE=reader
+        )
     # Last: whoever shows too many of these is not let in for a while.
     await world.ask_all(world.mesh.gateway, "gateway", world.canaries.make("wrong key"))
+
+
+async def lose_the_stores(world: World) -> None:
+    """Kill the stores of the mesh that are there."""
+    for name in ("valkey", "postgres"):
+        with contextlib.suppress(pytest.fail.Exception, ProcessLookupError):
+            os.kill(child(world.mesh, name), signal.SIGKILL)
 
 
 def show_configuration(world: World) -> None:
