@@ -83,7 +83,7 @@ class Peers:
         owed = (self.product + _SLOPE_PRIOR) / (self.square + _SLOPE_PRIOR) * common
         rest = np.where(seen, away - owed, np.float32(0))
         scale = _SIGMA * self.spread + _SMALLEST
-        z = np.clip(rest / scale, -_FAR, _FAR)
+        z: Floats = np.clip(rest / scale, -_FAR, _FAR)
         limit = (2 + 200 * fresh) * scale
         pace = np.minimum(np.maximum(day, fresh) * seen * rate, 1)
         clipped = np.clip(rest, -limit, limit)
