@@ -253,9 +253,7 @@ async def drive(world: World) -> None:
     seen = ""
     while "STORAGE_STATE_DOWN" not in seen:  # they are soon started again
         await lose_the_stores(world)
-        seen = await asyncio.to_thread(
-            world.command, "status", "--json", codes=(0, 1), OPENMANAGER_TOKEN_FILE=reader
-        )
+        seen = await asyncio.to_thread(world.command, "status", "--json", codes=(0, 1), OPENMANAGER_TOKEN_FILE=reader)
     # Last: whoever shows too many of these is not let in for a while.
     await world.ask_all(world.mesh.gateway, "gateway", world.canaries.make("wrong key"))
 
