@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-from openmanager_analysis.anomaly import MINUTE, Blame, Finding, Register, Severity
-from openmanager_analysis.explanation import explain
+from dataclasses import replace
 
-from openmanager.errors import OutOfRangeError, Reason
+import pytest
+from openmanager_analysis import wire
+from openmanager_analysis.anomaly import MINUTE, Blame, Finding, Register, Severity, fitting, gravest
+from openmanager_analysis.explanation import explain
+from openmanager_analysis.listing import Query, list_page
+from openmanager_analysis.reach import everything
+from openmanager_analysis.watch import Bell, chooser, watch
+
+from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason
 
 BEGIN = 1_790_000_000 * 10**9
 SECOND = 10**9
@@ -149,3 +155,62 @@ def test_an_explanation_has_the_figures_of_what_was_seen_and_expected():
         "cpu_usage 93 against 41–58 expected, for 12 min; "
         "also memory_usage 93 against 41–58 expected, disk_usage 93 against 41–58 expected and 1 more"
     )
+
+
+def test_no_more_go_into_a_message_than_fit():
+    register = Register()
+    long = [f"m{each}{{path={'x' * 500}}}" for each in range(10)]
+    for each in range(600):
+        register.see(finding(f"s{each:03}", metrics=long))
+    found = list(register)
+
+    some = fitting(found)
+
+    assert 100 < len(some) < 600
+    assert sum(wire.anomaly(each).ByteSize() for each in some) < 4 << 20
+    assert len(fitting(found[:1])) == 1
+    assert len(gravest(found, 50)) == 50
+
+
+async def test_a_watch_tells_what_goes_on_then_what_changes_and_that_it_is_there():
+    register, bell = Register(), Bell()
+    register.see(finding("a"))
+    register.see(finding("b", metrics=("disk_usage",)))
+    told = watch(register, bell, chooser("server = a"), token="", progress=0.01)
+
+    token, found = await anext(told)
+    assert [each.server for each in found] == ["a"]
+    assert (await anext(told))[1] == ()
+    assert (await anext(told))[1] == ()
+    register.pass_time(BEGIN + 10 * MINUTE)
+    bell.ring()
+    while not (found := (await anext(told))[1]):
+        pass
+    assert [(each.server, each.end_nanos) for each in found] == [("a", BEGIN)]
+    await told.aclose()
+
+    again = watch(register, bell, chooser(""), token=token, progress=0.01)
+    _, found = await anext(again)
+    assert {each.server for each in found} == {"a", "b"}
+    await again.aclose()
+
+
+def test_pages_are_newest_first_of_what_is_meant_and_seen():
+    register = Register()
+    for each in range(5):
+        register.see(finding(f"s{each}", each * 20 * MINUTE))
+        register.pass_time(BEGIN + (each * 20 + 10 * (each < 4)) * MINUTE)
+    query = Query(page_size=2, page_token="", filter="", start=0, end=0, active_only=False)
+
+    first = list_page(register, query, lambda server: server != "s3")
+    second = list_page(register, replace(query, page_token=first.next_page_token), lambda server: server != "s3")
+
+    assert [each.server for each in (*first.anomalies, *second.anomalies)] == ["s4", "s2", "s1", "s0"]
+    assert (first.total_count, second.next_page_token) == (4, "")
+    assert [each.server for each in list_page(register, replace(query, active_only=True), everything).anomalies] == [
+        "s4"
+    ]
+    since = replace(query, start=BEGIN + 30 * MINUTE, end=BEGIN + 50 * MINUTE)
+    assert [each.server for each in list_page(register, since, everything).anomalies] == ["s2"]
+    with pytest.raises(InvalidArgumentError):
+        list_page(register, replace(query, filter="x = 1", page_token=first.next_page_token), everything)

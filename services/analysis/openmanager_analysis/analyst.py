@@ -117,7 +117,8 @@ class Analyst:
             )
         most = min(MAX_DETECTED, max(1, MAX_CELLS // span.count))
         buckets = await self._history.buckets(selection, span, "LAST", most=most)
-        found = await asyncio.to_thread(detect, buckets)
+        counters = await self._history.counters(selection)
+        found = await asyncio.to_thread(detect, buckets, counters)
         return Answer(found=[each for each in found if each.severity >= severity], provenance=buckets.provenance)
 
     async def score(self, register: Register, start: int, end: int) -> tuple[Score, int, int]:
@@ -139,11 +140,11 @@ class Analyst:
         return result, len(servers), len(found)
 
 
-def detect(buckets: Buckets) -> list[Anomaly]:
-    """Return what the detector finds in buckets from their first on, in order of time."""
+def detect(buckets: Buckets, counters: frozenset[tuple[str, str]]) -> list[Anomaly]:
+    """Return what the detector finds in buckets from their first on, in order of time; `counters` only grow."""
     lookout, register = Lookout(), Register()
     if buckets.names:
-        lookout.watch(buckets.names, [False] * len(buckets.names))
+        lookout.watch(buckets.names, [name in counters for name in buckets.names])
     for column, time in enumerate(buckets.times.tolist()):
         for each in lookout.look(time // NANOS_PER_MILLI, buckets.values[:, column]):
             register.see(each)

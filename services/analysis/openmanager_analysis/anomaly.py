@@ -22,6 +22,8 @@ SOME_METRICS, MANY_METRICS, MANY_SERVERS = 3, 6, 3
 MAX_BLAMES = 10
 MAX_KEPT = 10_000
 MAX_DIGITS = 20
+# Of a message; its own, and of each blame beside the key, which the explanation may say again.
+MESSAGE_BYTES, ANOMALY_BYTES, BLAME_BYTES = 3 << 20, 1024, 128
 
 
 class Severity(IntEnum):
@@ -97,6 +99,22 @@ def worst(known: Sequence[Blame], more: Sequence[Blame]) -> tuple[Blame, ...]:
         if blame.metric not in best or blame.score > best[blame.metric].score:
             best[blame.metric] = blame
     return tuple(sorted(best.values(), key=lambda blame: (-blame.score, blame.metric))[:MAX_BLAMES])
+
+
+def fitting(found: Sequence[Anomaly]) -> Sequence[Anomaly]:
+    """Return as many of the first as go into one message: at least one, and less than 4 MiB."""
+    size = 0
+    for place, each in enumerate(found):
+        size += ANOMALY_BYTES + sum(BLAME_BYTES + 2 * len(blame.metric.encode()) for blame in each.blames)
+        if place and size > MESSAGE_BYTES:
+            return found[:place]
+    return found
+
+
+def gravest(found: Sequence[Anomaly], most: int) -> list[Anomaly]:
+    """Return so many of them at most, the gravest, as far as they go into one message, in order of time."""
+    chosen = fitting(sorted(found, key=lambda each: (-each.severity, -each.score))[:most])
+    return sorted(chosen, key=lambda each: (each.start_nanos, each.server))
 
 
 @dataclass(slots=True)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from openmanager.api.provenance.v1.provenance_pb2 import Provenance
     from openmanager.runtime.peer import Peer
 
-QUERY = "/openmanager.api.timeseries.v1.TimeseriesService/QueryRange"
+SERVICE = "/openmanager.api.timeseries.v1.TimeseriesService"
+QUERY, LIST = f"{SERVICE}/QueryRange", f"{SERVICE}/ListSeries"
+SERIES_PER_PAGE = 1_000
 HOUR_NANOS = 3_600 * 10**9
 DAY_NANOS = 24 * HOUR_NANOS
 SERIES_PER_MESSAGE = 100
@@ -89,12 +91,24 @@ class History:
         parts = [await self._part(selection, each, aggregation, most) for each in span.parts()]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
+    async def counters(self, selection: Selection) -> frozenset[tuple[str, str]]:
+        """Return which of the chosen series only grow, as (server, metric)."""
+        found: list[tuple[str, str]] = []
+        request = pb.ListSeriesRequest(selector=_selector(selection), page_size=SERIES_PER_PAGE)
+        while True:
+            reply = await self._peer.unary(LIST, request, pb.ListSeriesResponse, seconds=self._seconds)
+            found.extend(
+                (each.server, each.metric)
+                for each in reply.series
+                if each.metric_info.kind == frame_pb2.METRIC_KIND_COUNTER
+            )
+            if not reply.next_page_token:
+                return frozenset(found)
+            request.page_token = reply.next_page_token
+
     async def _part(self, selection: Selection, span: Span, aggregation: Aggregation, most: int) -> Buckets:
-        selector = frame_pb2.Selector(
-            servers=selection.servers, server_filter=selection.server_filter, metrics=selection.metrics
-        )
         request = pb.QueryRangeRequest(
-            selector=selector,
+            selector=_selector(selection),
             aggregation=pb.Aggregation.Value(f"AGGREGATION_{aggregation}"),
             series_per_message=SERIES_PER_MESSAGE,
         )
@@ -118,6 +132,12 @@ class History:
         times = np.asarray(header.time_unix_nanos, np.int64)
         values = np.stack(rows) if rows else np.empty((0, len(times)))
         return Buckets(names=tuple(names), times=times, values=values, provenance=header.provenance)
+
+
+def _selector(selection: Selection) -> frame_pb2.Selector:
+    return frame_pb2.Selector(
+        servers=selection.servers, server_filter=selection.server_filter, metrics=selection.metrics
+    )
 
 
 def too_many_series(count: int, most: int) -> ResourceExhaustedError:

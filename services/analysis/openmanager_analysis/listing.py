@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from openmanager import page
-from openmanager_analysis.anomaly import Anomaly
+from openmanager_analysis.anomaly import Anomaly, fitting
 from openmanager_analysis.reach import Sees
 from openmanager_analysis.watch import chooser
 
@@ -30,7 +30,7 @@ class Query:
 class Page:
     """Some anomalies, the token of the next page, empty on the last, and how many there are."""
 
-    anomalies: list[Anomaly]
+    anomalies: Sequence[Anomaly]
     next_page_token: str
     total_count: int
 
@@ -46,8 +46,8 @@ def list_page(anomalies: Iterable[Anomaly], query: Query, sees: Sees) -> Page:
     total = len(found)
     if after is not None:
         found = [each for each in found if _place(each) < tuple(after)]
-    shown = found[:size]
-    more = len(found) > size
+    shown = fitting(found[:size])
+    more = len(found) > len(shown)
     last = shown[-1] if shown else None
     token = page.encode_token(bound, [*_place(last)]) if more and last is not None else ""
     return Page(anomalies=shown, next_page_token=token, total_count=total)

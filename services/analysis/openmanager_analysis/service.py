@@ -11,6 +11,7 @@ from openmanager.progress import progress_seconds
 from openmanager.runtime.clock import Clock
 from openmanager_analysis import wire
 from openmanager_analysis.analyst import MAX_SHOWN, Analyst
+from openmanager_analysis.anomaly import gravest
 from openmanager_analysis.detection import THRESHOLD
 from openmanager_analysis.history import DAY_NANOS, HOUR_NANOS
 from openmanager_analysis.listing import list_page
@@ -77,7 +78,7 @@ class AnomalyService:
         span = wire.span(request, now, default=HOUR_NANOS, longest=366 * DAY_NANOS, step=step)
         answer = await self._analyst.anomalies(chosen, span, wire.severity(request.min_severity))
         return pb.DetectAnomaliesResponse(
-            anomalies=[wire.anomaly(each) for each in answer.found[:MAX_SHOWN]],
+            anomalies=[wire.anomaly(each) for each in gravest(answer.found, MAX_SHOWN)],
             provenance=answer.provenance,
             threshold=THRESHOLD,
             total_count=len(answer.found),

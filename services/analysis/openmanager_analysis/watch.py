@@ -7,12 +7,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from openmanager import filter as server_filter
 from openmanager.metric import parse_key
-from openmanager_analysis.anomaly import Anomaly, Register
+from openmanager_analysis.anomaly import Anomaly, Register, fitting
 
 FILTER_FIELDS = dict.fromkeys(("id", "server", "severity", "metric", "incident_id"), server_filter.TEXT)
 Chooses = Callable[[Anomaly], bool]
-# So many are told at once: a message has to stay below 4 MiB.
-PIECE = 500
 
 
 class Bell:
@@ -68,9 +66,10 @@ async def watch(
     seen = register.change
     while True:
         chosen = [each for each in found if chooses(each)]
-        for first in range(0, len(chosen), PIECE):
-            piece = chosen[first : first + PIECE]
+        while chosen:
+            piece = fitting(chosen)
             yield register.token_of(piece[-1].change), piece
+            chosen = chosen[len(piece) :]
         yield register.token_of(seen), ()
         while register.change == seen and not await bell.wait(progress):
             yield register.token_of(seen), ()
