@@ -19,7 +19,7 @@ from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
 
 from openmanager.api.analysis.v1 import analysis_pb2
-from openmanager.client import Client, rpc
+from openmanager.client import Client, ServiceStatus, rpc
 from openmanager.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from openmanager.frame import Frame, ServerInfo
 
@@ -44,8 +44,10 @@ def hours(days: int = DAYS) -> Frame:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[tuple[LocalMesh, Client]]:
+async def opened(folder: Path, *setting: object) -> AsyncIterator[tuple[LocalMesh, Client]]:
+    """Serve the analysis behind a gateway, with one more setting where one is given: its place and its value."""
     settings = {("analysis", "data_dir"): folder / "analysis", ("analysis", "interval"): "1s"}
+    settings |= dict([setting]) if setting else {}
     mesh = LocalMesh(folder / "timeseries", settings, sections={**SECTIONS, "analysis": AnalysisConfig})
     await mesh.start(analysis)
     try:
@@ -177,3 +179,25 @@ async def written_and_learnt(client: Client) -> bool:
 async def seen_time(client: Client) -> float:
     reply = await client.rpc.call(rpc.LIST_ANOMALIES, analysis_pb2.ListAnomaliesRequest())
     return float(reply.provenance.as_of_time.ToNanoseconds())
+
+
+async def test_series_beyond_the_most_are_told_of_in_the_status(tmp_path: Path):
+    async with opened(tmp_path, ("analysis", "max_series"), 1) as (_, client):
+        await wait_until(lambda: warned(client))
+        (detector,) = (await analysis_row(client)).storages
+        assert (detector.name, detector.item_count) == ("detector", 1)
+        assert detector.warnings == ("more than 1 series: samples of the others are not looked at",)
+
+
+async def warned(client: Client) -> bool:
+    """Write the samples of now, and say whether the status warns of them."""
+    now = time.time_ns() // 10**6 * 10**6
+    await client.write_frame(
+        Frame(times=np.array([now]), servers=("live",), metrics=("m", "n"), values=np.ones((1, 1, 2)))
+    )
+    return any(storage.warnings for storage in (await analysis_row(client)).storages)
+
+
+async def analysis_row(client: Client) -> ServiceStatus:
+    board = await client.storage_status()
+    return next(each for each in board.services if each.service == "analysis")

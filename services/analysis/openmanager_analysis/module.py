@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from openmanager.errors import ConfigurationError
 from openmanager.runtime.module import Runtime, Service
+from openmanager.runtime.status import Storage
 from openmanager_analysis.analyst import Analyst
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.faults import Faults
@@ -57,7 +58,16 @@ class AnalysisModule:
                         f"{PACKAGE}.AnomalyService": AnomalyService(
                             analyst, watcher, Reach(cache, runtime.clock), runtime.clock
                         ),
-                    }
+                    },
+                    storages=[
+                        Storage(
+                            name="detector",
+                            role="what is usual",
+                            engine="files",
+                            check=watcher.find,
+                            clock=runtime.clock,
+                        )
+                    ],
                 )
             finally:
                 watching.cancel()

@@ -43,10 +43,12 @@ def decode(raw: bytes) -> tuple[dict[str, Any], bytes]:
     return document, body[_NUMBER_BYTES + size :]
 
 
-def save(path: Path, document: Mapping[str, Any], detector: bytes) -> None:
-    """Store a state, whole or not at all (blocking)."""
+def save(path: Path, document: Mapping[str, Any], detector: bytes) -> int:
+    """Store a state, whole or not at all, and return its size in bytes (blocking)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    durable.replace(path, encode(document, detector))
+    content = encode(document, detector)
+    durable.replace(path, content)
+    return len(content)
 
 
 def load(path: Path) -> tuple[dict[str, Any], bytes] | None:

@@ -16,6 +16,7 @@ from openmanager.frame import decode_trusted
 from openmanager.log_follower import LogFollower
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer
+from openmanager.runtime.status import Finding
 from openmanager_analysis import state
 from openmanager_analysis.anomaly import Register
 from openmanager_analysis.collector import Collector, Names, Span
@@ -51,8 +52,8 @@ class Watcher:
         # Held while the detector works, or is stored.
         self._busy = asyncio.Lock()
         self._taken = self._saved = 0  # positions
-        self._is_lost = False
-        self._seen_nanos = 0
+        self._is_lost = self._unsaved = False
+        self._seen_nanos = self._stored_bytes = 0
         self.follower = LogFollower(
             consumer=CONSUMER,
             peer=timeseries,
@@ -83,11 +84,23 @@ class Watcher:
         async with self._busy:
             document = self._document()
             try:
-                await asyncio.to_thread(lambda: state.save(self._path, document, self._lookout.to_bytes()))
+                size = await asyncio.to_thread(lambda: state.save(self._path, document, self._lookout.to_bytes()))
             except OSError as err:
+                self._unsaved = True
                 log.warning("what was learnt cannot be stored: %s", type(err).__name__)
                 return
+            self._unsaved, self._stored_bytes = False, size
             self._saved = document["position"]
+
+    async def find(self) -> Finding:
+        """Return what the status says of what was learnt."""
+        names = self._collector.names
+        warnings = []
+        if names.unwatched_count:
+            warnings.append(f"more than {names.most:,} series: samples of the others are not looked at")
+        if self._unsaved:
+            warnings.append("what was learnt cannot be stored")
+        return Finding(size_bytes=self._stored_bytes, item_count=len(names.series), warnings=tuple(warnings))
 
     def describe(self) -> provenance_pb2.Provenance:
         """Return the provenance of an answer given now."""
