@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +37,9 @@ SIGNIFICANT = 0.05
 # Of the headline metrics: from where on a server is critical, unless told otherwise.
 CRITICAL = {"cpu_usage": 85.0, "memory_usage": 90.0, "disk_usage": 90.0}
 T = TypeVar("T")
+IsOver = Callable[[], bool]
+# Questions that are worked on at once; more wait.
+AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +86,14 @@ class Analyst:
     def __init__(self, history: History, faults: Faults) -> None:
         self._history = history
         self._faults = faults
+        self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def trends(self, selection: Selection, span: Span) -> Answer:
         """Return the SeriesTrend of each chosen series, those that moved most, for what they are, first."""
         buckets = await self._history.buckets(selection, span, most=MAX_TRENDS)
         before = Span(start=2 * span.start - span.end, end=span.start, step=DAY_NANOS)
         earlier = await self._history.buckets(selection, before, most=MAX_TRENDS)
-        found = await asyncio.to_thread(_trends, buckets, earlier)
+        found = await self._beside(lambda _: _trends(buckets, earlier))
         if buckets.names and not found:
             raise _too_little(len(buckets.names))
         found.sort(key=lambda each: (-each.movement, each.server, each.metric))
@@ -101,7 +106,7 @@ class Analyst:
         def plan(name: tuple[str, str], times: NDArray[np.int64], values: NDArray[np.float64]) -> Outlook:
             return outlook.plan(name, times, values, limit, hours)
 
-        answer = await asyncio.to_thread(_each, buckets, plan)
+        answer = await self._beside(lambda is_over: _each(buckets, plan, is_over))
         answer.found.sort(key=_urgency)  # type: ignore[attr-defined]
         return answer
 
@@ -118,8 +123,20 @@ class Analyst:
         most = min(MAX_DETECTED, max(1, MAX_CELLS // span.count))
         buckets = await self._history.buckets(selection, span, "LAST", most=most)
         counters = await self._history.counters(selection)
-        found = await asyncio.to_thread(detect, buckets, counters)
+        found = await self._beside(lambda is_over: detect(buckets, counters, is_over))
         return Answer(found=[each for each in found if each.severity >= severity], provenance=buckets.provenance)
+
+    async def _beside(self, work: Callable[[IsOver], T]) -> T:
+        """Do some work beside the event loop, a few at once: the detector needs the processor too.
+
+        `work` asks whether anybody still waits for it.
+        """
+        is_left = threading.Event()
+        async with self._slots:
+            try:
+                return await asyncio.to_thread(work, is_left.is_set)
+            finally:
+                is_left.set()
 
     async def score(self, register: Register, start: int, end: int) -> tuple[Score, int, int]:
         """Return how good the detector was in [start, end), how many servers it watched and how many anomalies it found."""
@@ -140,23 +157,32 @@ class Analyst:
         return result, len(servers), len(found)
 
 
-def detect(buckets: Buckets, counters: frozenset[tuple[str, str]]) -> list[Anomaly]:
-    """Return what the detector finds in buckets from their first on, in order of time; `counters` only grow."""
+def detect(buckets: Buckets, counters: frozenset[tuple[str, str]], is_over: IsOver) -> list[Anomaly]:
+    """Return what the detector finds in buckets from their first on, in order of time; `counters` only grow.
+
+    It ends early when nobody waits for it any more.
+    """
     lookout, register = Lookout(), Register()
     if buckets.names:
         lookout.watch(buckets.names, [name in counters for name in buckets.names])
     for column, time in enumerate(buckets.times.tolist()):
+        if is_over():
+            break
         for each in lookout.look(time // NANOS_PER_MILLI, buckets.values[:, column]):
             register.see(each)
         register.pass_time(time)
     return sorted(register, key=lambda each: (each.start_nanos, each.server))
 
 
-def _each(buckets: Buckets, work: Callable[[tuple[str, str], NDArray[np.int64], NDArray[np.float64]], T]) -> Answer:
+def _each(
+    buckets: Buckets, work: Callable[[tuple[str, str], NDArray[np.int64], NDArray[np.float64]], T], is_over: IsOver
+) -> Answer:
     """Do some work on every series that has enough for it; FailedPreconditionError when none has."""
     found, skipped = [], 0
     times = buckets.times // NANOS_PER_MILLI
     for name, values in zip(buckets.names, buckets.values, strict=True):
+        if is_over():
+            break
         known = np.flatnonzero(~np.isnan(values))
         inside = slice(known[0], known[-1] + 1) if len(known) else slice(0)
         try:
