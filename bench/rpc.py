@@ -47,8 +47,8 @@ class Load:
 
 
 def free_ports(count: int) -> int:
-    """Return a port that is free with the ones after it."""
-    for base in range(20_000 + os.getpid() % 10_000, 32_000, count):
+    """Return a port that is free with the ones after it; processes that look at once begin apart from each other."""
+    for base in range(26_000 + os.getpid() * 16 % 4_000, 32_000, count):
         with contextlib.ExitStack() as stack:
             try:
                 for offset in range(count):

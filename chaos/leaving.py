@@ -28,7 +28,7 @@ from bench.store import influx_binary, victoria_binary
 from chaos import checker, journal, reading, steady
 from chaos.journal import Journal
 from chaos.load import WRITERS
-from chaos.mesh import SERVICES, Mesh, Probe, family, signalled
+from chaos.mesh import PORTS, SERVICES, Mesh, Probe, family, signalled
 from chaos.stores import INFLUXDB, POSTGRESQL, REDIS, VICTORIAMETRICS, Stores, stores
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
@@ -129,7 +129,7 @@ async def _with_engine(folder: Path, engine: str) -> list[Cell]:
         environment = {**behind.environment}
         if engine == INFLUXDB:
             environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{collector.getsockname()[1]}"
-        trial = Trial(folder, free_ports(6), environment, behind)
+        trial = Trial(folder, free_ports(len(PORTS)), environment, behind)
         told = stack.enter_context(Journal(folder / "journal"))
         await stack.enter_async_context(steady.load(trial.gateway, told, FRAMES_PER_SECOND, READS_PER_SECOND))
         stack.push_async_callback(trial.end)

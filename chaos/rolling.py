@@ -22,7 +22,7 @@ from bench.rpc import free_ports
 from chaos import checker, journal, reading, steady
 from chaos.journal import Journal, Kind
 from chaos.load import GATEWAY, INVENTORY, WRITERS
-from chaos.mesh import SERVICES, START_SECONDS, Mesh, Probe, signalled
+from chaos.mesh import PORTS, SERVICES, START_SECONDS, Mesh, Probe, signalled
 from chaos.stores import stores
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.metadata.v1 import metadata_pb2
@@ -132,11 +132,12 @@ async def run(
     """Restart services one at a time, under so many calls a second that may take so long; read everything back and judge."""
     path, outcome = folder / "journal", Outcome()
     async with stores(folder / "stores", 1) as behind:
-        base = free_ports(6)
-        both = f"ipv4:127.0.0.1:{base},127.0.0.1:{base + 5}"
+        base = free_ports(len(PORTS) + 1)
+        beside = f"127.0.0.1:{base + len(PORTS)}"
+        both = f"ipv4:127.0.0.1:{base},{beside}"
         patience = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s"}
         mesh = Mesh.start(folder / "data", base, folder / "screen", {**behind.environment, **patience})
-        second = Second(mesh, f"127.0.0.1:{base + 5}", patience, folder / "second")
+        second = Second(mesh, beside, patience, folder / "second")
         try:
             async with Peer("both gateways", both) as peer:
                 with Journal(path) as told:

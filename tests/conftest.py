@@ -146,9 +146,14 @@ def running_mesh(*options: str, environment: dict[str, str] | None = None) -> It
 @pytest.fixture(scope="session")
 def mesh() -> Iterator[Mesh]:
     """A mesh for every test that does not break it."""
-    # So that tests need not wait for a minute for one.
-    checkpoints = {"OPENMANAGER_METADATA_AUDIT_CHECKPOINT_INTERVAL": "1s"}
-    with running_mesh("--seed", "7", environment=checkpoints) as running:
+    variables = {
+        # So that tests need not wait for a minute for one.
+        "OPENMANAGER_METADATA_AUDIT_CHECKPOINT_INTERVAL": "1s",
+        # A store is not away because this machine is busy.
+        "OPENMANAGER_METADATA_STATEMENT_TIMEOUT": "5s",
+        "OPENMANAGER_METADATA_ACQUIRE_TIMEOUT": "2s",
+    }
+    with running_mesh("--seed", "7", environment=variables) as running:
         yield running
 
 
