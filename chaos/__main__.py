@@ -38,6 +38,8 @@ HURRY = {
     "OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "3s",
     "OPENMANAGER_TIMESERIES_LOG_RETENTION": "5s",
     "OPENMANAGER_TIMESERIES_SEGMENT_SIZE": "1MiB",
+    "OPENMANAGER_ANALYSIS_INTERVAL": "1s",
+    "OPENMANAGER_ANALYSIS_SAVE_INTERVAL": "1s",
 }
 # How often a place is passed before the process dies there: what is passed seldom, soon.
 PASSES = {"log": (20, 400), "ledger": (1, 10), "sealed": (1, 5), "durable": (1, 5), "log.amid-trim": (1, 3)}

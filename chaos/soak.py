@@ -43,6 +43,8 @@ HURRY = {
     "OPENMANAGER_TIMESERIES_SEGMENT_SIZE": "1MiB",
     "OPENMANAGER_TIMESERIES_HEAD_SIZE": "8MiB",
     "OPENMANAGER_TIMESERIES_READ_CACHE_SIZE": "8MiB",
+    "OPENMANAGER_ANALYSIS_INTERVAL": "1s",
+    "OPENMANAGER_ANALYSIS_SAVE_INTERVAL": "1s",
 }
 # In the last third of the time the log may be so much larger than in the third before, and by one more segment.
 LOG_GROWTH = 1.25
