@@ -7,14 +7,13 @@ keys, which are long and the same for many servers, are kept once for each disti
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import hashlib
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,10 @@ from openmanager import page
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.server.v1 import server_pb2
-from openmanager.errors import NotFoundError, OutOfRangeError, Reason, invalid
+from openmanager.errors import NotFoundError, invalid
 from openmanager.frame import encode_names, length_delimited, packed
 from openmanager.progress import DEFAULT_SECONDS
+from openmanager.watch import Bell, change_of, token_of
 
 MESSAGE_BYTES = 1 << 20
 PAGE_BYTES = 4 * 1024 * 1024 - 64 * 1024
@@ -103,7 +103,7 @@ class HotFleet:
         self._ids: list[str] | None = None
         self._deletions: deque[tuple[int, str]] = deque(maxlen=_DELETIONS)
         self._oldest_change = 0
-        self._changed = asyncio.Event()
+        self._bell = Bell()
 
     def __len__(self) -> int:
         return len(self._servers)
@@ -133,7 +133,7 @@ class HotFleet:
             server.change = self.change
             self._servers[server.message.id] = server
             self._servers.move_to_end(server.message.id)
-        self._wake()
+        self._bell.ring()
 
     def delete(self, ids: Iterable[str]) -> None:
         """Take servers out, as one change."""
@@ -146,17 +146,13 @@ class HotFleet:
             if len(self._deletions) == _DELETIONS:
                 self._oldest_change = self._deletions[0][0]
             self._deletions.append((self.change, server_id))
-        self._wake()
+        self._bell.ring()
 
     def replace_all(self, servers: Sequence[HotServer]) -> None:
         """Take a whole new fleet: what is not in it is gone."""
         keep = {server.message.id for server in servers}
         self.delete([server_id for server_id in self._servers if server_id not in keep])
         self.put(servers)
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -260,7 +256,7 @@ class HotFleet:
         """
         node = server_filter.parse(text)
         server_filter.check_fields(node, FILTER_FIELDS)
-        seen = self._resume(token)
+        seen = change_of(token, self.epoch, oldest=self._oldest_change, newest=self.change)
         watcher = _Watcher(self, node, full=full, resumed=seen is not None, describe=describe)
         yield watcher.message(server_pb2.WATCH_KIND_CREATED, seen or 0)
         if seen is None:
@@ -269,7 +265,7 @@ class HotFleet:
                 yield message
             seen = now
         while True:
-            if self.change == seen and not await self._wait(seen, progress):
+            if not await self._bell.wait_until(partial(self._is_past, seen), progress):
                 yield watcher.message(server_pb2.WATCH_KIND_PROGRESS, seen)
                 continue
             now = self.change
@@ -277,24 +273,8 @@ class HotFleet:
                 yield message
             seen = now
 
-    def _resume(self, token: str) -> int | None:
-        if not token:
-            return None
-        epoch, _, change = token.partition("-")
-        if epoch != self.epoch or not change.isascii() or not change.isdigit():
-            raise _compacted()
-        if not self._oldest_change <= int(change) <= self.change:
-            raise _compacted()
-        return int(change)
-
-    async def _wait(self, seen: int, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                while self.change == seen:
-                    await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
+    def _is_past(self, change: int) -> bool:
+        return self.change != change
 
     def changed_since(self, change: int) -> list[HotServer]:
         """Return the servers that changed after a change, the latest change first."""
@@ -332,7 +312,7 @@ class _Watcher:
 
     def message(self, kind: server_pb2.WatchKind.ValueType, change: int | None) -> bytes:
         """Return a message without servers; None for the change of one that cannot be resumed after."""
-        token = "" if change is None else f"{self._fleet.epoch}-{change}"
+        token = "" if change is None else token_of(self._fleet.epoch, change)
         return cache_pb2.WatchServersResponse(
             resume_token=token, kind=kind, provenance=self._describe()
         ).SerializeToString()
@@ -374,14 +354,6 @@ class _Watcher:
         ids = cache_pb2.WatchServersResponse(deleted_ids=gone).SerializeToString()
         if parts or gone or kind == server_pb2.WATCH_KIND_SNAPSHOT:
             yield b"".join((*parts, ids, self.message(kind, now)))
-
-
-def _compacted() -> OutOfRangeError:
-    return OutOfRangeError(
-        "the resume token is too old: watch again without one",
-        reason=Reason.HISTORY_COMPACTED,
-        field="resume_token",
-    )
 
 
 def lookup(message: server_pb2.Server) -> Callable[[str], str]:

@@ -10,9 +10,10 @@ from openmanager_analysis.anomaly import MINUTE, Blame, Finding, Register, Sever
 from openmanager_analysis.explanation import explain
 from openmanager_analysis.listing import Query, list_page
 from openmanager_analysis.reach import everything
-from openmanager_analysis.watch import Bell, chooser, watch
+from openmanager_analysis.watch import chooser, watch
 
 from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason
+from openmanager.watch import Bell
 
 BEGIN = 1_790_000_000 * 10**9
 SECOND = 10**9

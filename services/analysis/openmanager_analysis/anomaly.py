@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
-from openmanager.errors import OutOfRangeError, Reason
 from openmanager.metric import parse_key
+from openmanager.watch import change_of, compacted, token_of
 
 MINUTE = 60 * 10**9
 # A run is over when nothing was unusual for so long, and grave when it lasts.
@@ -21,7 +21,6 @@ NEAR_NANOS = 10 * MINUTE
 SOME_METRICS, MANY_METRICS, MANY_SERVERS = 3, 6, 3
 MAX_BLAMES = 10
 MAX_KEPT = 10_000
-MAX_DIGITS = 20
 # Of a message; its own, and of each blame beside the key, which the explanation may say again.
 MESSAGE_BYTES, ANOMALY_BYTES, BLAME_BYTES = 3 << 20, 1024, 128
 
@@ -176,7 +175,7 @@ class Register:
         OutOfRangeError when one of them was let go.
         """
         if change < self._forgotten:
-            raise _compacted()
+            raise compacted()
         return sorted((each for each in self if each.change > change), key=_change)
 
     def going_on(self) -> list[Anomaly]:
@@ -185,17 +184,11 @@ class Register:
 
     def resume(self, token: str) -> int | None:
         """Return the change that a token of `token_of` names, None for an empty one; OutOfRangeError when it is too old."""
-        if not token:
-            return None
-        epoch, _, change = token.partition("-")
-        is_number = change.isascii() and change.isdigit() and len(change) < MAX_DIGITS
-        if epoch != self.epoch or not is_number or not self._forgotten <= int(change) <= self.change:
-            raise _compacted()
-        return int(change)
+        return change_of(token, self.epoch, oldest=self._forgotten, newest=self.change)
 
     def token_of(self, change: int) -> str:
         """Return the token that a watch goes on with after a change."""
-        return f"{self.epoch}-{change}"
+        return token_of(self.epoch, change)
 
     def _begin(self, finding: Finding, environment: str) -> None:
         self._count += 1
@@ -264,14 +257,6 @@ class Register:
 
 def _change(anomaly: Anomaly) -> int:
     return anomaly.change
-
-
-def _compacted() -> OutOfRangeError:
-    return OutOfRangeError(
-        "the resume token is too old: watch again without one",
-        reason=Reason.HISTORY_COMPACTED,
-        field="resume_token",
-    )
 
 
 def _document(anomaly: Anomaly) -> dict[str, Any]:

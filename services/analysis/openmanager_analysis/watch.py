@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 
 from openmanager import filter as server_filter
 from openmanager.metric import parse_key
+from openmanager.watch import Bell
 from openmanager_analysis.anomaly import Anomaly, Register, fitting
 
 FILTER_FIELDS = dict.fromkeys(("id", "server", "severity", "metric", "incident_id"), server_filter.TEXT)
 Chooses = Callable[[Anomaly], bool]
-
-
-class Bell:
-    """Wakes who waits for a change."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def ring(self) -> None:
-        """Wake all who wait."""
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self, seconds: float) -> bool:
-        """Return when it rings, or after some seconds; say whether it rang."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._event.wait()
-        except TimeoutError:
-            return False
 
 
 def chooser(text: str) -> Chooses:
@@ -71,6 +52,10 @@ async def watch(
             yield register.token_of(piece[-1].change), piece
             chosen = chosen[len(piece) :]
         yield register.token_of(seen), ()
-        while register.change == seen and not await bell.wait(progress):
+        while not await bell.wait_until(partial(_is_past, register, seen), progress):
             yield register.token_of(seen), ()
         found, seen = register.changed_since(seen), register.change
+
+
+def _is_past(register: Register, change: int) -> bool:
+    return register.change != change

@@ -17,11 +17,11 @@ from openmanager.log_follower import LogFollower
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer
 from openmanager.runtime.status import Finding
+from openmanager.watch import Bell
 from openmanager_analysis import state
 from openmanager_analysis.anomaly import Register
 from openmanager_analysis.collector import Collector, Names, Span
 from openmanager_analysis.lookout import Lookout
-from openmanager_analysis.watch import Bell
 
 CONSUMER = "analysis"
 NANOS_PER_MILLI = 1_000_000
