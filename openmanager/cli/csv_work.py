@@ -13,6 +13,7 @@ import numpy as np
 
 from openmanager.cli import render
 from openmanager.cli.csv_table import Table, place_outputs, read_table, write_table
+from openmanager.cli.part import told
 from openmanager.cli.progress import Bar
 from openmanager.errors import OpenManagerError
 
@@ -44,7 +45,9 @@ def answer_tables(title: str, paths: Sequence[Path], output_dir: Path, answer: A
             bar.show(done, len(paths), words)
             show = partial(_show, bar, done, len(paths), words)
             try:
-                write_table(place, answer(read_table(path), show))
+                columns = answer(read_table(path), show)
+                with told(place):
+                    write_table(place, columns)
             except OpenManagerError as error:
                 failed += 1
                 click.echo(f"openmanager: {_naming(path, error.message)}", err=True)

@@ -107,3 +107,12 @@ def test_a_horizon_that_cannot_be_is_a_usage_error(run, tmp_path, options):
 
     assert code == 2
     assert "--horizon" in err
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(run, tmp_path):
+    source = _write(tmp_path / "in" / "a.csv", _waves(400))
+    (tmp_path / "out").write_text("a file")
+
+    code, said = run("forecast-csv", source, "--horizon", 2, "--output-dir", tmp_path / "out")
+
+    assert (code, said) == (1, f"openmanager: {source}: {tmp_path / 'out' / 'a.csv'}: file exists\n")
