@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from openmanager_analysis import scoring
+from openmanager_analysis.analyst import CRITICAL
 from openmanager_analysis.anomaly import Anomaly, Register
 from openmanager_analysis.lookout import Lookout
 from openmanager_analysis.scoring import DAY, Fault, Score
@@ -26,7 +27,6 @@ from openmanager_simulator.simulation import Simulation
 JUDGED_SEEDS = (101, 102, 103)
 BEGIN = 1_790_000_000 // 86_400 * DAY
 SECOND = 10**9
-CRITICAL = {"cpu_usage": 85.0, "memory_usage": 90.0, "disk_usage": 90.0}
 
 
 @dataclass(frozen=True)

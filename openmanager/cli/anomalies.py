@@ -11,6 +11,7 @@ import click
 
 from openmanager.cli import connection, render
 from openmanager.cli.query import length, moment
+from openmanager.cli.selection import series_options
 
 if TYPE_CHECKING:
     from openmanager.client import Anomaly, Client, Provenance
@@ -60,8 +61,7 @@ def watch_command(*, where: str, as_json: bool) -> None:
     ),
 )
 @click.argument("metrics", nargs=-1, metavar="[METRIC]...")
-@click.option("--server", "servers", multiple=True, metavar="ID", help="Only this server; may be repeated.")
-@click.option("--where", default="", metavar="FILTER", help="Only servers such as “role = web AND labels.rack : r1”.")
+@series_options
 @click.option("--last", callback=length, metavar="DURATION", help="From so long ago until now.  [default: 1h]")
 @click.option("--start", callback=moment, metavar="TIME", help="From then on.")
 @click.option("--end", callback=moment, metavar="TIME", help="Until then, exclusive.  [default: now]")

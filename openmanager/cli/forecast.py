@@ -9,6 +9,7 @@ import click
 
 from openmanager.cli import connection, plot, render
 from openmanager.cli.query import length
+from openmanager.cli.selection import series_options
 from openmanager.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ PAST_SHARE = 0.5
     ),
 )
 @click.argument("metrics", nargs=-1, required=True, metavar="METRIC...")
-@click.option("--server", "servers", multiple=True, metavar="ID", help="Only this server; may be repeated.")
-@click.option("--where", default="", metavar="FILTER", help="Only servers such as “role = web AND labels.rack : r1”.")
+@series_options
 @click.option("--limit", type=float, default=90.0, show_default=True, help="What must not be reached.")
 @click.option("--horizon", callback=length, metavar="DURATION", help="How far ahead, to 366d.  [default: 90d]")
 @click.option("--history", "past", callback=length, metavar="DURATION", help="How much of the past.  [default: 90d]")

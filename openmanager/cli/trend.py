@@ -9,6 +9,7 @@ import click
 
 from openmanager.cli import connection, plot, render
 from openmanager.cli.query import length, moment
+from openmanager.cli.selection import series_options
 from openmanager.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ SOME = 0.05
     ),
 )
 @click.argument("metrics", nargs=-1, required=True, metavar="METRIC...")
-@click.option("--server", "servers", multiple=True, metavar="ID", help="Only this server; may be repeated.")
-@click.option("--where", default="", metavar="FILTER", help="Only servers such as “role = web AND labels.rack : r1”.")
+@series_options
 @click.option("--last", callback=length, metavar="DURATION", help="From so long ago until now.  [default: 28d]")
 @click.option("--end", callback=moment, metavar="TIME", help="Until then, exclusive.  [default: now]")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openmanager.errors import invalid
-from openmanager_analysis.detection import state
 from openmanager_analysis.detection.clock import Moment
 from openmanager_analysis.detection.decision import Decision, Verdict
 from openmanager_analysis.detection.detector import Scores
@@ -34,8 +33,6 @@ class Joint:
     what all of them have beyond the plain, over the root of their number.
     """
 
-    STATE: ClassVar[tuple[str, ...]] = ("count",)
-
     def __init__(self, members: list[NDArray[np.int64]]) -> None:
         if not members or any(len(indices) == 0 for indices in members):
             raise ValueError("every entity needs a series")
@@ -55,17 +52,6 @@ class Joint:
             memory=_MEMORY,
         )
         self.decision = Decision(len(members), alarm=_ALARM, short=0.4, now=0.6, length=0.5, often=0.5, memory=_MEMORY)
-
-    def grown(self, members: list[NDArray[np.int64]]) -> Self:
-        """Return one of more entities, or more members of them, which knows of the first what this one does."""
-        more = type(self)(members)
-        for (_, known), (_, fresh) in zip(self.parts(), more.parts(), strict=True):
-            state.carry(known, fresh, known.STATE)
-        return more
-
-    def parts(self) -> tuple[tuple[str, Self | Tail | Decision], ...]:
-        """Return what holds its arrays, by name."""
-        return (("joint", self), ("joint_tail", self.tail), ("joint_decision", self.decision))
 
     def observe(
         self,
