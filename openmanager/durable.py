@@ -36,10 +36,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def encode(document: Any) -> bytes:
-    """Return a JSON document as a file holds it, with the checksum that `load` wants to see."""
-    body = json.dumps(document).encode()
+def seal(body: bytes) -> bytes:
+    """Return what a file holds, with the checksum that `unseal` wants to see."""
     return body + b"\n%08x" % zlib.crc32(body)
+
+
+def unseal(raw: bytes) -> bytes:
+    """Undo `seal`; ValueError for what it did not write."""
+    body, _, checksum = raw.rpartition(b"\n")
+    if zlib.crc32(body) != int(checksum, 16):
+        raise ValueError("the file is not what was written")
+    return body
+
+
+def encode(document: Any) -> bytes:
+    """Return a JSON document as a file holds it, sealed."""
+    return seal(json.dumps(document).encode())
 
 
 def load(path: Path) -> Any:
@@ -49,7 +61,4 @@ def load(path: Path) -> Any:
 
 def decode(raw: bytes) -> Any:
     """Undo `encode`; ValueError for what it did not write."""
-    body, _, checksum = raw.rpartition(b"\n")
-    if zlib.crc32(body) != int(checksum, 16):
-        raise ValueError("the file is not what was written")
-    return json.loads(body)
+    return json.loads(unseal(raw))

@@ -119,11 +119,7 @@ class Lookout:
         """Return all that was learnt; empty for nothing. `from_bytes` makes one of it that finds the same."""
         if self._detector is None or self._peers is None or self._families is None:
             return b""
-        arrays = {
-            f"{name}.{field}": getattr(part, field)
-            for name, part in (("peers", self._peers), ("families", self._families))
-            for field in part.STATE
-        }
+        arrays = state.gather((("peers", self._peers), ("families", self._families)))
         return state.pack({_DETECTOR: np.frombuffer(self._detector.to_bytes(), np.uint8), **arrays})
 
     @classmethod
@@ -139,7 +135,7 @@ class Lookout:
             raise ValueError("the state of the detector is of other series")
         parts: tuple[tuple[str, Peers | Families], ...] = (("peers", lookout._peers), ("families", lookout._families))
         for name, part in parts:
-            state.restore(part, name, {field: field for field in part.STATE}, arrays)
+            state.restore(part, name, part.STATE, arrays)
         lookout._detector = detector
         return lookout
 

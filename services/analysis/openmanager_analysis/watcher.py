@@ -76,7 +76,7 @@ class Watcher:
             stored = await asyncio.to_thread(state.load, self._path)
             if stored is not None:
                 self._restore(*stored)
-        except (OSError, state.StateError, ValueError, LookupError, TypeError) as err:
+        except (OSError, ValueError, LookupError, TypeError) as err:
             log.error("what was learnt cannot be read, and is learnt anew: %s", err)  # noqa: TRY400  (it says all)
 
     async def save(self) -> None:

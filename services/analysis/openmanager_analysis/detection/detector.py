@@ -163,8 +163,7 @@ class Detector:
     def to_bytes(self) -> bytes:
         """Return all that was learnt; `from_bytes` makes a detector of it that answers bit by bit the same."""
         own = {f"detector.{field}": getattr(self, f"_{field}") for field in _STATE}
-        parts = {f"{name}.{field}": getattr(part, field) for name, part in self.parts() for field in part.STATE}
-        return state.pack(own | parts)
+        return state.pack(own | state.gather(self.parts()))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, tuning: Tuning | None = None) -> Self:
@@ -175,8 +174,8 @@ class Detector:
             raise ValueError("the state of the detector is damaged")
         detector = cls(len(counters), counters=counters, tuning=tuning)
         for name, part in detector.parts():
-            state.restore(part, name, {field: field for field in part.STATE}, arrays)
-        state.restore(detector, "detector", {field: f"_{field}" for field in _STATE}, arrays)
+            state.restore(part, name, part.STATE, arrays)
+        state.restore(detector, "detector", _STATE, arrays, prefix="_")
         return detector
 
     def grown(self, counters: NDArray[np.bool_]) -> Self:

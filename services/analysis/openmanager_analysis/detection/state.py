@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,17 @@ def carry(known: object, fresh: object, fields: Sequence[str]) -> None:
             new[..., : old.shape[-1]] = old
 
 
-def restore(part: object, name: str, fields: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Set attributes of a new part to the arrays `name.field`, which have to be of their kind and shape."""
-    for field, attribute in fields.items():
+def gather(parts: Iterable[tuple[str, Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of parts, each as `name.field` of its STATE."""
+    return {f"{name}.{field}": getattr(part, field) for name, part in parts for field in part.STATE}
+
+
+def restore(
+    part: object, name: str, fields: Sequence[str], arrays: Mapping[str, NDArray[Any]], *, prefix: str = ""
+) -> None:
+    """Set attributes of a new part, of `prefix` and field, to the arrays `name.field`, of their kind and shape."""
+    for field in fields:
+        attribute = f"{prefix}{field}"
         stored, fresh = arrays.get(f"{name}.{field}"), getattr(part, attribute)
         if stored is None or stored.dtype != fresh.dtype or (fresh.size and stored.shape != fresh.shape):
             raise ValueError("the state of the detector is damaged")
