@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmanager_analysis.detection import state
-from openmanager_analysis.detection.clock import DAY_SECONDS, HOUR_SECONDS, Moment
+from openmanager_analysis.detection.clock import HOUR_SECONDS, Moment
+from openmanager_analysis.peer import settle
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -84,15 +85,13 @@ class Families:
         """
         factor, present = self._factor(z, seen)
         fresh = 1 / (self.count + 1)
-        day = np.float32(1 / max(moment.samples(DAY_SECONDS), 48.0))
+        day = np.float32(1 / moment.day)
         pace = np.minimum(np.maximum(day, fresh) * rate, 1) * present
         rest = factor - self.level
         scale = _SIGMA * self.spread + _SMALLEST
         u = np.clip(rest / scale, -_FAR, _FAR)
-        limit = (2 + 200 * fresh) * scale
         self._weigh(z, factor, seen, day)
-        self.level += pace * np.where(rate > 1, rest, np.clip(rest, -limit, limit))
-        self.spread += pace * (np.minimum(np.abs(rest), 1.25 * limit) - self.spread)
+        settle(self.level, self.spread, rest, limit=(2 + 200 * fresh) * scale, pace=pace, rate=rate)
         self._track(moment, u, present)
         surprise = self._surprise(moment, present)
         self.count += present
@@ -130,7 +129,7 @@ class Families:
         surprise = np.maximum(over - np.log(_SHARE), 0)
         taught = (surprise < _TEACHING) & (present > 0)
         names = self.quantile.shape[1]
-        memory = max(moment.samples(DAY_SECONDS), 48.0)
+        memory = moment.day
         for row in range(_STATISTICS):
             some = taught[row]
             name, excess = self._name[some], np.clip(over[row][some], 0, _MOST_EXCESS)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmanager_analysis.detection import state
-from openmanager_analysis.detection.clock import DAY_SECONDS, Moment
+from openmanager_analysis.detection.clock import Moment
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -23,6 +23,17 @@ _FAR = np.float32(8.0)  # standard deviations: no series is more unusual than th
 _MAGNITUDE_DAYS, _SLOPE_DAYS = 10.0, 4.0
 _SLOPE_PRIOR = np.float32(0.002)  # of the common movement's square, at which a series is believed to follow half of it
 _HUGE = 1e30  # of float32; what is beyond is as far
+
+
+def settle(level: Floats, spread: Floats, rest: Floats, *, limit: Floats, pace: Floats, rate: Floats) -> Floats:
+    """Move levels, and spreads about them, towards what is left over; return that as far as it counts. All float32[N].
+
+    It counts to a limit, wider while little is known (Huber's psi); where a rate is more than 1 the level takes all of it.
+    """
+    clipped: Floats = np.clip(rest, -limit, limit)
+    level += pace * np.where(rate > 1, rest, clipped)
+    spread += pace * (np.minimum(np.abs(rest), 1.25 * limit) - spread)
+    return clipped
 
 
 class Peers:
@@ -71,7 +82,7 @@ class Peers:
         seen = np.isfinite(values)
         v = np.clip(np.where(seen, values, 0), -_HUGE, _HUGE).astype(np.float32)
         fresh = 1 / (self.count + 1)
-        day = np.float32(1 / max(moment.samples(DAY_SECONDS), 48.0))
+        day = np.float32(1 / moment.day)
         self._size(v, np.maximum(day / _MAGNITUDE_DAYS, fresh) * seen * np.minimum(rate, 1))
         x = np.arcsinh(v / self.magnitude)
         if self._few.any():
@@ -84,11 +95,8 @@ class Peers:
         rest = np.where(seen, away - owed, np.float32(0))
         scale = _SIGMA * self.spread + _SMALLEST
         z: Floats = np.clip(rest / scale, -_FAR, _FAR)
-        limit = (2 + 200 * fresh) * scale
         pace = np.minimum(np.maximum(day, fresh) * seen * rate, 1)
-        clipped = np.clip(rest, -limit, limit)
-        self.level += pace * np.where(rate > 1, rest, clipped)
-        self.spread += pace * (np.minimum(np.abs(rest), 1.25 * limit) - self.spread)
+        clipped = settle(self.level, self.spread, rest, limit=(2 + 200 * fresh) * scale, pace=pace, rate=rate)
         slow = np.maximum(day / _SLOPE_DAYS, fresh) * seen * np.minimum(rate, 1)
         self.product += slow * ((owed + clipped) * common - self.product)
         self.square += slow * (common * common - self.square)

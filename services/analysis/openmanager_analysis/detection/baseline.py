@@ -15,7 +15,9 @@ Floats = NDArray[np.float32]
 _SHARP = 12.0  # how decidedly the best of the three expectations is followed
 _HANDICAP = np.array([[1.0], [1.04], [1.08]], dtype=np.float32)  # a curve has to earn its place
 _DAILY_RATE, _WEEKLY_RATE = 0.15, 0.3  # the least weight of one more day, of one more week
-_LEAST_LEVEL_SAMPLES, _MOST_LEVEL_SAMPLES = 48.0, 8640.0
+MOST_LEVEL_SAMPLES = 8640.0
+"""Over how many samples a level moves at the most."""
+
 _HUGE = 1e20  # of float32; what is beyond is as far
 
 
@@ -89,7 +91,7 @@ class Baseline:
     def learn(self, moment: Moment, reading: Reading, rate: Floats, floor: Floats) -> None:
         """Move towards what was seen. rate: 0…1 for each series, 0 where nothing was seen."""
         fresh = np.float32(1) / (self.count + 1)
-        day = min(max(moment.samples(DAY_SECONDS), _LEAST_LEVEL_SAMPLES), _MOST_LEVEL_SAMPLES)
+        day = min(moment.day, MOST_LEVEL_SAMPLES)
         slow = np.maximum(np.float32(1 / day), fresh) * rate
         limit = (3 + 200 * fresh) * np.maximum(self.error, 0.1 * self.error[0]) + floor
         clipped = np.clip(reading.by_rule, -limit, limit)

@@ -14,6 +14,7 @@ SLOT_SECONDS = 900.0
 SLOTS, HOURS = 96, 168
 
 _REMEMBERED = 9
+_LEAST_DAY = 48.0
 _FIRST_INTERVAL = 300.0
 _THURSDAY_HOURS = 72  # 1970-01-01 was a Thursday; the week begins on Monday
 
@@ -36,6 +37,11 @@ class Moment:
     def samples(self, seconds: float) -> float:
         """Return how many samples this time holds."""
         return seconds / self.interval
+
+    @property
+    def day(self) -> float:
+        """How many samples a day holds; 48 at the least, so that days of few samples are not believed too soon."""
+        return max(self.samples(DAY_SECONDS), _LEAST_DAY)
 
 
 class Clock:

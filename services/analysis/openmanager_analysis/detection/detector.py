@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmanager_analysis.detection import state
-from openmanager_analysis.detection.baseline import Baseline, Reading
-from openmanager_analysis.detection.clock import DAY_SECONDS, Clock, Moment
+from openmanager_analysis.detection.baseline import MOST_LEVEL_SAMPLES, Baseline, Reading
+from openmanager_analysis.detection.clock import Clock, Moment
 from openmanager_analysis.detection.decision import Decision
 from openmanager_analysis.detection.statistic import STATISTICS, Measured, Statistics
 from openmanager_analysis.detection.tail import Tail
@@ -153,7 +153,7 @@ class Detector:
         t = self._tuning
         rate = np.where(self._decision.ongoing, np.float32(t.event_rate), np.float32(1)) * present
         self._tail.learn(measured.y, self._baseline.count, present)
-        day = min(max(moment.samples(DAY_SECONDS), 48.0), 8640.0)
+        day = min(moment.day, MOST_LEVEL_SAMPLES)
         self._statistics.learn(
             reading.residual, measured, np.maximum(np.float32(1 / day), fresh) * rate, 3 + 200 * fresh
         )
