@@ -7,6 +7,7 @@ Enumerations hold known values, Timestamps and Durations are within their types'
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason, invalid
+from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason, invalid, missing
 
 MAX_UNKNOWN_BYTES = 64 * 1024
 # google.protobuf.Timestamp: 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999999Z; Duration: ±10,000 years.
@@ -35,6 +36,26 @@ def decode(cls: type[Message], data: bytes) -> Message:
         ) from err
     check(message, len(data))
     return message
+
+
+@dataclass(frozen=True, slots=True)
+class Years:
+    """The times that somebody takes, both ends included, in nanoseconds since 1970, and the years that they are of."""
+
+    first_nanos: int
+    last_nanos: int
+    words: str
+
+    def time_of(self, request: Any, name: str, default: int | None, prefix: str = "") -> int:
+        """Return a time of a request in nanoseconds, `default` where it is not set; None as default: it is required."""
+        if not request.HasField(name):
+            if default is None:
+                raise missing(prefix + name)
+            return default
+        nanos: int = getattr(request, name).ToNanoseconds()
+        if not self.first_nanos <= nanos <= self.last_nanos:
+            raise OutOfRangeError(f"{prefix}{name} is outside the years {self.words}", field=prefix + name)
+        return nanos
 
 
 def check(message: Message, size: int) -> None:

@@ -11,8 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from openmanager.api.analysis.v1 import analysis_pb2 as pb
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.errors import OutOfRangeError, invalid, missing
+from openmanager.errors import invalid, missing
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, check_server_id
+from openmanager.runtime import validate
 from openmanager_analysis.analyst import MAX_TRENDS, SIGNIFICANT, SeriesTrend
 from openmanager_analysis.anomaly import Anomaly, Blame, Severity
 from openmanager_analysis.explanation import explain
@@ -31,6 +32,7 @@ MAX_POINTS = 2_000
 DEFAULT_TREND_DAYS = 28
 DEFAULT_TRENDS = 100
 MAX_NAMES = 1_000
+_time = validate.Years(EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, "2000–2199").time_of
 # Where the quantiles of a forecast stand.
 _LOW_95, _LOW_80, _MEDIAN, _HIGH_80, _HIGH_95 = 0, 1, 3, 5, 6
 
@@ -135,15 +137,6 @@ def listed(request: pb.ListAnomaliesRequest) -> Query:
         end=end,
         active_only=request.active_only,
     )
-
-
-def _time(request: Any, name: str, default: int) -> int:
-    if not request.HasField(name):
-        return default
-    nanos: int = getattr(request, name).ToNanoseconds()
-    if not EARLIEST_PLAUSIBLE_NANOS <= nanos <= LATEST_PLAUSIBLE_NANOS:
-        raise OutOfRangeError(f"{name} is outside the years 2000–2199", field=name)
-    return nanos
 
 
 # ── what was found ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,8 +10,9 @@ from typing import Any
 from openmanager import page
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.simulator.v1 import simulator_pb2 as pb
-from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, invalid, missing
+from openmanager.errors import Reason, ResourceExhaustedError, invalid, missing
 from openmanager.frame import check_server_id, check_text, encode, length_delimited
+from openmanager.runtime import validate
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import unbounded
 from openmanager_simulator.backfill import Backfill, Progress, Wanted
@@ -28,7 +29,7 @@ MAX_FAULT_SERVERS = 1000
 MAX_RANGE_DAYS = 400
 _MILLI = 1_000_000
 _HOUR_MILLIS = 3_600_000
-_EARLIEST, _LATEST = FIRST_DAY * DAY, LAST_DAY * DAY
+_time = validate.Years(FIRST_DAY * DAY, LAST_DAY * DAY, "2000–2099").time_of
 
 
 class SimulatorService:
@@ -153,17 +154,6 @@ def _settings(request: pb.StartSimulationRequest, now: Settings) -> Settings:
         interval_millis=millis,
         seed=request.seed if request.HasField("seed") else now.seed,
     )
-
-
-def _time(request: Any, name: str, default: int | None) -> int:
-    if not request.HasField(name):
-        if default is None:
-            raise missing(name)
-        return default
-    nanos: int = getattr(request, name).ToNanoseconds()
-    if not _EARLIEST <= nanos <= _LATEST:
-        raise OutOfRangeError(f"{name} is outside the years 2000–2099", field=name)
-    return nanos
 
 
 def _wanted(request: pb.BackfillHistoryRequest) -> Wanted:

@@ -8,7 +8,7 @@ from typing import Any
 
 from openmanager.access import narrowed
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.errors import OutOfRangeError, invalid, missing
+from openmanager.errors import invalid, missing
 from openmanager.runtime import validate
 from openmanager_timeseries import reach
 from openmanager_timeseries.history import Accepted, History, Writing
@@ -16,6 +16,7 @@ from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
 from openmanager_timeseries.record import Payload
 
 MAX_SELECTOR_ENTRIES = 10_000
+time_of = validate.Years(EARLIEST_NANOS, LATEST_NANOS, "1678–2262").time_of
 
 
 def frame_of(cls: type[Any], data: bytes) -> Payload:
@@ -102,15 +103,3 @@ def selector_of(selector: frame_pb2.Selector, field: str = "selector") -> tuple[
         if len(getattr(selector, name)) > MAX_SELECTOR_ENTRIES:
             raise invalid(f"{field}.{name}", f"has more than {MAX_SELECTOR_ENTRIES} entries")
     return tuple(selector.servers), narrowed(selector.server_filter, f"{field}.server_filter"), tuple(selector.metrics)
-
-
-def time_of(request: Any, name: str, default: int | None, prefix: str = "") -> int:
-    """Return a time of a request in nanoseconds, `default` where it is not set; None as default: it is required."""
-    if not request.HasField(name):
-        if default is None:
-            raise missing(prefix + name)
-        return default
-    nanos: int = getattr(request, name).ToNanoseconds()
-    if not EARLIEST_NANOS <= nanos <= LATEST_NANOS:
-        raise OutOfRangeError(f"{prefix}{name} is outside the years 1678–2262", field=prefix + name)
-    return nanos
