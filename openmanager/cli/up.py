@@ -9,9 +9,10 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from google.protobuf.message import Message
 
 from openmanager import config, embedded, suite
 from openmanager.cli import configuration
@@ -25,11 +26,12 @@ from openmanager.runtime.peer import Identify
 from openmanager.runtime.supervisor import ChildSpec, ChildStatus, State, Supervisor
 
 START_SECONDS = 60.0
-# For the first administrator's invitation.
+# For the first administrator's invitation, and for the gateway to find everybody.
 FIRST_SECONDS = 5.0
 FRONT = ("gateway", "simulator")
 # These end first, within 3 s, and what they wait for is about to end too.
 FRONT_GRACE = "1s"
+M = TypeVar("M", bound=Message)
 
 
 @click.command(epilog="Example: openmanager up --servers 100 --interval 5s --data-dir ./data")
@@ -86,6 +88,7 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
     progress = _Progress()
     async with Supervisor([*(store.spec for store in stores.values()), *services], on_change=progress.show) as children:
         if await _ready_or(stop, children):
+            await _within_reach(mesh.gateway, _identify(data, loaded))
             if is_first:
                 await _appears(admin_file(data))
             progress.end()
@@ -221,19 +224,41 @@ def _serving(address: str, identify: Identify) -> Callable[[], Awaitable[bool]]:
 
     async def ready() -> bool:
         from openmanager.api.status.v1 import status_pb2
-        from openmanager.errors import OpenManagerError
-        from openmanager.runtime.peer import Peer
 
+        path = "/openmanager.api.status.v1.StatusService/GetStatus"
+        reply = await _asked(address, identify, path, status_pb2.GetStatusRequest(), status_pb2.GetStatusResponse)
         fine = (status_pb2.STORAGE_STATE_OK, status_pb2.STORAGE_STATE_SLOW)
-        try:
-            async with Peer("service", address, identify=identify) as peer:
-                path = "/openmanager.api.status.v1.StatusService/GetStatus"
-                reply = await peer.unary(path, status_pb2.GetStatusRequest(), status_pb2.GetStatusResponse, seconds=1.0)
-        except OpenManagerError:
-            return False
-        return reply.status.state in fine
+        return reply is not None and reply.status.state in fine
 
     return ready
+
+
+async def _within_reach(gateway: str, identify: Identify) -> None:
+    """Wait until the gateway has connected to every service: the first call may be for any of them."""
+    from openmanager.api.gateway.v1 import gateway_pb2 as pb
+    from openmanager.api.status.v1 import status_pb2
+
+    path = "/openmanager.api.gateway.v1.GatewayService/GetStorageStatus"
+    away = (status_pb2.STORAGE_STATE_DOWN, status_pb2.STORAGE_STATE_HUNG)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_SECONDS):
+            while True:
+                board = await _asked(gateway, identify, path, pb.GetStorageStatusRequest(), pb.GetStorageStatusResponse)
+                if board is not None and not any(service.state in away for service in board.services):
+                    return
+                await asyncio.sleep(0.02)
+
+
+async def _asked(address: str, identify: Identify, path: str, request: Message, reply: type[M]) -> M | None:
+    """Call a method of the server at an address; None when it does not answer."""
+    from openmanager.errors import OpenManagerError
+    from openmanager.runtime.peer import Peer
+
+    try:
+        async with Peer("service", address, identify=identify) as peer:
+            return await peer.unary(path, request, reply, seconds=1.0)
+    except OpenManagerError:
+        return None
 
 
 async def _ready_or(stop: asyncio.Event, children: Supervisor) -> bool:

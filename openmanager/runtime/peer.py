@@ -31,7 +31,7 @@ M = TypeVar("M", bound=Message)
 Identify = Callable[[], Sequence[tuple[str, str]]]
 
 # Reads may be tried again by gRPC itself; a write is tried again only where it is idempotent by content.
-_RETRIED_PREFIXES = ("Get", "List", "BatchGet", "Query", "WriteFrame")
+_RETRIED_PREFIXES = ("Get", "List", "BatchGet", "Find", "Query", "Analyze", "Detect", "Forecast", "Score", "WriteFrame")
 
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.keepalive_time_ms", KEEPALIVE_MILLIS),
@@ -39,9 +39,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    # The default of 120 s would break every promise on recovery.
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # What connecting may take, by name and by the core's use of it the least time between attempts that hang.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    # Between attempts that are refused; the default of 120 s would break every promise on recovery.
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
     ("grpc.lb_policy_name", "round_robin"),
@@ -53,7 +54,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 def service_config(methods: Sequence[str]) -> str:
     """Return gRPC's service config: retries of UNAVAILABLE for the given `service/method` names, throttled.
 
-    Health is watched: a server that is about to end gets no more calls, and with several addresses nobody notices.
+    A server that is about to end says so itself (GOAWAY). Its health is not watched: the core's own watching of health
+    (1.85) now and then ends the whole process when a peer dies right after it was connected.
     """
     names = [dict(zip(("service", "method"), name.split("/"), strict=True)) for name in methods]
     policy = {
@@ -65,7 +67,6 @@ def service_config(methods: Sequence[str]) -> str:
     }
     config: dict[str, Any] = {
         "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-        "healthCheckConfig": {"serviceName": ""},
     }
     if names:
         config["methodConfig"] = [{"name": names, "retryPolicy": policy}]

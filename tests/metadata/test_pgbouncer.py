@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import random
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from conftest import Mesh, free_ports, wait_until
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from openmanager_metadata.audit.log import AuditLog
 from openmanager_metadata.audit.reader import AuditReader
-from openmanager_metadata.backends.postgresql import PostgresqlDatabase
+from openmanager_metadata.backends.postgresql import STORE, PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.interaction import Interaction, Interactions
 from openmanager_metadata.interaction_export import Export, ExportQuery
@@ -35,6 +36,8 @@ from openmanager.config import Secret
 from openmanager.errors import AlreadyExistsError, UnavailableError
 from openmanager.frame import ServerInfo
 from openmanager.runtime import launch
+from openmanager.runtime.breaker import Breaker
+from openmanager.runtime.clock import SystemClock
 
 BOUNCER = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
 pytestmark = pytest.mark.skipif(BOUNCER is None, reason="pgbouncer is not installed")
@@ -90,9 +93,15 @@ def url(direct: str) -> Iterator[str]:
 
 def opened(url: str, memory: Memory | None = None, **settings: object) -> PostgresqlDatabase:
     seconds = dict.fromkeys(("statement_timeout", "acquire_timeout", "connect_timeout"), timedelta(seconds=5))
-    return PostgresqlDatabase(
+    made = PostgresqlDatabase(
         MetadataConfig(database_url=Secret(url), statement_cache=0, **{**seconds, **settings}), memory
     )
+    # Forty at once wait for three connections, and how long is the machine's affair.
+    made.reads, made.writes = (
+        Breaker(STORE, operation, SystemClock(), random.Random(1), slow_seconds=float("inf"))
+        for operation in ("reads", "writes")
+    )
+    return made
 
 
 @pytest.fixture

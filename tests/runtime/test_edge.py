@@ -225,7 +225,6 @@ async def test_calls_are_taken_however_many_streams_there_are():
     async with serving(max_streams=1) as (_, address, _server), grpc.aio.insecure_channel(address) as channel:
         stream = channel.unary_stream(f"/{NAME}/Watch")(wrappers_pb2.StringValue(value="once").SerializeToString())
         await stream.read()
-        # A client of ours watches health before it calls.
         assert await call(address, "fine") == b"ok"
 
 
