@@ -81,7 +81,9 @@ def _header(report: Report, names: Mapping[str, str]) -> str:
 
 def _verification(report: Report) -> str:
     found = report.verdict
-    if not found.is_sound:
+    if not found.is_sound and not found.checkpoint_count:
+        kind, words = "unsound", "Nothing vouches for this log: there is no checkpoint to hold it against."
+    elif not found.is_sound:
         kind, words = "unsound", "The log is NOT as it was written."
     elif found.signed_count:
         kind, words = "sound", "The log is as it was written."

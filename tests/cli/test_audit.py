@@ -259,7 +259,7 @@ def test_a_report_of_a_log_that_was_changed_says_so_first():
                  "policy": "audit/default", "policy_version": "v3", "root": "ab" * 32,
                  "oldest_unix_nanos": "1780272000000000000", "newest_unix_nanos": "1780358400000000000"},
     )  # fmt: skip
-    verdict = Verdict(problems=[Problem("entry 7", "is not what the checkpoint vouches for")])
+    verdict = Verdict(problems=[Problem("entry 7", "is not what the checkpoint vouches for")], checkpoint_count=3)
     report = Report(start="a", end="b", made="c", author="users/1", verdict=verdict, checkpoints_from="d")
     report.take(pruned)
     page = _Page(as_html(report))
@@ -269,6 +269,13 @@ def test_a_report_of_a_log_that_was_changed_says_so_first():
     assert row[2].startswith("2,048 entries of the log, numbers 1–2,048of 2026-06-01 00:00:00Z to 2026-06-02 00:00:00Z")
     assert row[3] == f"root of what was deleted {'ab' * 32}"
     assert report.summary["deleted_entries"] == 2048
+
+
+def test_a_report_of_a_log_without_checkpoints_says_that_nothing_vouches_for_it():
+    verdict = Verdict(problems=[Problem("checkpoints", "there is none: nobody vouches for this log")])
+    page = as_html(Report(start="a", end="b", made="c", author="users/1", verdict=verdict, checkpoints_from="d"))
+    assert "Nothing vouches for this log: there is no checkpoint to hold it against." in page
+    assert "as it was written" not in page
 
 
 def test_a_report_of_nothing_is_a_report(run):
