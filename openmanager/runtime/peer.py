@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from grpc._cython import cygrpc
 
 from openmanager import errors
 from openmanager.runtime import telemetry
@@ -258,7 +259,12 @@ class Absence:
 async def _send_all(call: Any, requests: AsyncIterator[bytes]) -> None:
     try:
         async for request in requests:
-            await call.write(request)
+            await call.wait_for_connection()
+            try:
+                # `call.write` would make INTERNAL of a message that does not leave, and what the server says be lost.
+                await call._cython_call.send_serialized_message(request)
+            except cygrpc.InternalError:
+                return
         await call.done_writing()
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
         return  # the reader reports how the call ended

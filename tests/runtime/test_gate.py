@@ -121,6 +121,19 @@ async def test_nobody_comes_in_without_good_credentials_by_any_kind_of_method(ki
         assert await use(kind, address, comes_with((HEADER, KEY.token(VIEWER))))
 
 
+async def test_who_sends_much_is_told_why_it_was_refused():
+    async with serving(rule=Rule(Permission.OPERATE, Reach.SOME)) as address:
+        async with Peer("test", address, identify=comes_with((HEADER, KEY.token(VIEWER)))) as peer:
+
+            async def requests() -> AsyncIterator[bytes]:
+                for _ in range(50):
+                    yield bytes(30_000)
+
+            for _ in range(20):  # which of the messages still leave is a matter of luck
+                with pytest.raises(PermissionDeniedError):
+                    await anext(peer.bidi_stream(f"/{NAME}/Talk", requests(), seconds=5))
+
+
 @pytest.mark.parametrize("kind", ["Call", "Watch", "Talk"])
 async def test_nobody_does_what_their_role_does_not_allow_by_any_kind_of_method(kind: str):
     async with serving(rule=Rule(Permission.OPERATE, Reach.SOME)) as address:
