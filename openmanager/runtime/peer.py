@@ -262,7 +262,7 @@ async def _send_all(call: Any, requests: AsyncIterator[bytes]) -> None:
             await call.wait_for_connection()
             try:
                 # `call.write` would make INTERNAL of a message that does not leave, and what the server says be lost.
-                await call._cython_call.send_serialized_message(request)
+                await call._cython_call.send_serialized_message(request)  # noqa: SLF001
             except cygrpc.InternalError:
                 return
         await call.done_writing()
