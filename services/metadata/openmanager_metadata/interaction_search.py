@@ -32,9 +32,9 @@ SIMILAR_COUNT, MAX_SIMILAR_COUNT = 10, 100
 PAGE_BYTES = 3_500_000
 BASIC_CHARACTERS = 300
 # Of what a search finds so many, the newest, are ranked: ranking reads every one.
-RANKED = 300
+RANKED = 200
 # Of the words of a text so many, the rarest, say what is similar to it; and about so many interactions are compared.
-SIMILAR_WORDS, SIMILAR_COMPARED, SIMILAR_READ = 16, 2000, 300
+SIMILAR_WORDS, SIMILAR_COMPARED, SIMILAR_READ = 16, 2000, 200
 ORDERS = {"": False, "create_time desc": False, "create_time": True, "create_time asc": True}
 RELEVANCE = ("relevance", "relevance desc")
 
