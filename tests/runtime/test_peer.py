@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -13,11 +14,16 @@ from conftest import free_ports
 from google.protobuf import wrappers_pb2
 from test_edge import NAME, RULES, TestService, describe
 
+from openmanager import suite
+from openmanager.access import Permission
 from openmanager.errors import OpenManagerError, Reason, UnavailableError
+from openmanager.policy import POLICY
 from openmanager.runtime.clock import SystemClock
-from openmanager.runtime.module import ServerConfig, Service
-from openmanager.runtime.peer import Peer
+from openmanager.runtime.module import ServerConfig, Service, service_descriptor
+from openmanager.runtime.peer import Peer, retried, service_config
 from openmanager.runtime.server import Server
+
+READING = (Permission.READ, Permission.LEARN, Permission.AUDIT)
 
 
 class StoreAway(TestService):
@@ -112,3 +118,21 @@ async def test_what_may_not_be_made_again_fails_at_once(address: str):
         with pytest.raises(UnavailableError):
             await call(peer)
         assert time.monotonic() - start < 1.0
+
+
+def test_the_core_is_not_told_to_watch_health():
+    # It may end the whole process (grpcio 1.85), and no test can make it do so at will.
+    assert "healthCheckConfig" not in json.loads(service_config(()))
+
+
+def test_every_read_of_the_contract_is_made_again():
+    suite.load_protos()
+    reads = [
+        (service, method.name)
+        for service, rules in POLICY.items()
+        if service.startswith("openmanager.")
+        for method in service_descriptor(service).methods
+        if rules[method.name].permission in READING and not method.server_streaming
+    ]
+    assert ("openmanager.api.analysis.v1.AnalysisService", "ForecastCapacity") in reads
+    assert [each for each in reads if not retried(each[0], [each[1]])] == []
