@@ -31,7 +31,7 @@ from openmanager.runtime.clock import Clock, SystemClock, to_datetime
 
 BACKOFF_FIRST_SECONDS = 0.2
 BACKOFF_LAST_SECONDS = 10.0
-BACKOFF_RESET_SECONDS = 5.0  # a child that lived so long begins anew: only what cannot start waits longer and longer
+BACKOFF_RESET_SECONDS = 5.0  # a child that lived so long starts again at once: only what cannot start waits longer
 # Group 0 takes requests, group 1 answers them, group 2 stores what they say: 11 s in all.
 STOP_BUDGETS: Mapping[int, float] = MappingProxyType({0: 3.0, 1: 6.0, 2: 2.0})
 LOG_FILES = 4
@@ -217,10 +217,10 @@ class _Child:
                 if self._stopping:
                     break
                 if self._clock.monotonic() - self._spawned >= BACKOFF_RESET_SECONDS:
-                    delay = BACKOFF_FIRST_SECONDS
+                    delay = 0.0
                 self._enter(State.WAITING)
                 await asyncio.sleep(delay)
-                delay = min(2 * delay, BACKOFF_LAST_SECONDS)
+                delay = min(max(BACKOFF_FIRST_SECONDS, 2 * delay), BACKOFF_LAST_SECONDS)
                 self._restarts += 1
         finally:
             self.kill()
