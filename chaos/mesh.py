@@ -169,7 +169,10 @@ class Probe:
         return fresh and not reply.provenance.degraded
 
     async def _remembers(self) -> bool:
-        """Say whether the inventory is asked: what was given back to an emptied one is remembered by one process only."""
-        request = metadata_pb2.GetServerRequest(id=server_of(0))
-        reply = await self._peer.unary(f"{INVENTORY}/GetServer", request, metadata_pb2.GetServerResponse, seconds=1)
+        """Say whether the inventory is asked: what was given back to an emptied one is remembered by one process only.
+
+        Whether the writers are in it is for the checker to say: one that never comes would be waited for for ever.
+        """
+        request = metadata_pb2.ListServersRequest(page_size=1)
+        reply = await self._peer.unary(f"{INVENTORY}/ListServers", request, metadata_pb2.ListServersResponse, seconds=1)
         return reply.provenance.source == "postgresql"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -18,6 +19,7 @@ from conftest import Mesh, secret, wait_until
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase
 from openmanager_metadata.config import MetadataConfig
 
+from chaos.proxy import NONE, ChaosProxy, Trouble, Way, unix
 from openmanager.api.status.v1 import status_pb2
 from openmanager.config import Secret
 from openmanager.errors import UnavailableError
@@ -27,6 +29,7 @@ from openmanager.runtime.status import Storage
 
 PROBE_SECONDS = 0.1
 WRITE = "INSERT INTO servers (id, hostname) VALUES ($1, 'x') ON CONFLICT (id) DO UPDATE SET hostname = 'x'"
+SILENT = Trouble(silent=frozenset(Way))
 READ = "SELECT count(*) AS count FROM servers"
 
 
@@ -261,3 +264,84 @@ async def test_a_database_that_starts_up_is_recovering():
             return (found.state, found.reason) == (status_pb2.STORAGE_STATE_RECOVERING, "loading: is starting up")
 
         await wait_until(is_recovering)
+
+
+@contextlib.asynccontextmanager
+async def proxied(mesh: Mesh, people: asyncpg.Connection) -> AsyncIterator[tuple[ChaosProxy, Secret]]:
+    """A way to the database that can go silent, and the URL that leads there."""
+    parts = urlsplit(await url_of(mesh, people))
+    asked = parse_qs(parts.query)
+    socket_of = f"{asked['host'][0]}/.s.PGSQL.{asked['port'][0]}"
+    async with ChaosProxy(unix(socket_of)) as proxy:
+        netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
+        yield proxy, Secret(urlunsplit(parts._replace(netloc=netloc, query="")))
+
+
+@contextlib.asynccontextmanager
+async def nothing_is_logged() -> AsyncIterator[None]:
+    """Fail for what the loop says of tasks whose errors nobody has asked for."""
+    loop, said = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: said.append(context))
+    try:
+        yield
+        gc.collect()
+        assert said == []
+    finally:
+        loop.set_exception_handler(None)
+
+
+async def test_a_caller_who_gives_up_while_a_connection_is_given_back_costs_neither_it_nor_a_line_in_the_log(
+    mesh: Mesh, people: asyncpg.Connection
+):
+    async with proxied(mesh, people) as (proxy, url), nothing_is_logged():
+        database = PostgresqlDatabase(MetadataConfig(database_url=url, connections=1))
+        async with database.connecting():
+            pool, begun = database._pool, asyncio.Event()
+
+            async def work(_: object) -> None:
+                await proxy.set(SILENT)
+                begun.set()
+
+            for _ in range(2):  # with the one connection there is
+                begun.clear()
+                caller = asyncio.create_task(database._with_connection(work))
+                await begun.wait()
+                await wait_until(is_giving_back)
+                caller.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await caller
+                await wait_until(lambda: is_free(pool))
+                await proxy.set(NONE)
+                assert (await database.fetch(READ))[0]["count"] == 0
+
+
+async def is_giving_back() -> bool:
+    return any(
+        getattr(each.get_coro(), "__qualname__", "") == "PoolConnectionHolder.release" for each in asyncio.all_tasks()
+    )
+
+
+async def is_free(pool: asyncpg.Pool) -> bool:
+    """Whether nobody holds a connection."""
+    return pool._queue.full()
+
+
+async def test_a_connection_of_before_that_does_not_close_is_cut_without_a_line_in_the_log(
+    mesh: Mesh, people: asyncpg.Connection
+):
+    async with proxied(mesh, people) as (proxy, url), nothing_is_logged():
+        database = PostgresqlDatabase(MetadataConfig(database_url=url, connections=1))
+        async with database.connecting():
+            await database.fetch(READ)
+            old = database._pool._holders[0]._con
+            await proxy.set(SILENT)
+            database._stale = True
+            with pytest.raises(UnavailableError):
+                await database.fetch(READ)
+
+            async def is_cut() -> bool:
+                return old._protocol is None and old._transport.is_closing()
+
+            await wait_until(is_cut)
+            await proxy.set(NONE)
+            await until_written(database)

@@ -38,6 +38,8 @@ UPKEEP_SECONDS = 600.0
 FIRST_ATTEMPT_SECONDS = 2.0
 # A server that is starting up is asked that often.
 STARTING_SECONDS = 0.5
+# A connection that is given back, or is not used any more, has so long to come to an end.
+RELEASE_SECONDS = 0.5
 STORE = "PostgreSQL"
 T = TypeVar("T")
 
@@ -57,6 +59,15 @@ _AWAY = (
     OSError,
     TimeoutError,
 )
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection that the pool may close by itself, where nobody would take note of an error."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (it is asyncpg's)
+        """Close it, or cut it when it does not close in time."""
+        with contextlib.suppress(*_AWAY):  # which has cut it
+            await super().close(timeout=RELEASE_SECONDS if timeout is None else timeout)
 
 
 class _BusyError(Exception):
@@ -114,6 +125,7 @@ class PostgresqlDatabase:
         self._lost = asyncio.Event()
         self._stale = False
         self._tried = asyncio.Event()
+        self._releases: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def connecting(self) -> AsyncIterator[None]:
@@ -189,6 +201,7 @@ class PostgresqlDatabase:
             max_size=config.connections,
             max_inactive_connection_lifetime=60,
             connect=self._hosts.connect,
+            connection_class=_Connection,
             # Behind PgBouncer the next connection need not be the one that was used, and some setting of others' is reset.
             reset=_leave if self._is_pooled else None,
             check=self._memory.recognise if self._memory is not None else None,
@@ -313,7 +326,14 @@ class PostgresqlDatabase:
                 connection.terminate()  # its answer may still come: nobody else must read it
                 raise
             finally:
-                await _release(pool, connection)
+                await self._release(pool, connection)
+
+    async def _release(self, pool: asyncpg.Pool, connection: Any) -> None:
+        """Give a connection back, also when the caller gives up meanwhile."""
+        task = asyncio.create_task(_given_back(pool, connection))
+        self._releases.add(task)  # the loop alone would not keep it
+        task.add_done_callback(self._releases.discard)
+        await asyncio.shield(task)
 
     async def _acquire(self, pool: asyncpg.Pool, most: float) -> Any:
         config = self._config
@@ -402,10 +422,13 @@ async def _leave(connection: Any) -> None:
     """Leave a connection as it is."""
 
 
-async def _release(pool: asyncpg.Pool, connection: Any) -> None:
-    """Give a connection back; one that does not let go in time is cut."""
+async def _given_back(pool: asyncpg.Pool, connection: Any) -> None:
+    """Give a connection back; one that does not let go in time is cut.
+
+    Nothing may cancel the pool while it does so: it goes on by itself, and nobody takes note of an error then.
+    """
     try:
-        await pool.release(connection, timeout=0.5)
+        await pool.release(connection, timeout=RELEASE_SECONDS)
     except _AWAY:
         with contextlib.suppress(asyncpg.InterfaceError):
             connection.terminate()
