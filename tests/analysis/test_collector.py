@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from openmanager_analysis.collector import Collector, Names
 
 from openmanager.api.frame.v1 import frame_pb2
@@ -59,8 +60,7 @@ def test_a_wrong_clock_hides_nothing_of_what_others_say():
     assert added(collector, 900, received=1000.2, servers=("behind",)) == []
     added(collector, 1000)
     ((time, values),) = added(collector, 1020)
-    assert (time, values[2]) == (1000, 1.0)
-    assert np.isnan(values[:2]).all()
+    assert (time, values) == (1000, [1.0])
     assert collector.late_count == 2
 
 
@@ -78,6 +78,27 @@ def test_series_beyond_the_most_are_not_watched():
     ((_, values),) = added(collector, 1020, servers=("a",))
     assert values == [1.0, 1.0]
     assert collector.names.unwatched_count == 1
+
+
+def test_a_series_is_watched_from_its_first_sample_on():
+    collector = opened()
+    sparse = frame(1000, servers=("a", "b"), metrics=("m", "n"))
+    sparse.values[0] = [[1.0, np.nan], [np.nan, 2.0]]
+    list(collector.add(sparse, 1000 * SECOND))
+    assert collector.names.series == [("a", "m"), ("b", "n")]
+    sparse.values[0, 0, 1] = 3.0
+    list(collector.add(sparse, 1000 * SECOND))
+    ((_, values),) = added(collector, 1020)
+    assert collector.names.series == [("a", "m"), ("b", "n"), ("a", "n")]
+    assert values == [1.0, 2.0, 3.0]
+
+
+def test_names_that_nobody_sends_again_take_no_more_memory_than_a_little(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openmanager_analysis.collector._MAX_CELLS", 10)
+    collector = opened(most=0)
+    for number in range(20):
+        added(collector, 1000, servers=(f"s{number}",), metrics=("a", "b", "c"))
+    assert sum(each.size for each in collector._layouts.values()) <= 10
 
 
 def test_counters_and_environments_are_known_from_what_producers_tell():

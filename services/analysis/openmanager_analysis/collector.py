@@ -15,7 +15,10 @@ from openmanager.metric import parse_key
 NANOS_PER_MILLI = 1_000_000
 # A span is looked at when so many more have begun by the clock of the log: what was measured in it has come then.
 OPEN_SPANS = 2
-_MAX_LAYOUTS = 4096
+# Of the layouts that are remembered: so many, of so many series all together.
+_MAX_LAYOUTS, _MAX_CELLS = 4096, 1 << 22
+# The places of a series that was not seen yet, and of one that came when there were the most already.
+_UNSEEN, _UNWATCHED = -1, -2
 
 
 @dataclass(slots=True)
@@ -41,8 +44,14 @@ class Names:
                 self.counters.add(metric.name)
 
     def places(self, servers: Sequence[str], metrics: Sequence[str]) -> NDArray[np.int64]:
-        """Return the place of each series, int64[S, M]; −1 for one that is not watched."""
-        return np.array([[self._place(server, metric) for metric in metrics] for server in servers], np.int64)
+        """Return the place of each series, int64[S, M]; less than 0 for one that is not watched."""
+        found = [self._places.get((server, metric), _UNSEEN) for server in servers for metric in metrics]
+        return np.array(found, np.int64).reshape(len(servers), len(metrics))
+
+    def watch(self, frame: Frame, wanted: NDArray[np.bool_], places: NDArray[np.int64]) -> None:
+        """Give places to the series of a frame that are wanted, bool[S, M], and put them into `places`, int64[S, M]."""
+        for server, metric in np.argwhere(wanted).tolist():
+            places[server, metric] = self._place(frame.servers[server], frame.metrics[metric])
 
     def restore(self, series: Sequence[tuple[str, str]], is_counter: Sequence[bool]) -> None:
         """Watch these, in this order."""
@@ -53,7 +62,7 @@ class Names:
         place = self._places.get((server, metric))
         if place is None:
             if len(self.series) >= self.most:
-                return -1
+                return _UNWATCHED
             place = self._places[server, metric] = len(self.series)
             self.series.append((server, metric))
             self.is_counter.append(parse_key(metric)[0] in self.counters)
@@ -86,6 +95,7 @@ class Collector:
         self._next = 0  # the number of the first span that was not looked at
         self._open: dict[int, Span] = {}
         self._layouts: dict[tuple[tuple[str, ...], tuple[str, ...]], NDArray[np.int64]] = {}
+        self._cells = 0
 
     @property
     def next_millis(self) -> int:
@@ -111,7 +121,7 @@ class Collector:
         places = self._places(frame)
         for row, time in enumerate((frame.times // NANOS_PER_MILLI // self._interval).tolist()):
             if self._next <= time <= now:
-                self._put(time, places, frame.values[row], position)
+                self._put(time, frame, row, places, position)
             else:
                 self.late_count += frame.values[row].size
         yield from self._over(now)
@@ -127,18 +137,27 @@ class Collector:
         layout = (frame.servers, frame.metrics)
         found = self._layouts.get(layout)
         if found is None:
-            if len(self._layouts) >= _MAX_LAYOUTS:
+            found = self.names.places(*layout)
+            if len(self._layouts) >= _MAX_LAYOUTS or self._cells + found.size > _MAX_CELLS:
                 self._layouts.clear()
-            found = self._layouts[layout] = self.names.places(*layout)
-        self.names.unwatched_count += int(np.count_nonzero(found < 0))
+                self._cells = 0
+            self._layouts[layout] = found
+            self._cells += found.size
         return found
 
-    def _put(self, number: int, places: NDArray[np.int64], values: NDArray[np.float64], position: int) -> None:
+    def _put(self, number: int, frame: Frame, row: int, places: NDArray[np.int64], position: int) -> None:
+        values = frame.values[row]
+        is_there = ~np.isnan(values)
+        # A frame has a place for every metric of every server, also where there was never a sample.
+        is_new = is_there & (places == _UNSEEN)
+        if is_new.any():
+            self.names.watch(frame, is_new, places)
         count = len(self.names.series)
         empty = Span(time_millis=number * self._interval, values=np.empty(0), position=position)
         known = self._open.get(number, empty)
         if len(known.values) < count:
             more = np.full(count - len(known.values), np.nan)
             known = self._open[number] = replace(known, values=np.concatenate([known.values, more]))
-        is_taken = ~np.isnan(values) & (places >= 0)
+        is_taken = is_there & (places >= 0)
+        self.names.unwatched_count += int(np.count_nonzero(is_there & ~is_taken))
         known.values[places[is_taken]] = values[is_taken]
