@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import secrets
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -32,6 +32,8 @@ from openmanager.watch import Bell, change_of, token_of
 MESSAGE_BYTES = 1 << 20
 PAGE_BYTES = 4 * 1024 * 1024 - 64 * 1024
 _DELETIONS = 10_000
+# Metric keys that are remembered in lists which no server has.
+_UNUSED_KEYS = 1 << 18
 _METRICS_FIELD = 16
 _VALUES_FIELD = 17
 
@@ -99,7 +101,13 @@ class HotFleet:
         self.epoch = secrets.token_hex(4)
         self.change = 0
         self._servers: OrderedDict[str, HotServer] = OrderedDict()  # least recently changed first
-        self._metrics: dict[str, tuple[str, ...]] = {}
+        self._metrics: dict[str, tuple[str, ...]] = {}  # by the name of the list
+        self._users: Counter[str] = Counter()  # how many servers have it
+        # Lists that no server has, the longest known first, and how many keys are in them.
+        self._unused: OrderedDict[str, None] = OrderedDict()
+        self._unused_keys = 0
+        # How often a list has lost its last server.
+        self.disuses = 0
         self._ids: list[str] | None = None
         self._deletions: deque[tuple[int, str]] = deque(maxlen=_DELETIONS)
         self._oldest_change = 0
@@ -117,8 +125,43 @@ class HotFleet:
     # ── changing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def learn_metrics(self, metrics: tuple[str, ...]) -> None:
-        """Remember a list of metric keys by its name."""
-        self._metrics.setdefault(metric_set(metrics), metrics)
+        """Remember a list of metric keys by its name: as long as servers have it, and for a while when none has."""
+        name = metric_set(metrics)
+        if name not in self._metrics:
+            self._metrics[name] = metrics
+            if name not in self._users:
+                self._set_aside(name)
+
+    def _set_aside(self, name: str) -> None:
+        """Take note that no server has a list, which may be about to come back."""
+        if name in self._metrics:
+            self._unused[name] = None
+            self._unused_keys += len(self._metrics[name])
+
+    def _take_up(self, name: str) -> None:
+        """Take note that one more server has a list."""
+        self._users[name] += 1
+        if name in self._unused:
+            del self._unused[name]
+            self._unused_keys -= len(self._metrics[name])
+
+    def _let_go(self, name: str) -> None:
+        """Take note that one server less has a list."""
+        self._users[name] -= 1
+        if not self._users[name]:
+            del self._users[name]
+            self.disuses += 1
+            self._set_aside(name)
+
+    def _forget_unused(self) -> None:
+        """Forget lists that no server has: every new metric makes another of those of its server."""
+        while self._unused_keys > _UNUSED_KEYS:
+            name, _ = self._unused.popitem(last=False)
+            self._unused_keys -= len(self._metrics.pop(name))
+
+    def has_users(self, name: str) -> bool:
+        """Say whether a server has the list of a name."""
+        return name in self._users
 
     def metrics_of(self, server: HotServer) -> tuple[str, ...]:
         """Return the metric keys of a server; empty when they are not known yet."""
@@ -128,18 +171,29 @@ class HotFleet:
         """Take servers that are new or changed, as one change."""
         self.change += 1
         for server in servers:
-            if server.message.id not in self._servers:
+            before = self._servers.get(server.message.id)
+            if before is None:
                 self._ids = None
+            if before is None or before.message.metric_set != server.message.metric_set:
+                self._take_up(server.message.metric_set)
+                if before is not None:
+                    self._let_go(before.message.metric_set)
             server.change = self.change
             self._servers[server.message.id] = server
             self._servers.move_to_end(server.message.id)
+        self._forget_unused()
         self._bell.ring()
 
     def delete(self, ids: Iterable[str]) -> None:
         """Take servers out, as one change."""
-        gone = [server_id for server_id in ids if self._servers.pop(server_id, None) is not None]
+        gone = []
+        for server_id in ids:
+            if (before := self._servers.pop(server_id, None)) is not None:
+                gone.append(server_id)
+                self._let_go(before.message.metric_set)
         if not gone:
             return
+        self._forget_unused()
         self.change += 1
         self._ids = None
         for server_id in gone:
@@ -151,8 +205,9 @@ class HotFleet:
     def replace_all(self, servers: Sequence[HotServer]) -> None:
         """Take a whole new fleet: what is not in it is gone."""
         keep = {server.message.id for server in servers}
-        self.delete([server_id for server_id in self._servers if server_id not in keep])
+        gone = [server_id for server_id in self._servers if server_id not in keep]
         self.put(servers)
+        self.delete(gone)
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -308,7 +363,9 @@ class _Watcher:
         self._resumed = resumed  # then anything may have been shown before
         self._describe = describe
         self._shown: set[str] = set()
+        # The lists of metric keys that whoever watches knows: those that servers have, which are not forgotten there.
         self._sets: set[str] = set()
+        self._disuses = fleet.disuses
 
     def message(self, kind: server_pb2.WatchKind.ValueType, change: int | None) -> bytes:
         """Return a message without servers; None for the change of one that cannot be resumed after."""
@@ -341,7 +398,8 @@ class _Watcher:
             self._shown.add(server_id)
             name = server.message.metric_set
             encoded = self._fleet.encode(server, full=self._full, metrics=name not in self._sets)
-            self._sets.add(name)
+            if self._full:
+                self._sets.add(name)
             if parts and size + len(encoded) > MESSAGE_BYTES:
                 # Only the last message carries the new token: a resume repeats the change rather than losing part of it.
                 yield b"".join(
@@ -354,6 +412,9 @@ class _Watcher:
         ids = cache_pb2.WatchServersResponse(deleted_ids=gone).SerializeToString()
         if parts or gone or kind == server_pb2.WATCH_KIND_SNAPSHOT:
             yield b"".join((*parts, ids, self.message(kind, now)))
+        if self._disuses != self._fleet.disuses:
+            self._disuses = self._fleet.disuses
+            self._sets = set(filter(self._fleet.has_users, self._sets))
 
 
 def lookup(message: server_pb2.Server) -> Callable[[str], str]:

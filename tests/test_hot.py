@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from contextlib import aclosing
 
 import numpy as np
@@ -9,7 +10,7 @@ from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.errors import InvalidArgumentError, NotFoundError, OutOfRangeError
-from openmanager.hot import HotFleet, ListQuery, make_server
+from openmanager.hot import HotFleet, ListQuery, make_server, take_apart
 
 CREATED, SNAPSHOT = server_pb2.WATCH_KIND_CREATED, server_pb2.WATCH_KIND_SNAPSHOT
 DELTA = server_pb2.WATCH_KIND_DELTA
@@ -158,3 +159,51 @@ async def test_only_the_last_message_of_a_large_snapshot_can_be_resumed_after():
             count += len(message.servers)
     assert len(tokens) > 2
     assert [bool(token) for token in tokens] == [False] * (len(tokens) - 1) + [True]
+
+
+def with_metrics(name: str, *metrics: str):
+    return make_server(server_pb2.Server(id=name), metrics, np.ones(len(metrics)))
+
+
+def put(fleet: HotFleet, name: str, *metrics: str) -> None:
+    fleet.learn_metrics(metrics)
+    fleet.put([with_metrics(name, *metrics)])
+
+
+def test_lists_of_metrics_that_no_server_has_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openmanager.hot._UNUSED_KEYS", 100)
+    fleet, metrics = HotFleet(), list[str]()
+    put(fleet, "other", "x")
+    for number in range(100):  # a server that has one metric more every time
+        metrics.append(f"m{number}")
+        put(fleet, "s", *metrics)
+    assert fleet.metrics_of(fleet.get("s")) == tuple(metrics)
+    assert fleet.metrics_of(fleet.get("other")) == ("x",)
+    assert sum(map(len, fleet._metrics.values())) <= 100 + len(metrics) + 1
+    fleet.delete(["s", "other"])
+    assert sum(map(len, fleet._metrics.values())) <= 100
+
+
+async def test_who_watches_knows_the_metrics_of_every_server_whatever_is_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openmanager.hot._UNUSED_KEYS", 0)
+    dice, fleet, copy = random.Random(1), HotFleet(), HotFleet()
+    lists = [("a",), ("a", "b"), ("c",), ("d", "e", "f")]
+    put(fleet, "s0", *lists[0])
+    watch = Watch(fleet, full=True)
+    async with aclosing(watch.messages):
+        await watch.next()
+        for _ in range(200):
+            message = await watch.next()
+            told = [take_apart(each) for each in message.servers]
+            for _, metrics in told:
+                if metrics:
+                    copy.learn_metrics(metrics)
+            copy.put(server for server, _ in told)
+            copy.delete(message.deleted_ids)
+            for each in fleet:
+                assert copy.metrics_of(copy.get(each.message.id)) == fleet.metrics_of(each) != ()
+            for _ in range(dice.randint(1, 4)):
+                name = f"s{dice.randint(0, 2)}"
+                if dice.random() < 0.2:
+                    fleet.delete([name])
+                put(fleet, name, *dice.choice(lists))

@@ -31,6 +31,8 @@ LATEST = "/openmanager.api.timeseries.v1.TimeseriesService/QueryLatest"
 LATEST_SECONDS = 3.0
 # A cache that is followed has come as far as the head within this time.
 AHEAD_SECONDS = 5.0
+# A server, and its metric keys where they were told with it.
+Told = tuple[HotServer, tuple[str, ...]]
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class Replica:
         request = cache_pb2.WatchServersRequest(resume_token=self._token, view=server_pb2.VIEW_FULL)
         request.progress_interval.FromTimedelta(progress.OWN)
         stream = self._cache.server_stream(WATCH, request)
-        fresh: list[HotServer] | None = None if self._token else []
+        fresh: list[Told] | None = None if self._token else []
         try:
             while True:
                 async with asyncio.timeout(progress.SILENCE_SECONDS):
@@ -107,22 +109,17 @@ class Replica:
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
 
-    def _take(self, message: cache_pb2.WatchServersResponse, fresh: list[HotServer] | None) -> list[HotServer] | None:
+    def _take(self, message: cache_pb2.WatchServersResponse, fresh: list[Told] | None) -> list[Told] | None:
         """Apply one message; `fresh` gathers a snapshot until its last message, the one with a token."""
-        servers = []
-        for each in message.servers:
-            server, metrics = take_apart(each)
-            if metrics:
-                self.fleet.learn_metrics(metrics)
-            servers.append(self._newest(server))
+        told = [take_apart(each) for each in message.servers]
         if message.kind == server_pb2.WATCH_KIND_SNAPSHOT and fresh is not None:
-            fresh.extend(servers)
+            fresh.extend(told)
             if not message.resume_token:
                 return fresh
-            self.fleet.replace_all(fresh)
+            self.fleet.replace_all(self._learnt(fresh))
         else:
-            if servers:
-                self.fleet.put(servers)
+            if told:
+                self.fleet.put(self._learnt(told))
             self.fleet.delete(message.deleted_ids)
         if message.kind != server_pb2.WATCH_KIND_CREATED:
             self._token = message.resume_token
@@ -130,6 +127,13 @@ class Replica:
             self._as_of_nanos = self._clock.now_nanos()
         self._cache_says = message.provenance
         return fresh
+
+    def _learnt(self, told: list[Told]) -> list[HotServer]:
+        """Return servers as they are now, their metric keys being known from here on."""
+        for _, metrics in told:
+            if metrics:
+                self.fleet.learn_metrics(metrics)
+        return [self._newest(server) for server, _ in told]
 
     def _newest(self, server: HotServer) -> HotServer:
         """Return what the cache says of a server, or what the head has said of it, where that is newer."""
