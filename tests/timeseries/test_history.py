@@ -11,12 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openmanager_timeseries import block as parquet
+from openmanager_timeseries.log import Cursor
 from openmanager_timeseries.wire import accepted_frames
 from timeseries.shard import NOW, SECOND, asked, frame, opened, raw
 
+from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import InvalidArgumentError, OutOfRangeError, ResourceExhaustedError
-from openmanager.frame import Frame, MetricInfo, ServerInfo, encode, encode_write_request
+from openmanager.frame import Frame, MetricInfo, ServerInfo, decode_trusted, encode, encode_write_request
 
 writes = st.lists(
     st.tuples(
@@ -163,6 +165,28 @@ async def test_names_of_what_is_not_taken_are_not_kept(tmp_path: Path, value: fl
         assert await raw(history) == {("known", "known"): [(0, 1.0), (1, 3.0)]}
     async with opened(tmp_path, max_series=1) as history:
         assert await raw(history) == {("known", "known"): [(0, 1.0), (1, 3.0)]}
+
+
+async def test_names_whose_series_find_no_room_are_not_kept_while_there_is_some(tmp_path: Path):
+    async with opened(tmp_path, max_series=3) as history:
+        await history.write(encode(frame(0, {"known": {"known": 1.0}})))
+        for number in range(5):  # of the first servers and the first metrics there is no series
+            values = {f"s{number}-{at}": {f"m{number}-{(at + 2) % 4}": 1.0} for at in range(4)}
+            await history.write(encode(frame(1 + number, values)))
+        assert history.catalog.room == 0
+        assert (len(history.catalog.servers), len(history.catalog.metrics)) == (3, 3)
+
+
+async def test_what_is_told_of_strangers_is_not_kept(tmp_path: Path):
+    infos = [ServerInfo(id=name, environment="x") for name in ("a", "made-up", *map("made-up-{}".format, range(9)))]
+    metrics = [MetricInfo(name=f"m{number}") for number in range(9000)]
+    async with opened(tmp_path) as history:
+        await history.write(encode(frame(0, {"a": {"x": 1.0}}, server_infos=infos, metric_infos=metrics)))
+        assert list(history.catalog.infos) == ["a"]
+        assert len(history.catalog.metric_infos) < 5000
+        (record,) = await history.log.read(Cursor(1, accepted=0))
+        stored = decode_trusted(frame_pb2.Frame.FromString(bytes(record.payload)))
+        assert [info.id for info in stored.server_infos] == ["a"]
 
 
 async def test_new_series_are_rationed_by_the_minute_where_names_are_not_ours(tmp_path: Path):

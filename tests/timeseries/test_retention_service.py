@@ -537,6 +537,14 @@ async def test_beyond_the_limit_of_series_a_stream_ends_and_takes_no_room(tmp_pa
         assert history.catalog.alive == 2
 
 
+async def test_names_without_buckets_of_theirs_are_not_kept(tmp_path: Path):
+    async with opened(tmp_path, max_series=2) as history, nobody() as away, calls(history, away) as client:
+        assert [ack async for ack in client.send([hours(0, 2, "a")])] == [(2, 0)]
+        old = [request("5m", grid(ticks(END - 91 * DAY, 3, 5 * MINUTE), 30, 1.0, f"old-{at}")) for at in range(3)]
+        assert [ack async for ack in client.send(old)] == [(0, 3)] * 3
+        assert list(history.catalog.servers) == ["a"]
+
+
 async def test_buckets_that_are_too_old_are_refused_and_make_no_series(tmp_path: Path):
     async with opened(tmp_path) as history, nobody() as away, calls(history, away) as client:
         old = request("5m", grid(ticks(END - 91 * DAY, 3, 5 * MINUTE), 30, 1.0, "old"))

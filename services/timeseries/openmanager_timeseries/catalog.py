@@ -42,6 +42,8 @@ NEVER = np.iinfo(np.int64).min  # the newest time of a series that has no sample
 _SHIFT = 32
 _REMEMBERED_TEXT = 4096  # characters that one of them may be asked by
 _LABEL_SETS = 4096
+# What is told of metrics may come before their samples: of so many of them.
+_STRANGE_METRICS = 4096
 _REMEMBERED_FRAMES = 1024
 _REMEMBERED_BYTES = 96 << 20
 # Agents that change their metrics at every export must not fill memory; a server that sends its own frames needs a
@@ -133,6 +135,19 @@ class Catalog:
     def known(self, servers: tuple[str, ...], metrics: tuple[str, ...]) -> tuple[Bools, Bools]:
         """Say of each server and of each metric whether it has a place here; once given, a name keeps it."""
         return self._servers.known(servers), self._metrics.known(metrics)
+
+    def names_for(
+        self, servers: tuple[str, ...], metrics: tuple[str, ...], present: Bools, room: int
+    ) -> tuple[Bools, Bools]:
+        """Say the same when the names of the first `room` strange series that are `present`, bool[S, M], get theirs.
+
+        The names of all others must not: those of samples that are refused, or not there, would fill the memory.
+        """
+        of_servers, of_metrics = self.known(servers, metrics)
+        strange = np.argwhere(present & ~(of_servers[:, None] & of_metrics[None, :]))[:room]
+        of_servers[strange[:, 0]] = True
+        of_metrics[strange[:, 1]] = True
+        return of_servers, of_metrics
 
     def layout(self, servers: tuple[str, ...], metrics: tuple[str, ...]) -> Layout:
         """Return the layout of a frame; the same object as long as the same names come and none is forgotten."""
@@ -323,13 +338,19 @@ class Catalog:
             self._change()
 
     def learn(self, infos: Iterable[ServerInfo], metric_infos: Iterable[MetricInfo]) -> None:
-        """Take what is told of servers and metrics; empty fields overwrite nothing."""
+        """Take what is told of servers and metrics; empty fields overwrite nothing.
+
+        What is told of a metric may come before its samples; of more metrics than may be about to come it is not kept.
+        """
         for info in infos:
             before = self.infos.get(info.id)
             if before != info and before != (now := merge_info(before, info)):
                 self._tell(now)
         for metric in metric_infos:
-            if self.metric_infos.get(metric.name) != metric:
+            before_it = self.metric_infos.get(metric.name)
+            if before_it is None and len(self.metric_infos) >= len(self.metrics) + _STRANGE_METRICS:
+                continue
+            if before_it != metric:
                 self.metric_infos[metric.name] = metric
                 self._infos_version += 1
 

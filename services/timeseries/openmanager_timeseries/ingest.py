@@ -84,13 +84,17 @@ class Admission:
         if layout is None:
             frame, strange = self._without_strangers(told, any_future=any_future, rationed=rationed)
             layout = self._catalog.layout(frame.servers, frame.metrics)
+        # What is told of a server that nothing is taken of would be kept by every reader of the log.
+        strangers = {info.id for info in frame.server_infos} - {*frame.servers}
+        if strangers:
+            frame = replace(frame, server_infos=tuple(each for each in frame.server_infos if each.id not in strangers))
         refused, taken = self._refused(frame, layout, any_future=any_future, rationed=rationed)
         accepted = frame.values.size if taken is None else int(np.count_nonzero(taken))
         if refused and taken is not None:
             frame = replace(frame, values=np.where(taken, frame.values, np.nan))
         elif len(wire) > _ROOM * frame.values.nbytes:  # the head keeps values, and would keep all that came with them
             frame = replace(frame, values=frame.values.copy())
-        payload: Payload = wire if exact and not refused and not strange else encode(frame)
+        payload: Payload = wire if exact and not refused and not strange and not strangers else encode(frame)
         if len(payload) > MAX_FRAME_BYTES:
             raise ResourceExhaustedError(
                 f"the frame is larger than {MAX_FRAME_BYTES} bytes: split it", reason=Reason.MESSAGE_TOO_LARGE
@@ -109,18 +113,13 @@ class Admission:
     def _without_strangers(
         self, frame: Frame, *, any_future: bool, rationed: bool
     ) -> tuple[Frame, list[tuple[str, Bools]]]:
-        """Return a frame without the names that no series is made of, and the samples that go with them by reason.
-
-        A name that was once taken in stays: those of samples that are refused, or not there, must not fill the memory.
-        """
+        """Return a frame without the names that no series is made of, and the samples that go with them by reason."""
         known_servers, known_metrics = self._catalog.known(frame.servers, frame.metrics)
         if known_servers.all() and known_metrics.all():
             return frame, []
         wrong, taken = self._wrong(frame, any_future=any_future)
         reason, room = self._room(rationed=rationed)
-        present: Bools = np.any(taken, axis=0)
-        servers = _kept(known_servers, np.any(present, axis=1), room)
-        metrics = _kept(known_metrics, np.any(present, axis=0), room)
+        servers, metrics = self._catalog.names_for(frame.servers, frame.metrics, np.any(taken, axis=0), room)
         if servers.all() and metrics.all():
             return frame, []
         gone = ~(servers[:, None] & metrics[None, :])
@@ -184,13 +183,6 @@ class Admission:
         without_room = self._catalog.admit(layout, present, room)
         self._new_series.take(int(np.count_nonzero((layout.ids >= 0) & ~known)))
         return reason, without_room
-
-
-def _kept(known: Bools, present: Bools, room: int) -> Bools:
-    """Return which names are kept: those that are known, and as many of the others that have samples as there is room."""
-    kept = known.copy()
-    kept[np.flatnonzero(present & ~known)[:room]] = True
-    return kept
 
 
 def _explain(frame: Frame, reason: str, mask: Bools) -> Iterator[Rejection]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, 
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, Frame
 from openmanager.rollup import COLUMNS, Grid, decode_grid
 from openmanager_timeseries import sealed, span
+from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.history import History
 from openmanager_timeseries.roller import TierFiles, better
 from openmanager_timeseries.rollup_file import ROLLUPS
@@ -99,14 +101,14 @@ class _Waiting:
             for keys, servers in self.servers.items()
         )
 
-    def add(self, layout: Layout, grid: Grid, there: Bools) -> None:
-        """Let a request wait that `takes` was true for."""
+    def add(self, layout: Layout, grid: Grid, there: Bools, asked: int) -> None:
+        """Let a request wait that `takes` was true for; `asked` are the buckets that came in it."""
         group = self.groups.setdefault((grid.servers, grid.metrics), _Group(layout))
         group.add(len(self.asked), grid, there)
         if len(grid.times):
             self.window = int(grid.times[-1]) // tier_windows(self.files.tier.width)[-1]
         self.servers.setdefault(grid.metrics, set()).update(grid.servers)
-        self.asked.append(int(np.count_nonzero(grid.columns["count"])))
+        self.asked.append(asked)
         self.size += grid.columns["count"].size
 
 
@@ -136,11 +138,13 @@ class RollupImport:
         history = self._history
         kept_from = history.retention.kept_from(name, history.clock.now_nanos())
         there: Bools = (grid.columns["count"] > 0) & (grid.times >= kept_from)[:, None, None]
+        asked = int(np.count_nonzero(grid.columns["count"]))
+        grid, there = _without_strangers(history.catalog, grid, there)
         layout = history.catalog.layout(grid.servers, grid.metrics)
         if history.catalog.admit(layout, np.any(there, axis=0)) is not None:
-            raise ResourceExhaustedError("there is no room for more series", reason=Reason.SERIES_LIMIT)
-        history.catalog.learn(grid.server_infos, grid.metric_infos)
-        waiting.add(layout, grid, there)
+            raise _no_room()
+        history.catalog.learn([each for each in grid.server_infos if each.id in grid.servers], grid.metric_infos)
+        waiting.add(layout, grid, there, asked)
         self._waiting[name] = waiting
         self._order.append(name)
         return True
@@ -237,6 +241,27 @@ def _spans(times: Ints, width: int) -> Spans:
     begins = np.flatnonzero(np.diff(times, prepend=times[:1] - 2 * width) > width)
     ends = np.append(begins[1:], len(times)) - 1
     return tuple(zip(times[begins].tolist(), (times[ends] + width).tolist(), strict=True)) if len(times) else ()
+
+
+def _without_strangers(catalog: Catalog, grid: Grid, there: Bools) -> tuple[Grid, Bools]:
+    """Return a grid, and where in it buckets are, bool[T, S, M], without the names that no bucket is of."""
+    present: Bools = np.any(there, axis=0)
+    servers, metrics = catalog.names_for(grid.servers, grid.metrics, present, catalog.room)
+    if (present & ~(servers[:, None] & metrics[None, :])).any():
+        raise _no_room()
+    if servers.all() and metrics.all():
+        return grid, there
+    kept = replace(
+        grid,
+        servers=tuple(compress(grid.servers, servers)),
+        metrics=tuple(compress(grid.metrics, metrics)),
+        columns={name: column[:, servers][:, :, metrics] for name, column in grid.columns.items()},
+    )
+    return kept, there[:, servers][:, :, metrics]
+
+
+def _no_room() -> ResourceExhaustedError:
+    return ResourceExhaustedError("there is no room for more series", reason=Reason.SERIES_LIMIT)
 
 
 def _observe(history: History, group: _Group) -> None:
