@@ -8,6 +8,7 @@ are under `metrics:{metric_set}`, once); `servers:all` a ListServersResponse of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ EPOCH = "epoch"
 BATCH_BYTES = 4 << 20
 # What the breaker keeps from Redis costs nothing.
 RETRY_SECONDS = 0.5
-# Keys live for their TTL and a quiet fleet must not expire: everything is written anew well before that.
+# Keys live for their TTL, and what does not change must not expire: everything is written anew well before that.
 REWRITE_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,15 @@ class Mirror:
 
     async def run(self) -> None:
         """Write changes for ever; after a failure everything is written again, for nobody knows what was lost."""
+        loop = asyncio.get_running_loop()
+        anew = loop.time() + REWRITE_SECONDS
         while True:
-            try:
-                async with asyncio.timeout(REWRITE_SECONDS):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(anew):
                     await self._wake.wait()
-            except TimeoutError:
+            if loop.time() >= anew:
                 self._forget()
+                anew = loop.time() + REWRITE_SECONDS
             self._wake.clear()
             try:
                 await self._write()
