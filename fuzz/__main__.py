@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from fuzz.footprint import share_heaps
 from fuzz.mesh import open_mesh
 from fuzz.run import Fuzzer, Outcome, answering, good_calls, store
 from openmanager import embedded
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of what is sent")
     parser.add_argument("--findings", type=Path, default=Path("findings"), help="where findings are written")
     options = parser.parse_args()
+    share_heaps()
     faulthandler.register(signal.SIGUSR1)  # where is it?
     logging.basicConfig(level=logging.ERROR)  # of what nobody expected the log shows why
     unexpected = _Unexpected()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 KIB = 1024
 # Writing it to clear_refs makes the peak of resident memory begin anew.
 RESET_PEAK = "5"
+# The most heaps that threads share, and from how many bytes on memory is the system's again when it is free: of mallopt(3).
+_ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
+HEAPS, MMAP_BYTES, TRIM_BYTES = 2, 1 << 20, 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,20 @@ def footprint(pid: int) -> Footprint:
 def reset_peak(pid: int) -> None:
     """Let the peak of a process's memory begin anew."""
     Path(f"/proc/{pid}/clear_refs").write_text(RESET_PEAK)
+
+
+def share_heaps() -> None:
+    """Let the threads of this process share a few heaps: what glibc keeps for each of them looks like a leak."""
+    with contextlib.suppress(AttributeError):  # another libc
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((_ARENA_MAX, HEAPS), (_MMAP_THRESHOLD, MMAP_BYTES), (_TRIM_THRESHOLD, TRIM_BYTES)):
+            mallopt(option, value)
+
+
+def trim() -> None:
+    """Give back to the system what is free in this process."""
+    with contextlib.suppress(AttributeError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def footprints(pids: Mapping[str, int]) -> dict[str, Footprint]:

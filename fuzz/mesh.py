@@ -33,6 +33,7 @@ FLAGS: dict[tuple[str, str], Any] = {
     ("timeseries", "head_size"): "16MiB",
     ("timeseries", "read_cache_size"): "8MiB",
     ("timeseries", "max_series"): 5000,
+    ("analysis", "max_series"): 5000,
     # A store is not away because this machine is busy.
     ("cache", "redis_timeout"): "5s",
     ("cache", "redis_connect_timeout"): "5s",

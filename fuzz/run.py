@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError
 
 from fuzz import judge, values
+from fuzz.footprint import trim
 from fuzz.mesh import Method
 from fuzz.message import Builder, Heard
 from fuzz.mutate import mutated
@@ -184,7 +187,7 @@ class Fuzzer:
             made = mutated(dice, made, dice.choice(other))
         if kind > 0.999:
             made += length_delimited(5000, bytes(dice.choice((100, 65 * 1024))))
-        return made
+        return light(method.descriptor.input_type, made)
 
     # ── calls ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -256,6 +259,7 @@ class Fuzzer:
         end = time.monotonic() + SETTLE_SECONDS
         while outcome.warm and replace(Resources.now(), resident=0).leaks(outcome.warm) and time.monotonic() < end:
             await asyncio.sleep(0.1)
+        trim()
         outcome.last = Resources.now()
         outcome.peak = max(outcome.peak, outcome.last.resident)
         self._resident.append(outcome.last.resident)
@@ -272,6 +276,22 @@ class Fuzzer:
             await answered(method, message, PATIENCE_SECONDS)
         except (grpc.aio.AioRpcError, TimeoutError) as failure:
             self._found(Input(method, [message]), self.outcome.done, "no longer answers a good call", str(failure))
+
+
+def light(descriptor: Descriptor, data: bytes) -> bytes:
+    """Return the bytes of a message; a number that a mutation has made a test of load of is small again."""
+    from openmanager.runtime import validate
+
+    names = [field.name for field in descriptor.fields if field.name in values.SMALL]
+    try:
+        message = validate.message_class(descriptor).FromString(data) if names else None
+    except DecodeError:
+        return data
+    heavy = [name for name in names if getattr(message, name) not in values.SMALL[name]]
+    for name in heavy:
+        few = values.SMALL[name]
+        setattr(message, name, few[getattr(message, name) % len(few)])
+    return message.SerializeToString() if message is not None and heavy else data
 
 
 def _keep(some: list[Any], item: Any, number: int) -> None:

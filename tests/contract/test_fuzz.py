@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from contract.rpc import METHODS
 from contract.strategies import wire
 from contract.test_catalogue import told
-from fuzz import run
+from fuzz import run, values
 from fuzz.local import Collector
 from fuzz.mesh import Method
 from fuzz.run import Fuzzer, good_calls
+from openmanager.api.simulator.v1 import simulator_pb2
 from openmanager.errors import InvalidArgumentError, NotFoundError
 from openmanager.runtime.edge import Edge, Load
 from openmanager.runtime.module import service_descriptor
@@ -52,6 +53,16 @@ async def test_what_was_found_once_is_not_found_again(local: dict[str, Method], 
 async def test_any_message_of_any_method_gets_an_answer_that_a_client_may_get(local: dict[str, Method], data):
     name = data.draw(st.sampled_from(sorted(BY_NAME.keys() & local.keys())))
     assert (await told(local[name], data.draw(wire(BY_NAME[name].request)))).fault == ""
+
+
+@pytest.mark.parametrize(("count", "same"), [(4, True), (100_001, True), (33_000, False), (-7, False)])
+async def test_a_mutation_makes_no_fleet_that_is_only_a_test_of_load(count: int, same):
+    request = simulator_pb2.StartSimulationRequest(server_count=count)
+    data = request.SerializeToString()
+    made = run.light(request.DESCRIPTOR, data)
+    assert (made == data) is same
+    assert simulator_pb2.StartSimulationRequest.FromString(made).server_count in values.SMALL["server_count"]
+    assert run.light(request.DESCRIPTOR, b"\xff") == b"\xff"
 
 
 # ── what there is to be found ──────────────────────────────────────────────────────────────────────────────────────
