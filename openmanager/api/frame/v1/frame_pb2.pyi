@@ -102,7 +102,9 @@ class Frame(_message.Message):
 
     @_builtins.property
     def server_infos(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerInfo]:
-        """What is known of the servers: at the start of a stream, when it changes, and in every frame made from OTLP."""
+        """What is known of the servers: at the start of a stream, when it changes, and in every frame made from OTLP.
+        What is told of a server that is not in the frame is not kept.
+        """
 
     @_builtins.property
     def metric_infos(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricInfo]:
