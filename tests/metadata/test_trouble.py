@@ -326,6 +326,30 @@ async def is_free(pool: asyncpg.Pool) -> bool:
     return pool._queue.full()
 
 
+async def test_a_caller_who_gives_up_twice_in_a_transaction_costs_no_line_in_the_log(
+    mesh: Mesh, people: asyncpg.Connection
+):
+    database = PostgresqlDatabase(MetadataConfig(database_url=Secret(await url_of(mesh, people)), connections=1))
+    async with database.connecting(), nothing_is_logged():
+        begun = asyncio.Event()
+
+        async def work(connection: asyncpg.Connection) -> None:
+            begun.set()
+            await connection.fetch("SELECT pg_sleep(9)")
+
+        caller = asyncio.create_task(database.transaction(work))
+        await begun.wait()
+        for _ in range(2):  # the second time the transaction is being ended
+            for _ in range(3):
+                await asyncio.sleep(0)
+            caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert database._pool is not None
+        await wait_until(lambda: is_free(database._pool))
+        assert (await database.fetch(READ))[0]["count"] == 0
+
+
 async def test_a_connection_of_before_that_does_not_close_is_cut_without_a_line_in_the_log(
     mesh: Mesh, people: asyncpg.Connection
 ):

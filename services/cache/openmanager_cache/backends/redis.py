@@ -90,8 +90,13 @@ class RedisStore:
         breaker.check()
         task = asyncio.ensure_future(self._answer(breaker, command, size))
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller who gave up does not ask for it
 
     async def _answer(self, breaker: Breaker, command: Callable[[], Awaitable[T]], size: int) -> T:
         allowance, start = size / BYTES_PER_SECOND, self._clock.monotonic()

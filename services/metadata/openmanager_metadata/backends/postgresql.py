@@ -69,6 +69,12 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
         with contextlib.suppress(*_AWAY):  # which has cut it
             await super().close(timeout=RELEASE_SECONDS if timeout is None else timeout)
 
+    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (it is asyncpg's)
+        """Reset it; what a caller who gave up has left of a transaction is ended first, which is no error of anybody."""
+        if self.is_in_transaction():
+            await self.execute("ROLLBACK", timeout=timeout)
+        await super().reset(timeout=timeout)
+
 
 class _BusyError(Exception):
     """All of our connections are busy."""
