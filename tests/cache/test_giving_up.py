@@ -73,6 +73,7 @@ async def test_a_command_that_fails_after_its_caller_gave_up_costs_no_line_in_th
             await asyncio.wait([caller])
             await wait_until(is_over)
             await store.close()
+        del caller  # it holds the command
         gc.collect()
         assert said == []
     finally:
