@@ -141,6 +141,9 @@ class Call:
         self._check()
         return self.task.result()
 
+    async def wait_for_connection(self) -> None:
+        """Return: it is connected from the start."""
+
     async def read(self) -> Any:
         reply = await self.context.replies.get()
         if reply is grpc.aio.EOF:
@@ -152,6 +155,14 @@ class Call:
         if self.task.done():
             raise asyncio.InvalidStateError
         await self.context.requests.put(request)
+
+    @property
+    def _cython_call(self) -> Call:
+        """What a peer sends by."""
+        return self
+
+    async def send_serialized_message(self, request: bytes) -> None:
+        await self.write(request)
 
     async def done_writing(self) -> None:
         self.context.requests.close()
