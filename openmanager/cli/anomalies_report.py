@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from openmanager.cli import page, plot, render
 from openmanager.cli.chart import BLUE, GREY, INK, ORANGE, RED, SKY, Chart, dates, legend, shorten, time_axis
+from openmanager.cli.chart import unit as said
 from openmanager.cli.report import Report, Section, selector, show_range
 from openmanager.cli.report_series import (
     MAX_CHARTS,
@@ -122,15 +124,15 @@ async def collect(
     ranked = sorted(found, key=lambda each: (-GRAVITY.get(each.severity, 0), -each.score))
     cases = [_case(each, now) for each in ranked]
     drawn = cases[:MAX_CHARTS]
-    infos = await _infos(client, drawn)
-    sections = [_overview(cases, asked)] if cases else []
+    infos = await _infos(client, cases)
+    sections = [_overview(cases, asked, infos)] if cases else []
     for at, case in enumerate(drawn, 1):
         bar.show(at, len(drawn), f"{at} of {len(drawn)} anomalies", title="reading")
         panels = await _panels(client, case, infos, asked.step)
-        sections.append(_one(case, panels))
+        sections.append(_one(case, panels, infos, cases))
     return Report(
         title="Anomalies",
-        lead=_lead(cases, total),
+        lead=_lead(cases, total, infos),
         asked={**asked.words, "Alarming": f"from a score of {threshold:.2f} on"},
         provenance=about,
         sections=sections,
@@ -147,13 +149,30 @@ def _case(each: Anomaly, now: int) -> _Case:
 
 
 async def _infos(client: Client, cases: Sequence[_Case]) -> Infos:
-    blames = {blame.metric for case in cases for blame in case.anomaly.blames}
-    if not blames:
+    """Return what is known of the metrics to blame, from the servers that are drawn."""
+    names = {blame.metric.partition("{")[0] for case in cases for blame in case.anomaly.blames}
+    if not names:
         return Infos()
-    return await Infos.read(client, sorted(blames), sorted({case.anomaly.server for case in cases}))
+    return await Infos.read(client, sorted(names), sorted({case.anomaly.server for case in cases[:MAX_CHARTS]}))
 
 
-def _lead(cases: Sequence[_Case], total: int) -> list[str]:
+def _unit(infos: Infos, server: str, metric: str) -> Unit:
+    """Return the unit in which the detector looks at a metric: counters by what they grow a second."""
+    return infos.unit(server, metric, is_rate=infos.is_counter(server, metric))
+
+
+def _words(case: _Case, infos: Infos) -> str:
+    """Return what happened in a sentence, with units."""
+    shown = []
+    for each in case.anomaly.blames[:PANELS]:
+        unit = _unit(infos, case.anomaly.server, each.metric)
+        shown.append(f"{each.metric} {unit.show(each.value)} where {unit.show_range(each.low, each.high)} was expected")
+    more = len(case.anomaly.blames) - len(shown)
+    others = [f"{more} more"] if more > 0 else []
+    return f"{'; '.join([*shown, *others]) or 'unusual'}, for {_lasting(case)}"
+
+
+def _lead(cases: Sequence[_Case], total: int, infos: Infos) -> list[str]:
     if not cases:
         return ["Nothing was unlike what is usual."]
     servers = len({case.anomaly.server for case in cases})
@@ -164,11 +183,10 @@ def _lead(cases: Sequence[_Case], total: int) -> list[str]:
         if len(cases) < total
         else f"{total:,} {'anomaly' if total == 1 else 'anomalies'}"
     )
-    first = cases[0].anomaly
     by_severity = f"{count['CRITICAL']:,} critical, {count['WARNING']:,} warning, {count['INFO']:,} info"
     words = [
         f"{shown} on {render.show_count(servers, 'server')}: {by_severity}; {going:,} {'goes' if going == 1 else 'go'} on.",
-        f"Gravest is {first.server}: {first.explanation}.",
+        f"Gravest is {cases[0].anomaly.server}: {_words(cases[0], infos)}.",
     ]
     if len(cases) > MAX_CHARTS:
         words.append(f"The {MAX_CHARTS} gravest are drawn; the table has them all.")
@@ -178,7 +196,7 @@ def _lead(cases: Sequence[_Case], total: int) -> list[str]:
 # ── all of them ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _overview(cases: Sequence[_Case], asked: Asked) -> Section:
+def _overview(cases: Sequence[_Case], asked: Asked, infos: Infos) -> Section:
     rows = [
         {
             "start": nanos_utc(case.begin),
@@ -187,7 +205,7 @@ def _overview(cases: Sequence[_Case], asked: Asked) -> Section:
             "score": f"{case.anomaly.score:.2f}",
             "sure": f"{case.anomaly.confidence:.0%}",
             "server": case.anomaly.server,
-            "what": case.anomaly.explanation,
+            "what": _words(case, infos),
         }
         for case in cases
     ]
@@ -220,7 +238,7 @@ def _timeline(cases: Sequence[_Case], asked: Asked) -> Chart:
                 label = severity.lower() if not number else None
                 axes.fill_between(edges, row - height / 2, row + height / 2, color=colour, lw=0, label=label)
                 if case.anomaly.end_time is None:
-                    axes.plot(edges[1:], [row], marker=5, color=colour, ms=6, clip_on=False)
+                    axes.plot(edges[1:], [row], marker=9, color=colour, ms=7, clip_on=False)
         axes.set_yticks(range(len(rows)), [shorten(server, 14 if narrow else 36) for server in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -268,42 +286,38 @@ async def _panels(client: Client, case: _Case, infos: Infos, step: timedelta | N
     return sorted(panels, key=lambda panel: places[panel.blame.metric])
 
 
-def _one(case: _Case, panels: Sequence[_Panel]) -> Section:
+def _one(case: _Case, panels: Sequence[_Panel], infos: Infos, cases: Sequence[_Case]) -> Section:
     each = case.anomaly
+    others = [
+        other.anomaly.server for other in cases if other.anomaly.incident_id == each.incident_id and other is not case
+    ]
     told = {
         "From": nanos_utc(case.begin),
         "To": nanos_utc(case.over) if each.end_time else "goes on",
         "Severity": f"{each.severity.lower()}, score {each.score:.2f} of 1, confidence {each.confidence:.0%}",
-        "Incident": "on its own, or the first of its incident"
-        if each.incident_id == each.id
-        else page.code(each.incident_id),
+        "Incident": f"began near those of {', '.join(others)}" if others else "on its own",
         "Id": page.code(each.id),
     }
     chart: str | Chart = _chart(case, panels) if panels else page.quiet("no samples are kept of this time")
-    units = {panel.blame.metric: panel.unit for panel in panels}
     return Section(
         title=f"{each.server}: {each.severity.lower()}, {nanos_utc(case.begin)}, {_lasting(case)}",
-        parts=[page.quiet(f"{each.explanation}."), page.facts(told), chart, _blames(each, units)],
+        parts=[f"<p>{escape(_words(case, infos))}.</p>", page.facts(told), chart, _blames(each, infos)],
     )
 
 
-def _blames(each: Anomaly, units: Mapping[str, Unit]) -> str:
-    rows = [
-        {
+def _blames(each: Anomaly, infos: Infos) -> str:
+    rows = []
+    for blame in each.blames:
+        unit = _unit(infos, each.server, blame.metric)
+        rows.append({
             "metric": blame.metric,
             "time": render.show_utc(blame.time),
-            "observed": units.get(blame.metric, Unit.of(blame.metric, "")).show(blame.value),
-            "expected": units.get(blame.metric, Unit.of(blame.metric, "")).show_range(blame.low, blame.high),
+            "observed": unit.show(blame.value),
+            "expected": unit.show_range(blame.low, blame.high),
             "score": f"{blame.score:.2f}",
-        }
-        for blame in each.blames
-    ]
-    return table(
-        "Metrics to blame, each at its most unusual",
-        ("metric", "time", "observed", "expected", "score"),
-        rows,
-        "no metric",
-    )
+        })  # fmt: skip
+    columns = ("metric", "time", "observed", "expected", "score")
+    return table("Metrics to blame, each at its most unusual", columns, rows, "no metric")
 
 
 def _chart(case: _Case, panels: Sequence[_Panel]) -> Chart:
@@ -317,7 +331,7 @@ def _chart(case: _Case, panels: Sequence[_Panel]) -> Chart:
     return Chart(
         title=f"{case.anomaly.server} around {nanos_utc(case.begin)}: what was observed, and what was to be expected",
         alt=" ".join(
-            f"{panel.blame.metric}: at most unusual {panel.unit.show(panel.blame.value)}, expected "
+            f"{panel.blame.metric}: at its most unusual {panel.unit.show(panel.blame.value)}, expected "
             f"{panel.unit.show_range(panel.blame.low, panel.blame.high)}."
             for panel in panels
         ),
@@ -351,8 +365,7 @@ def _draw_panel(axes: Axes, panel: _Panel, case: _Case, most: int) -> None:
             at, [middle], [half], color=INK, capsize=4, lw=1.4, fmt="none", label="expected by the detector", zorder=4
         )
         axes.plot(at, [blame.value / divisor], "D", color=RED, ms=5, zorder=5, label="most unusual")
-    axes.set_title(shorten(blame.metric, most))
-    axes.set_ylabel(symbol, rotation=0, ha="right", va="center")
+    said(axes, symbol, shorten(blame.metric, most))
     axes.locator_params(axis="y", nbins=4)
     axes.margins(y=0.12)
 

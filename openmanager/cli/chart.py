@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import textwrap
 import warnings
 from base64 import b64encode
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Inches; a page shows 72 of a wide one's units as 108 pixels, and as many of a narrow one's, so that letters are alike.
 WIDE, NARROW = 8.9, 3.4
 DPI = 180
+MARGIN = 0.15
 SMALL, PLAIN, LARGE = 8.0, 8.5, 13.0
 # Of Okabe and Ito's colours, which people tell apart who are colour-blind; what they mean is said by form too.
 INK, QUIET, LINE, GROUND = "#1b1f24", "#515b66", "#dde2e8", "#ffffff"
@@ -38,6 +40,10 @@ DARK = {
     GREY: "#7d8893",
 }
 _FAMILY = "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif"
+# Of a legend, in a line.
+WIDE_LETTERS, NARROW_LETTERS = 120, 18
+# Digits of a path that nobody sees.
+_LONG = re.compile(r"\d+\.\d{3,}")
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -83,7 +89,9 @@ def _drawing(chart: Chart, *, narrow: bool = False, is_svg: bool = False) -> Ite
         "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.6,
         "legend.frameon": False, "legend.fontsize": SMALL, "legend.handlelength": 1.6, "legend.borderpad": 0.1,
         "figure.facecolor": "none" if is_svg else GROUND, "axes.facecolor": "none", "savefig.facecolor": "auto",
-        "figure.constrained_layout.use": True, "timezone": "UTC",
+        "figure.constrained_layout.use": True,
+        # A page has margins of its own.
+        "figure.constrained_layout.w_pad": 0.02 if is_svg else MARGIN, "timezone": "UTC",
     }  # fmt: skip
     # A letter that the font does not have is drawn as a box in PNG; SVG takes it from the reader's fonts.
     with mpl.rc_context(style), warnings.catch_warnings():
@@ -108,6 +116,8 @@ def svg(chart: Chart, *, narrow: bool) -> bytes:
     for each in root.iter():
         if "style" in each.attrib:
             each.set("style", _variables(each.get("style", "")))
+        if "d" in each.attrib:
+            each.set("d", _LONG.sub(_short, each.get("d", "")))
     style = ET.Element(f"{_SVG}style")
     light, dark = (
         ";".join(f"--{key[1:]}:{value}" for key, value in some) for some in (zip(DARK, DARK, strict=True), DARK.items())
@@ -120,6 +130,10 @@ def svg(chart: Chart, *, narrow: bool) -> bytes:
     ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     found: bytes = ET.tostring(root, encoding="utf-8")
     return found
+
+
+def _short(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}"
 
 
 def _variables(style: str) -> str:
@@ -175,8 +189,8 @@ def _pixels(chart: Chart) -> NDArray[np.uint8]:
 
 def _text(lines: Sequence[str], size: float, colour: str, *, bold: bool = False) -> NDArray[np.uint8]:
     """Return lines of text as wide as a chart, broken where they are longer."""
-    # The mean width of a letter is 0.6 of its height.
-    most = int((WIDE - 0.3) * 72 / (size * (0.66 if bold else 0.6)))
+    # The mean width of a letter, as a share of its height.
+    most = int((WIDE - 2 * MARGIN) * 72 / (size * (0.66 if bold else 0.56)))
     broken = [part for line in lines for part in textwrap.wrap(line, most)] or [""]
     height = (len(broken) * size * 1.5 + size) / 72
 
@@ -184,7 +198,14 @@ def _text(lines: Sequence[str], size: float, colour: str, *, bold: bool = False)
         weight = "bold" if bold else "normal"
         edge = size * 0.7 / 72 / height
         figure.text(
-            0.15 / WIDE, 1 - edge, "\n".join(broken), size=size, color=colour, weight=weight, va="top", linespacing=1.4
+            MARGIN / WIDE,
+            1 - edge,
+            "\n".join(broken),
+            size=size,
+            color=colour,
+            weight=weight,
+            va="top",
+            linespacing=1.4,
         )
 
     return _pixels(Chart(title="", alt="", height=height, draw=draw))
@@ -217,10 +238,17 @@ def legend(figure: Figure, axes: Iterable[Axes], *, narrow: bool) -> None:
     for each in axes:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if found:
-        figure.legend(
-            list(found.values()), list(found), loc="outside upper left", ncols=1 if narrow else 4, columnspacing=1.6
-        )
+    if not found:
+        return
+    fitting = 1 if max(map(len, found)) > NARROW_LETTERS else 2
+    if not narrow:
+        fitting = next(n for n in range(len(found), 0, -1) if n * max(map(len, found)) < WIDE_LETTERS or n == 1)
+    figure.legend(list(found.values()), list(found), loc="outside upper left", ncols=fitting, columnspacing=1.4)
+
+
+def unit(axes: Axes, symbol: str, name: str = "") -> None:
+    """Say above an axis of values what they are of, and in which unit."""
+    axes.set_title(f"{name}, {symbol}" if name and symbol else name or symbol, color=INK if name else QUIET)
 
 
 def shorten(name: str, most: int) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from openmanager.cli import page, plot, render
 from openmanager.cli.chart import BLUE, GREY, INK, QUIET, RED, Chart, dates, legend, shorten, time_axis
+from openmanager.cli.chart import unit as said
 from openmanager.cli.report import Report, Section, selector
 from openmanager.cli.report_series import (
     MAX_CHARTS,
@@ -80,7 +82,7 @@ async def collect(
     limits = {infos.unit(each.server, each.metric).show(each.limit) for each in found}
     return Report(
         title=f"Forecast of {', '.join(options['metrics'])}",
-        lead=_lead(found, skipped, asked),
+        lead=_lead(found, skipped, infos, asked),
         asked={
             "Asked": selector(options),
             "Limit": " or ".join(sorted(limits)) or f"{options['limit']:g}",
@@ -93,14 +95,14 @@ async def collect(
     )
 
 
-def _lead(found: Sequence[CapacityForecast], skipped: int, asked: _Asked) -> list[str]:
+def _lead(found: Sequence[CapacityForecast], skipped: int, infos: Infos, asked: _Asked) -> list[str]:
     urgent = [each for each in found if each.reach_time is not None]
     words = [
         f"{len(urgent):,} of {len(found):,} series are expected to reach their limit within {render.show_length(asked.end - asked.now)}."
     ]
     if urgent:
         first = urgent[0]
-        words.append(f"First is {first.server}: {first.explanation}.")
+        words.append(f"First is {first.server}: {_words(first, infos.unit(first.server, first.metric))}.")
     if skipped:
         words.append(f"{skipped:,} more have too few samples to judge by.")
     if len(found) > MAX_CHARTS:
@@ -175,7 +177,7 @@ def _when(found: Sequence[CapacityForecast], asked: _Asked) -> Chart:
         axes.set_yticks(range(len(found)), names)
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
-        time_axis(axes, nanos(asked.now), end, narrow=narrow)
+        time_axis(axes, nanos(asked.now) - (end - nanos(asked.now)) // 50, end, narrow=narrow)
         axes.grid(visible=True, axis="x")
         legend(figure, [axes], narrow=narrow)
 
@@ -207,10 +209,26 @@ def _one(each: CapacityForecast, past: plot.Line, unit: Unit, asked: _Asked) -> 
         "Rests on": f"{each.method} growth" if each.method in {"linear", "curved"} else each.method,
         "Back-test": _tested(each),
     }
-    parts: list[str | Chart] = [page.quiet(f"{each.explanation}."), page.facts(told)]
+    parts: list[str | Chart] = [f"<p>{escape(_words(each, unit))}.</p>", page.facts(told)]
     if each.points:
         parts.append(_fan(each, past, unit, asked))
     return Section(title=f"{each.server} {each.metric}", parts=parts)
+
+
+def _words(each: CapacityForecast, unit: Unit) -> str:
+    """Return the answer in a sentence, with units."""
+    limit = unit.show(each.limit)
+    text = f"{each.metric} is at {unit.show(each.value)} and "
+    if each.method == "reached":
+        text += f"beyond the limit of {limit} now"
+    elif each.reach_time is None:
+        text += f"is not expected to reach {limit} within the horizon"
+    else:
+        likely = show_interval(each.reach_80, each.reach_probability)
+        text += f"is expected to reach {limit} on {show_reached(each)} (80 %: {likely})"
+    if each.capacity_factor > 1:
+        text += f"; to stay below it to the horizon takes {each.capacity_factor - 1:.0%} more capacity"
+    return text
 
 
 def _added(each: CapacityForecast, unit: Unit) -> str:
@@ -253,13 +271,13 @@ def _fan(each: CapacityForecast, past: plot.Line, unit: Unit, asked: _Asked) -> 
         _mark_reach(axes, each, divisor, int(times[-1]))
         axes.axvline(dates(times[:1])[0], color=QUIET, lw=0.6, ls=":")
         axes.set_ylim(low / divisor, high / divisor)
-        axes.set_ylabel(symbol, rotation=0, ha="right", va="center")
+        said(axes, symbol)
         time_axis(axes, int(min([*past.times[:1].tolist(), times[0]])), int(times[-1]), narrow=narrow)
         legend(figure, [axes], narrow=narrow)
 
     return Chart(
         title=f"{each.server} {each.metric}: observed, and expected until {asked.end:%d %b %Y}",
-        alt=f"{each.server}: {each.explanation}. Expected at the end of the horizon: {unit.show(float(fan['median'][-1]))}, "
+        alt=f"{each.server}: {_words(each, unit)}. Expected at the end of the horizon: {unit.show(float(fan['median'][-1]))}, "
         f"80 % interval {unit.show_range(float(fan['low_80'][-1]), float(fan['high_80'][-1]))}.",
         height=3.1,
         narrow_height=3.2,

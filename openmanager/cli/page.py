@@ -47,7 +47,8 @@ def table(
 ) -> str:
     """Return a table, or a word where it has no rows.
 
-    `classes` says how a column is set: `n` numbers to the right, `t` times and `w` words in one line, `i` broken anywhere;
+    `classes` says how a column is set: `n` numbers to the right, `t` times and `w` words in one line, `i` broken anywhere, `s` the
+    same but not too narrow;
     `heads` what stands above it, where that is not its name.
     """
     if not rows:

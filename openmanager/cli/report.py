@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 # A picture with more charts is longer than anybody scrolls; the page has them all.
-MAX_DRAWN = 8
+MAX_DRAWN = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ def as_png(report: Report, trace: str, bar: Bar) -> bytes:
     charts = report.charts[:MAX_DRAWN]
     left = len(report.charts) - len(charts)
     facts = report.facts(trace)
-    remarks = [*report.lead, "", "  ·  ".join(f"{name}: {text}" for name, text in facts.items()), "All times are UTC."]
+    remarks = [*report.lead, "", *(f"{name}: {text}" for name, text in facts.items()), "All times are UTC."]
     remarks += [warned] if (warned := unsound(report.provenance)) else []
     remarks += [f"{left} more charts are in the page that --html writes."] if left else []
     return chart.png(report.title, remarks, charts, software=f"OpenManager {VERSION}")

@@ -44,7 +44,8 @@ table = partial(
         **dict.fromkeys(_NUMBERS, "n"),
         **dict.fromkeys(_TIMES, "t"),
         **dict.fromkeys(_WORDS, "w"),
-        **dict.fromkeys(("server", "metric", "what"), "i"),
+        **dict.fromkeys(("metric", "what"), "i"),
+        "server": "s",
     },
     heads=_HEADS,
 )
@@ -55,20 +56,26 @@ class Infos:
     """What is known of series, by server and metric key."""
 
     found: Mapping[tuple[str, str], MetricInfo] = field(default_factory=dict)
+    # Of any server, by the name of the metric without its attributes.
+    named: Mapping[str, MetricInfo] = field(default_factory=dict)
 
     @classmethod
     async def read(cls, client: Client, metrics: Sequence[str], servers: Sequence[str], where: str = "") -> Infos:
         """Ask the store which series of these there are."""
         listed = client.list_series(metrics, servers=servers, where=where)
-        return cls({(each.server, each.metric): each.info async for each in listed})
+        found = {(each.server, each.metric): each.info async for each in listed}
+        return cls(found, {metric.partition("{")[0]: info for (_, metric), info in found.items()})
 
     def is_counter(self, server: str, metric: str) -> bool:
         """Whether a series only grows."""
-        return self.found.get((server, metric), _NOTHING).kind == COUNTER
+        return self._info(server, metric).kind == COUNTER
 
     def unit(self, server: str, metric: str, *, is_rate: bool = False) -> Unit:
         """Return the unit of a series; of its growth a second if that is looked at."""
-        return Unit.of(metric, self.found.get((server, metric), _NOTHING).unit, is_rate=is_rate)
+        return Unit.of(metric, self._info(server, metric).unit, is_rate=is_rate)
+
+    def _info(self, server: str, metric: str) -> MetricInfo:
+        return self.found.get((server, metric)) or self.named.get(metric.partition("{")[0], _NOTHING)
 
 
 async def read(

@@ -10,6 +10,7 @@ import numpy as np
 
 from openmanager.cli import page, plot
 from openmanager.cli.chart import BLUE, GREEN, GREY, INK, ORANGE, QUIET, RED, Chart, dates, legend, shorten, time_axis
+from openmanager.cli.chart import unit as said
 from openmanager.cli.report import Report, Section, selector, show_range
 from openmanager.cli.report_series import (
     MAX_CHARTS,
@@ -229,7 +230,7 @@ def _course(each: Trend, line: plot.Line, unit: Unit, span: tuple[int, int]) -> 
     if not len(now.times):
         return page.quiet("no samples are kept of this range")
     divisor, symbol = unit.scale(float(np.abs(line.values).max()))
-    first = start if not len(before.times) else int(before.times[0])
+    first = int(line.times[0])
 
     def draw(figure: Figure, narrow: bool) -> None:  # noqa: FBT001
         axes = figure.subplots()
@@ -245,7 +246,7 @@ def _course(each: Trend, line: plot.Line, unit: Unit, span: tuple[int, int]) -> 
             if change.time is not None:
                 name = "change of level" if not number else None
                 axes.axvline(dates(np.array([nanos(change.time)]))[0], color=GREEN, lw=1.3, ls="--", label=name)
-        axes.set_ylabel(symbol, rotation=0, ha="right", va="center")
+        said(axes, symbol)
         time_axis(axes, first, end, narrow=narrow)
         legend(figure, [axes], narrow=narrow)
 
@@ -267,7 +268,7 @@ def _slope_lines(axes: Axes, each: Trend, now: plot.Line, divisor: float) -> Non
     moments = dates((float(ends.mean()) + days * DAY_NANOS).astype(np.int64))
     low, high = (each.mean + slope * days for slope in (each.slope_low, each.slope_high))
     axes.fill_between(moments, low / divisor, high / divisor, color=RED, alpha=0.18, lw=0, label="95 % of slope")
-    axes.plot(moments, (each.mean + each.slope_per_day * days) / divisor, color=RED, lw=1.6, ls="-", label="slope")
+    axes.plot(moments, (each.mean + each.slope_per_day * days) / divisor, color=RED, lw=1.3, label="slope")
 
 
 def _shape(each: Trend, unit: Unit) -> list[str | Chart]:
@@ -296,7 +297,7 @@ def _shape(each: Trend, unit: Unit) -> list[str | Chart]:
             every = 3 if len(profile) > 7 else 1
             axes.set_xticks(range(0, len(profile), every), labels[::every])
             axes.set_title(f"{title}: {strength:.0%} of the variance")
-            axes.set_ylabel(symbol, rotation=0, ha="right", va="center")
+            said(axes, symbol)
 
     rows = [
         {"time": label, "change": unit.show_change(float(value))}

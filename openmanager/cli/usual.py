@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HOUR_NANOS = 3600 * 10**9
 HOUR = timedelta(hours=1)
 DAY, WEEK = 24, 168
+SHARE = 0.1
 LEARNT_NANOS = 4 * WEEK * HOUR_NANOS
 # 1970 began on a Thursday.
 MONDAY = 3 * DAY
@@ -30,7 +31,7 @@ NAMES = {WEEK: "hour of the week", DAY: "hour of the day", 1: "hours before"}
 class Usual:
     """The usual range of each hour of a period: float64[P], P being 168, 24 or 1 hours, of `count` of these periods.
 
-    It is from the median of the least to the median of the most of the hours before.
+    It is from what 10 % of the hours before stayed above, by their least, to what 90 % stayed below, by their most.
     """
 
     low: NDArray[np.float64]
@@ -65,7 +66,8 @@ def learn(least: plot.Line, most: plot.Line) -> Usual | None:
         if counts.min() < times:
             continue
         low, high = (
-            np.array([np.median(line.values[place == hour]) for hour in range(period)]) for line in (least, most)
+            np.array([np.quantile(line.values[place == hour], share) for hour in range(period)])
+            for line, share in ((least, SHARE), (most, 1 - SHARE))
         )
         return Usual(low=low, high=high, count=int(counts.min()))
     return None
