@@ -39,6 +39,10 @@ HOUR = 3600
 DEFAULT = timedelta(days=90)
 # A fan is drawn as far as this many times what else is there; what explodes would flatten all of it.
 MOST_FAN = 2.0
+# The method of a limit that is not to come.
+NOW = "reached"
+# Points of a fan's edges and of its middle; a narrow chart has half as many.
+EDGES, MIDDLE = 240, 720
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,7 @@ def _overview(found: Sequence[CapacityForecast], infos: Infos, asked: _Asked) ->
             "metric": each.metric,
             "now": unit.show(each.value),
             "reached": show_reached(each),
-            "range_80": show_interval(each.reach_80, each.reach_probability),
+            "range_80": show_interval(each, each.reach_80),
             "chance": f"{each.reach_probability:.0%}",
             "needs": _needs(each),
             "test": _test(each),
@@ -136,15 +140,17 @@ def _overview(found: Sequence[CapacityForecast], infos: Infos, asked: _Asked) ->
 
 def show_reached(each: CapacityForecast) -> str:
     """Return when a limit is reached, as likely sooner as later."""
+    if each.method == NOW:
+        return "now"
     return f"{each.reach_time:%Y-%m-%d}" if each.reach_time else "not within"
 
 
-def show_interval(ends: tuple[datetime | None, datetime | None], chance: float) -> str:
-    """Return an interval of days; an end that is beyond the horizon in words."""
-    low, high = ends
-    if low is None and high is None:
-        return NOTHING if chance < 1 else "now"
-    return f"{f'{low:%Y-%m-%d}' if low else 'later'} to {f'{high:%Y-%m-%d}' if high else 'later'}"
+def show_interval(each: CapacityForecast, ends: tuple[datetime | None, datetime | None]) -> str:
+    """Return an interval of days in which a limit is reached; an end that is beyond the horizon in words."""
+    if each.method == NOW or ends == (None, None):
+        return NOTHING
+    low, high = (f"{end:%Y-%m-%d}" if end else "later" for end in ends)
+    return f"{low} to {high}"
 
 
 def _needs(each: CapacityForecast) -> str:
@@ -186,7 +192,7 @@ def _when(found: Sequence[CapacityForecast], asked: _Asked) -> Chart:
         title="When each reaches its limit; an arrow goes on beyond the horizon",
         alt=(
             f"{len(found)} series with the days on which they are expected to reach their limit. First is {first.server} "
-            f"{first.metric}: {show_reached(first)}, 80 % interval {show_interval(first.reach_80, first.reach_probability)}. "
+            f"{first.metric}: {show_reached(first)}, 80 % interval {show_interval(first, first.reach_80)}. "
             "The table below has all of them."
         ),
         height=0.9 + 0.24 * len(found),
@@ -199,14 +205,15 @@ def _when(found: Sequence[CapacityForecast], asked: _Asked) -> Chart:
 
 
 def _one(each: CapacityForecast, past: plot.Line, unit: Unit, asked: _Asked) -> Section:
+    intervals = ((80, each.reach_80), (95, each.reach_95))
+    likely = [f"{share} % {show_interval(each, ends)}" for share, ends in intervals if ends != (None, None)]
     told = {
         "Now": unit.show(each.value),
         "Limit": unit.show(each.limit),
-        "Reached": f"{show_reached(each)}; 80 % {show_interval(each.reach_80, each.reach_probability)}; "
-        f"95 % {show_interval(each.reach_95, each.reach_probability)}",
+        "Reached": "; ".join([show_reached(each), *(likely if each.method != NOW else [])]),
         "Chance": f"{each.reach_probability:.0%} within the horizon",
         "To be added": _added(each, unit),
-        "Rests on": f"{each.method} growth" if each.method in {"linear", "curved"} else each.method,
+        "Rests on": "the newest value" if each.method == NOW else f"what it does, which is {each.method}",
         "Back-test": _tested(each),
     }
     parts: list[str | Chart] = [f"<p>{escape(_words(each, unit))}.</p>", page.facts(told)]
@@ -219,12 +226,12 @@ def _words(each: CapacityForecast, unit: Unit) -> str:
     """Return the answer in a sentence, with units."""
     limit = unit.show(each.limit)
     text = f"{each.metric} is at {unit.show(each.value)} and "
-    if each.method == "reached":
+    if each.method == NOW:
         text += f"beyond the limit of {limit} now"
     elif each.reach_time is None:
         text += f"is not expected to reach {limit} within the horizon"
     else:
-        likely = show_interval(each.reach_80, each.reach_probability)
+        likely = show_interval(each, each.reach_80)
         text += f"is expected to reach {limit} on {show_reached(each)} (80 %: {likely})"
     if each.capacity_factor > 1:
         text += f"; to stay below it to the horizon takes {each.capacity_factor - 1:.0%} more capacity"
@@ -260,10 +267,17 @@ def _fan(each: CapacityForecast, past: plot.Line, unit: Unit, asked: _Asked) -> 
 
     def draw(figure: Figure, narrow: bool) -> None:  # noqa: FBT001
         axes = figure.subplots()
+        share = 2 if narrow else 1
+        blocks = thinned(len(times), EDGES // share)
+        at = dates(times[[part.start for part in blocks]])
         for width, alpha in (("95", 0.15), ("80", 0.3)):
-            edges = fan[f"low_{width}"] / divisor, fan[f"high_{width}"] / divisor
-            axes.fill_between(dates(times), *edges, color=BLUE, alpha=alpha, lw=0, label=f"{width} % interval")
-        axes.plot(dates(times), fan["median"] / divisor, color=BLUE, lw=1.4, ls=(0, (4, 1.5)), label="expected")
+            under = np.array([fan[f"low_{width}"][part].min() for part in blocks])
+            over = np.array([fan[f"high_{width}"][part].max() for part in blocks])
+            label = f"{width} % interval"
+            axes.fill_between(at, under / divisor, over / divisor, color=BLUE, alpha=alpha, lw=0, label=label)
+        every = slice(None, None, -(-len(times) * share // MIDDLE))
+        middle = fan["median"][every] / divisor
+        axes.plot(dates(times[every]), middle, color=BLUE, lw=1.4, ls=(0, (4, 1.5)), label="expected")
         if len(past.times):
             moments, values = broken(past)
             axes.plot(moments, values / divisor, color=INK, lw=1.1, label="observed")
@@ -301,7 +315,7 @@ def _limits(past: Any, fan: Mapping[str, Any], limit: float) -> tuple[float, flo
 def _mark_reach(axes: Axes, each: CapacityForecast, divisor: float, end: int) -> None:
     """Mark on the limit when it is reached, with its 80 % interval."""
     level = each.limit / divisor
-    if each.reach_80[0] is not None:
+    if each.reach_80[0] is not None and each.method != NOW:
         span = np.array([nanos(each.reach_80[0]), nanos(each.reach_80[1]) if each.reach_80[1] else end])
         axes.plot(
             dates(span), [level, level], color=RED, lw=5, alpha=0.45, solid_capstyle="butt", label="reached, 80 %"
