@@ -177,7 +177,8 @@ def _lead(cases: Sequence[_Case], total: int, infos: Infos) -> list[str]:
         return ["Nothing was unlike what is usual."]
     servers = len({case.anomaly.server for case in cases})
     count = {name: sum(case.anomaly.severity == name for case in cases) for name in GRAVITY}
-    going = sum(case.anomaly.end_time is None for case in cases)
+    open_count = sum(case.anomaly.end_time is None for case in cases)
+    going = f"{open_count:,} go" if open_count > 1 else "1 goes" if open_count else "none goes"
     shown = (
         f"{len(cases):,} of {total:,} anomalies are shown"
         if len(cases) < total
@@ -185,7 +186,7 @@ def _lead(cases: Sequence[_Case], total: int, infos: Infos) -> list[str]:
     )
     by_severity = f"{count['CRITICAL']:,} critical, {count['WARNING']:,} warning, {count['INFO']:,} info"
     words = [
-        f"{shown} on {render.show_count(servers, 'server')}: {by_severity}; {going:,} {'goes' if going == 1 else 'go'} on.",
+        f"{shown} on {render.show_count(servers, 'server')}: {by_severity}; {going} on.",
         f"Gravest is {cases[0].anomaly.server}: {_words(cases[0], infos)}.",
     ]
     if len(cases) > MAX_CHARTS:
@@ -209,7 +210,7 @@ def _overview(cases: Sequence[_Case], asked: Asked, infos: Infos) -> Section:
         }
         for case in cases
     ]
-    columns = ("start", "lasting", "severity", "score", "sure", "server", "what")
+    columns = ("server", "severity", "start", "lasting", "score", "sure", "what")
     words = table("The gravest first; score and confidence are from 0 to 1, and 0 to 100 %", columns, rows)
     return Section(title="Overview", parts=[_timeline(cases, asked), words])
 

@@ -88,6 +88,7 @@ def _drawing(chart: Chart, *, narrow: bool = False, is_svg: bool = False) -> Ite
         "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
         "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.6,
         "legend.frameon": False, "legend.fontsize": SMALL, "legend.handlelength": 1.6, "legend.borderpad": 0.1,
+        "legend.borderaxespad": 0.2 if is_svg else MARGIN * 72 / SMALL,
         "figure.facecolor": "none" if is_svg else GROUND, "axes.facecolor": "none", "savefig.facecolor": "auto",
         "figure.constrained_layout.use": True,
         # A page has margins of its own.

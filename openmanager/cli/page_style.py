@@ -29,10 +29,10 @@ thead th{font-weight:600;border-bottom:1px solid var(--ink);white-space:nowrap}
 .w{white-space:nowrap}
 thead .n,thead .t,thead .w{width:1%}
 .i{overflow-wrap:anywhere}
-.s{min-width:8rem;overflow-wrap:anywhere}
+.s{min-width:9rem;overflow-wrap:anywhere}
 .id{color:var(--quiet);font-size:.92em;overflow-wrap:anywhere}
 code{font:.92em ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
-nav ol{columns:2;margin:1rem 0;padding-left:1.6rem}
+nav ol{columns:2;column-gap:3rem;margin:1rem 0;padding-left:1.6rem}
 nav li{overflow-wrap:anywhere;break-inside:avoid}
 a{color:var(--link)}
 figure{margin:1rem 0 1.4rem}

@@ -44,8 +44,7 @@ table = partial(
         **dict.fromkeys(_NUMBERS, "n"),
         **dict.fromkeys(_TIMES, "t"),
         **dict.fromkeys(_WORDS, "w"),
-        **dict.fromkeys(("metric", "what"), "i"),
-        "server": "s",
+        **dict.fromkeys(("metric", "server", "what"), "s"),
     },
     heads=_HEADS,
 )

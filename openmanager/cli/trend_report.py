@@ -41,6 +41,8 @@ WORDS = {"UP": "up", "DOWN": "down", "STEADY": "steady"}
 MARKS = {"UP": (ORANGE, "^"), "DOWN": (BLUE, "v"), "STEADY": (GREY, "o")}
 # A mean so close to 0, of what a month moves, makes shares of it that say nothing.
 TINY_SHARE = 1e-3
+# The axis of shares, in percent: so far at least, and so many times the largest; what is not sure would flatten the others.
+LEAST_SHARE, MOST_INTERVAL = 2.0, 1.6
 
 
 async def collect(
@@ -143,10 +145,15 @@ def _overview(found: Sequence[Trend], infos: Infos, days: float) -> Section:
 def _movers(found: Sequence[Trend], days: float) -> Chart:
     def draw(figure: Figure, narrow: bool) -> None:  # noqa: FBT001
         axes = figure.subplots()
+        axes.set_xlim(-edge, edge)
         for row, each in enumerate(found):
             share = 100 * days / abs(each.mean)
             colour, mark = MARKS[each.direction]
-            axes.plot([each.slope_low * share, each.slope_high * share], [row, row], color=colour, lw=2.4)
+            low, high = each.slope_low * share, each.slope_high * share
+            axes.plot([max(low, -edge), min(high, edge)], [row, row], color=colour, lw=2.4)
+            for beyond, at, arrow in ((low < -edge, -edge, 8), (high > edge, edge, 9)):
+                if beyond:
+                    axes.plot(at, row, marker=arrow, color=colour, ms=6, clip_on=False)
             axes.plot(each.slope_per_day * share, row, mark, color=colour, ms=6.5, label=WORDS[each.direction])
         axes.axvline(0, color=QUIET, lw=0.8)
         most = 14 if narrow else 44
@@ -158,10 +165,12 @@ def _movers(found: Sequence[Trend], days: float) -> Chart:
         axes.grid(visible=True, axis="x")
         legend(figure, [axes], narrow=narrow)
 
+    shares = [abs(each.slope_per_day) * 100 * days / abs(each.mean) for each in found]
+    edge = max(LEAST_SHARE, max(shares) * MOST_INTERVAL)
     first = found[0]
     share = 100 * days / abs(first.mean)
     return Chart(
-        title=f"Change over {days:.0f} days as a share of the mean, with its 95 % interval",
+        title=f"Change over {days:.0f} days as a share of the mean, with its 95 % interval; an arrow goes on",
         alt=f"{len(found)} series by how much they moved. First is {first.server} {first.metric}: "
         f"{first.slope_per_day * share:+.3g} % of its mean, 95 % interval {first.slope_low * share:+.3g} to "
         f"{first.slope_high * share:+.3g} %. The table below has all of them.",
@@ -296,8 +305,7 @@ def _shape(each: Trend, unit: Unit) -> list[str | Chart]:
             axes.axhline(0, color=QUIET, lw=0.8)
             every = 3 if len(profile) > 7 else 1
             axes.set_xticks(range(0, len(profile), every), labels[::every])
-            axes.set_title(f"{title}: {strength:.0%} of the variance")
-            said(axes, symbol)
+            said(axes, symbol, f"{title}: {strength:.0%} of the variance")
 
     rows = [
         {"time": label, "change": unit.show_change(float(value))}
