@@ -240,7 +240,7 @@ def _timeline(cases: Sequence[_Case], asked: Asked) -> Chart:
                 axes.fill_between(edges, row - height / 2, row + height / 2, color=colour, lw=0, label=label)
                 if case.anomaly.end_time is None:
                     axes.plot(edges[1:], [row], marker=9, color=colour, ms=7, clip_on=False)
-        axes.set_yticks(range(len(rows)), [shorten(server, 14 if narrow else 36) for server in rows])
+        axes.set_yticks(range(len(rows)), [shorten(server, 18 if narrow else 36) for server in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         time_axis(axes, start - margin, last + margin, narrow=narrow)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openmanager.cli import page, plot, render
-from openmanager.cli.chart import BLUE, GREY, INK, QUIET, RED, Chart, dates, legend, shorten, time_axis
+from openmanager.cli.chart import BLUE, GREY, INK, QUIET, RED, Chart, dates, legend, time_axis
 from openmanager.cli.chart import unit as said
 from openmanager.cli.report import Report, Section, selector
 from openmanager.cli.report_series import (
@@ -20,6 +20,7 @@ from openmanager.cli.report_series import (
     broken,
     fitting_step,
     joined,
+    labels,
     nanos,
     read,
     table,
@@ -178,8 +179,7 @@ def _when(found: Sequence[CapacityForecast], asked: _Asked) -> Chart:
             if each.reach_time:
                 at = dates(np.array([nanos(each.reach_time)]))
                 axes.plot(at, [row], "o", color=INK, ms=5, label="as likely sooner as later", zorder=4)
-        most = 14 if narrow else 44
-        names = [shorten(f"{each.server} {each.metric}", most) for each in found]
+        names = labels([(each.server, each.metric) for each in found], 18 if narrow else 44)
         axes.set_yticks(range(len(found)), names)
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=INK)

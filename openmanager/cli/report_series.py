@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmanager.cli import page, plot, render
-from openmanager.cli.chart import dates
+from openmanager.cli.chart import dates, shorten
 from openmanager.cli.unit import Unit
 from openmanager.frame import MetricInfo
 
@@ -99,6 +99,14 @@ async def read(
         if known.any():
             found[name.metric] = plot.Line(times=answer.times[known], values=values[known])
     return found
+
+
+def labels(names: Sequence[tuple[str, str]], most: int) -> list[str]:
+    """Return what to call series (server, metric) beside each other: by what tells them apart, in so many letters."""
+    servers, metrics = {server for server, _ in names}, {metric for _, metric in names}
+    if len(metrics) == 1:
+        return [shorten(server, most) for server, _ in names]
+    return [shorten(metric if len(servers) == 1 else f"{server} {metric}", most) for server, metric in names]
 
 
 def broken(line: plot.Line) -> tuple[Any, NDArray[np.float64]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openmanager.cli import page, plot
-from openmanager.cli.chart import BLUE, GREEN, GREY, INK, ORANGE, QUIET, RED, Chart, dates, legend, shorten, time_axis
+from openmanager.cli.chart import BLUE, GREEN, GREY, INK, ORANGE, QUIET, RED, Chart, dates, legend, time_axis
 from openmanager.cli.chart import unit as said
 from openmanager.cli.report import Report, Section, selector, show_range
 from openmanager.cli.report_series import (
@@ -18,6 +18,7 @@ from openmanager.cli.report_series import (
     broken,
     fitting_step,
     joined,
+    labels,
     line_table,
     nanos,
     read,
@@ -156,8 +157,8 @@ def _movers(found: Sequence[Trend], days: float) -> Chart:
                     axes.plot(at, row, marker=arrow, color=colour, ms=6, clip_on=False)
             axes.plot(each.slope_per_day * share, row, mark, color=colour, ms=6.5, label=WORDS[each.direction])
         axes.axvline(0, color=QUIET, lw=0.8)
-        most = 14 if narrow else 44
-        axes.set_yticks(range(len(found)), [shorten(f"{each.server} {each.metric}", most) for each in found])
+        names = labels([(each.server, each.metric) for each in found], 18 if narrow else 44)
+        axes.set_yticks(range(len(found)), names)
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g} %".replace("-", "−") if value else "0")
@@ -283,8 +284,8 @@ def _slope_lines(axes: Axes, each: Trend, now: plot.Line, divisor: float) -> Non
 def _shape(each: Trend, unit: Unit) -> list[str | Chart]:
     """Return the chart of the seasons that explain something, or none."""
     shapes = [
-        (np.array(profile), strength, title, labels)
-        for profile, strength, title, labels in (
+        (np.array(profile), strength, title, marks)
+        for profile, strength, title, marks in (
             (each.hour_profile, each.hour_strength, "Hour of the day, UTC", [f"{hour:02d}" for hour in range(24)]),
             (each.weekday_profile, each.weekday_strength, "Weekday", list(WEEKDAYS)),
         )
@@ -300,17 +301,17 @@ def _shape(each: Trend, unit: Unit) -> list[str | Chart]:
         ratios = [len(shape[0]) + 4 for shape in shapes]
         rows, columns = (len(shapes), 1) if narrow else (1, len(shapes))
         grid = figure.subplots(rows, columns, squeeze=False, width_ratios=None if narrow else ratios).ravel()
-        for axes, (profile, strength, title, labels) in zip(grid, shapes, strict=True):
+        for axes, (profile, strength, title, marks) in zip(grid, shapes, strict=True):
             axes.bar(range(len(profile)), profile / divisor, color=BLUE, width=0.75)
             axes.axhline(0, color=QUIET, lw=0.8)
             every = 3 if len(profile) > 7 else 1
-            axes.set_xticks(range(0, len(profile), every), labels[::every])
+            axes.set_xticks(range(0, len(profile), every), marks[::every])
             said(axes, symbol, f"{title}: {strength:.0%} of the variance")
 
     rows = [
         {"time": label, "change": unit.show_change(float(value))}
-        for profile, _, _, labels in shapes
-        for label, value in zip(labels, profile, strict=True)
+        for profile, _, _, marks in shapes
+        for label, value in zip(marks, profile, strict=True)
     ]
     return [
         Chart(

@@ -23,6 +23,7 @@ from openmanager.cli.unit import Unit
 from openmanager.cli.usual import learn
 from openmanager.client import Provenance
 from openmanager.errors import FailedPreconditionError
+from openmanager.runtime import telemetry
 
 HOSTILE = """evil"><script>alert(1)</script> $\\frac{x$ id="s1" #0072b2 var(--x) \u202e日本 ☃"""
 HOUR = 3600 * 10**9
@@ -200,6 +201,20 @@ def test_a_report_names_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert files["html"].read_bytes().startswith(b"<!doctype html>")
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert {each.name for each in tmp_path.iterdir()} == {"a.html", "a.png"}
+
+
+def test_the_calls_of_a_report_carry_the_trace_that_it_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    carried = []
+
+    def asked(_: Any) -> Report:
+        carried.append(telemetry.trace_parent())
+        return report_on("web-1")
+
+    monkeypatch.setattr(report.connection, "run", asked)
+    report.run({"html": tmp_path / "a.html", "png": None}, never)
+    _, trace, _, sampled = carried[0].split("-")
+    assert trace in Page((tmp_path / "a.html").read_text()).texts
+    assert sampled == "01"
 
 
 @pytest.mark.parametrize(
