@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import textwrap
 import warnings
@@ -72,6 +73,8 @@ def ready() -> None:
             "--html and --png draw with Matplotlib: pip install 'openmanager[report]'"
         ) from err
     mpl.use("agg")
+    # That it looks for fonts, or that there is no home to remember them in, is nobody's concern.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
@@ -95,8 +98,10 @@ def _drawing(chart: Chart, *, narrow: bool = False, is_svg: bool = False) -> Ite
         "figure.constrained_layout.w_pad": 0.02 if is_svg else MARGIN, "timezone": "UTC",
     }  # fmt: skip
     # A letter that the font does not have is drawn as a box in PNG; SVG takes it from the reader's fonts.
-    with mpl.rc_context(style), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        mpl.rcdefaults()  # not as a user has set up drawings of their own
+        mpl.rcParams.update(style)
         height = (chart.narrow_height or chart.height) if narrow else chart.height
         figure = Figure(figsize=(NARROW if narrow else WIDE, height))
         chart.draw(figure, narrow)

@@ -110,6 +110,12 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             part.close()
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all (blocking)."""
+    with whole(path) as file, told(path):
+        file.write(content)
+
+
 def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 

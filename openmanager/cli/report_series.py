@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from openmanager.cli import page, plot, render
 from openmanager.cli.chart import dates, shorten
 from openmanager.cli.unit import Unit
+from openmanager.client.analysis import ANALYSIS_SECONDS
 from openmanager.frame import MetricInfo
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Infos:
     @classmethod
     async def read(cls, client: Client, metrics: Sequence[str], servers: Sequence[str], where: str = "") -> Infos:
         """Ask the store which series of these there are."""
-        listed = client.list_series(metrics, servers=servers, where=where)
+        listed = client.list_series(metrics, servers=servers, where=where, seconds=ANALYSIS_SECONDS)
         found = {(each.server, each.metric): each.info async for each in listed}
         return cls(found, {metric.partition("{")[0]: info for (_, metric), info in found.items()})
 
@@ -91,7 +92,13 @@ async def read(
     if start >= end:
         return {}
     answer = await client.query_range(
-        metrics, servers=[server], start=start, end=end, step=step, aggregation=aggregation
+        metrics,
+        servers=[server],
+        start=start,
+        end=end,
+        step=step,
+        aggregation=aggregation,
+        seconds=ANALYSIS_SECONDS,
     )
     found = {}
     for name, values in zip(answer.series, answer.values, strict=True):
