@@ -91,11 +91,9 @@ def _drawing(chart: Chart, *, narrow: bool = False, is_svg: bool = False) -> Ite
         "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
         "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.6,
         "legend.frameon": False, "legend.fontsize": SMALL, "legend.handlelength": 1.6, "legend.borderpad": 0.1,
-        "legend.borderaxespad": 0.2 if is_svg else MARGIN * 72 / SMALL,
+        "legend.borderaxespad": 0.2,
         "figure.facecolor": "none" if is_svg else GROUND, "axes.facecolor": "none", "savefig.facecolor": "auto",
-        "figure.constrained_layout.use": True,
-        # A page has margins of its own.
-        "figure.constrained_layout.w_pad": 0.02 if is_svg else MARGIN, "timezone": "UTC",
+        "figure.constrained_layout.use": True, "figure.constrained_layout.w_pad": 0.02, "timezone": "UTC",
     }  # fmt: skip
     # A letter that the font does not have is drawn as a box in PNG; SVG takes it from the reader's fonts.
     with mpl.rc_context(), warnings.catch_warnings():
@@ -169,7 +167,10 @@ def png(heading: str, remarks: Sequence[str], charts: Sequence[Chart], *, softwa
     strips = [_text([heading], LARGE, INK, bold=True), _text(remarks, PLAIN, QUIET)]
     for each in charts:
         strips += [_text([each.title], PLAIN + 1.5, INK, bold=True), _pixels(each)]
-    image = Image.fromarray(np.vstack(strips)[..., :3])
+    # A page has margins of its own; a picture is given them.
+    edge = round(MARGIN * DPI)
+    whole = np.pad(np.vstack(strips)[..., :3], ((edge, edge), (edge, edge), (0, 0)), constant_values=255)
+    image = Image.fromarray(whole)
     said = PngInfo()
     for name, text in (
         ("Title", heading),
@@ -196,7 +197,7 @@ def _pixels(chart: Chart) -> NDArray[np.uint8]:
 def _text(lines: Sequence[str], size: float, colour: str, *, bold: bool = False) -> NDArray[np.uint8]:
     """Return lines of text as wide as a chart, broken where they are longer."""
     # The mean width of a letter, as a share of its height.
-    most = int((WIDE - 2 * MARGIN) * 72 / (size * (0.66 if bold else 0.56)))
+    most = int(WIDE * 72 / (size * (0.66 if bold else 0.56)))
     broken = [part for line in lines for part in textwrap.wrap(line, most)] or [""]
     height = (len(broken) * size * 1.5 + size) / 72
 
@@ -204,7 +205,7 @@ def _text(lines: Sequence[str], size: float, colour: str, *, bold: bool = False)
         weight = "bold" if bold else "normal"
         edge = size * 0.7 / 72 / height
         figure.text(
-            MARGIN / WIDE,
+            0,
             1 - edge,
             "\n".join(broken),
             size=size,

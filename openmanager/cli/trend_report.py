@@ -160,7 +160,7 @@ def _movers(found: Sequence[Trend], days: float) -> Chart:
         names = labels([(each.server, each.metric) for each in found], 18 if narrow else 44)
         axes.set_yticks(range(len(found)), names)
         axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.tick_params(axis="y", length=0, pad=8, labelcolor=INK)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g} %".replace("-", "−") if value else "0")
         axes.locator_params(axis="x", nbins=4 if narrow else 8)
         axes.grid(visible=True, axis="x")

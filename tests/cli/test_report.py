@@ -131,7 +131,7 @@ def test_a_png_has_its_words_and_no_more_charts_than_anybody_scrolls():
     fewer = report.as_png(report_on("web-1", charts=1), TRACE, Bar(""))
     assert HOSTILE.encode() in image  # its title and what it shows, for who does not see it
     (width, height), (_, low) = (struct.unpack(">II", some[16:24]) for some in (image, fewer))
-    assert width == round(chart.WIDE * chart.DPI)
+    assert width == round(chart.WIDE * chart.DPI) + 2 * round(chart.MARGIN * chart.DPI)
     assert low < height < 8 * low
 
 
