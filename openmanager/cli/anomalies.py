@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openmanager.cli import connection, render
+from openmanager.cli import connection, render, report
 from openmanager.cli.query import length, moment
 from openmanager.cli.selection import series_options
 
 if TYPE_CHECKING:
+    from openmanager.cli.progress import Bar
+    from openmanager.cli.report import Report
     from openmanager.client import Anomaly, Client, Provenance
 
 STYLES = {"INFO": "", "WARNING": "yellow", "CRITICAL": "bold red"}
@@ -25,6 +27,7 @@ SEVERITIES = ("info", "warning", "critical")
     epilog=render.examples(
         "anomalies",
         "anomalies --active --filter 'severity = CRITICAL'",
+        "anomalies --last 1d --html anomalies.html --png anomalies.png",
         "anomalies watch",
         "anomalies detect cpu_usage --server web-01 --last 6h",
         "anomalies score --last 7d",
@@ -34,16 +37,13 @@ SEVERITIES = ("info", "warning", "critical")
 @click.option("--filter", "where", default="", metavar="FILTER", help="By server, severity, metric or incident_id.")
 @click.option("--last", callback=length, metavar="DURATION", help="Only those that touch this time.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+@report.options
 @render.json_option
 @click.pass_context
-def anomalies(
-    ctx: click.Context, *, active: bool, where: str, last: timedelta | None, limit: int, as_json: bool
-) -> None:
+def anomalies(ctx: click.Context, /, **options: Any) -> None:
     """List what was unlike what is usual, the newest first: which server, how grave, and which metrics show it."""
     if ctx.invoked_subcommand is None:
-        connection.run(
-            lambda client: _list(client, active=active, where=where, last=last, limit=limit, as_json=as_json)
-        )
+        report.run(options, lambda client, bar: _list(client, options, bar))
 
 
 @anomalies.command("watch", epilog=render.examples("anomalies watch", "anomalies watch --filter 'server : web' --json"))
@@ -67,13 +67,14 @@ def watch_command(*, where: str, as_json: bool) -> None:
 @click.option("--end", callback=moment, metavar="TIME", help="Until then, exclusive.  [default: now]")
 @click.option("--step", callback=length, metavar="DURATION", help="Width of a bucket.  [default: as samples arrive]")
 @click.option("--severity", type=click.Choice(SEVERITIES, case_sensitive=False), help="Only what is as grave at least.")
+@report.options
 @render.json_option
 def detect_command(**options: Any) -> None:
     """Run the detector over stored history of METRICs: keys, names, or globs over them; all where none is named.
 
     It knows nothing from before the range, so that it is not sure of anything in the first hours of it.
     """
-    connection.run(lambda client: _detect(client, options))
+    report.run(options, lambda client, bar: _detect(client, options, bar))
 
 
 @anomalies.command("score", epilog=render.examples("anomalies score", "anomalies score --last 7d --json"))
@@ -84,22 +85,31 @@ def score_command(*, last: timedelta | None, as_json: bool) -> None:
     connection.run(lambda client: _score(client, last, as_json=as_json))
 
 
-async def _list(client: Client, *, active: bool, where: str, last: timedelta | None, limit: int, as_json: bool) -> None:
+async def _list(client: Client, options: dict[str, Any], bar: Bar | None) -> Report | None:
     from openmanager.api.analysis.v1 import analysis_pb2
-    from openmanager.client import analysis, codec, rpc
+    from openmanager.client import Provenance, analysis, codec, rpc
 
-    request = analysis_pb2.ListAnomaliesRequest(filter=where, active_only=active)
-    if last is not None:
-        request.start_time.CopyFrom(codec.timestamp(datetime.now(UTC) - last, "start"))
+    request = analysis_pb2.ListAnomaliesRequest(filter=options["where"], active_only=options["active"])
+    since = datetime.now(UTC) - options["last"] if options["last"] is not None else None
+    if since is not None:
+        request.start_time.CopyFrom(codec.timestamp(since, "start"))
     found: list[Anomaly] = []
-    total, about = 0, None
-    async for page in client.rpc.pages(rpc.LIST_ANOMALIES, request, limit=limit):
-        if as_json:
+    total, about, threshold = 0, Provenance(), 0.0
+    async for page in client.rpc.pages(rpc.LIST_ANOMALIES, request, limit=options["limit"]):
+        if options["as_json"]:
             render.print_json(page, line=True)
         found.extend(map(analysis.anomaly, page.anomalies))
-        total, about = page.total_count, codec.provenance(page.provenance)
-    if not as_json:
+        total, about, threshold = page.total_count, codec.provenance(page.provenance), page.threshold
+    if bar is not None:
+        from openmanager.cli import anomalies_report
+
+        asked = anomalies_report.listed(options, since)
+        return await anomalies_report.collect(
+            client, asked, bar, found=found, total=total, about=about, threshold=threshold
+        )
+    if not options["as_json"]:
         _print(found, total, about)
+    return None
 
 
 async def _watch(client: Client, where: str, *, as_json: bool) -> None:
@@ -123,7 +133,7 @@ async def _watch(client: Client, where: str, *, as_json: bool) -> None:
                 render.console().print(_line(analysis.anomaly(each)))
 
 
-async def _detect(client: Client, options: dict[str, Any]) -> None:
+async def _detect(client: Client, options: dict[str, Any], bar: Bar | None) -> Report | None:
     from openmanager.api.analysis.v1 import analysis_pb2
     from openmanager.client import analysis, codec, history, rpc
 
@@ -144,9 +154,17 @@ async def _detect(client: Client, options: dict[str, Any]) -> None:
     reply = await client.rpc.call(rpc.DETECT_ANOMALIES, request, seconds=analysis.ANALYSIS_SECONDS)
     if options["as_json"]:
         render.print_json(reply)
-        return
-    found = [analysis.anomaly(each) for each in reply.anomalies]
-    _print(found, reply.total_count, codec.provenance(reply.provenance))
+    found, about = [analysis.anomaly(each) for each in reply.anomalies], codec.provenance(reply.provenance)
+    if bar is not None:
+        from openmanager.cli import anomalies_report
+
+        asked = anomalies_report.detected(options, start, options["end"])
+        return await anomalies_report.collect(
+            client, asked, bar, found=found, total=reply.total_count, about=about, threshold=reply.threshold
+        )
+    if not options["as_json"]:
+        _print(found, reply.total_count, about)
+    return None
 
 
 async def _score(client: Client, last: timedelta | None, *, as_json: bool) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from openmanager.cli import connection, render, selection
+from openmanager.cli import connection, part, render, selection
 from openmanager.cli.audit_policy import COMMANDS
 from openmanager.cli.audit_text import entries_table, print_entry, print_status
 from openmanager.cli.audit_verdict import json_of, print_verdict, show_entries, verify_files
@@ -200,8 +199,7 @@ def report_command(**options: Any) -> None:
     if output is None:
         click.echo(text)
     else:
-        with _writing(output):
-            output.write_text(text, encoding="utf-8")
+        part.write(output, text.encode())
         sound = "the log verifies" if report.verdict.is_sound else "the log does NOT verify"
         click.echo(f"{show_entries(report.entry_count)} in {output}; {sound}", err=True)
     if not report.verdict.is_sound:
@@ -309,8 +307,7 @@ async def _checkpoints(client: Client, limit: int, output: Path | None, *, as_js
 async def write_checkpoints(client: Client, path: Path) -> int:
     """Write all checkpoints to a file; return how many."""
     lines = [each.line() async for each in client.audit.checkpoints()]
-    with _writing(path):
-        await asyncio.to_thread(path.write_text, "".join(lines), "ascii")
+    await asyncio.to_thread(part.write, path, "".join(lines).encode("ascii"))
     return len(lines)
 
 
@@ -320,17 +317,8 @@ async def write_checkpoints(client: Client, path: Path) -> int:
 async def _export(client: Client, file: Path, *, append: bool) -> tuple[int, int]:
     from openmanager.cli.audit_export import export
 
-    with _writing(file), Bar("exporting") as bar:
+    with part.told(file), Bar("exporting") as bar:
         return await export(client, file, append=append, bar=bar)
-
-
-@contextlib.contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    """Say in one sentence that a file cannot be written."""
-    try:
-        yield
-    except OSError as err:
-        raise FailedPreconditionError(f"{file} cannot be written: {err.strerror}") from err
 
 
 async def _erase(client: Client, subject: str, *, as_json: bool) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from openmanager.cli.render import show_utc
+
 if TYPE_CHECKING:
     from openmanager.client import Client
     from openmanager.client.people import Grant, Key, User
@@ -58,8 +60,8 @@ def _of_user(user: User, grant: Grant | None, now: datetime) -> Access:
         state=state,
         role=grant.role if grant else "",
         scope=_scope(grant),
-        created=show_time(user.create_time),
-        last_seen=show_time(user.sign_in_time) or "never",
+        created=show_utc(user.create_time),
+        last_seen=show_utc(user.sign_in_time) or "never",
     )
 
 
@@ -70,17 +72,12 @@ def _of_key(key: Key, grant: Grant | None, now: datetime) -> Access:
         state="expired" if key.end_time and key.end_time <= now else "active",
         role=grant.role if grant else "",
         scope=_scope(grant),
-        created=show_time(key.create_time),
+        created=show_utc(key.create_time),
         creator=key.creator,
-        end=show_time(key.end_time),
-        last_seen=show_time(key.use_time) or "never",
+        end=show_utc(key.end_time),
+        last_seen=show_utc(key.use_time) or "never",
     )
 
 
 def _scope(grant: Grant | None) -> str:
     return (grant.server_filter or "all servers") if grant else ""
-
-
-def show_time(moment: datetime | None) -> str:
-    """Return a moment in UTC, to the second."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ") if moment else ""

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from openmanager.audit import PRUNED
-from openmanager.cli.audit_access import show_time
-from openmanager.cli.audit_style import STYLE
+from openmanager.cli import page
+from openmanager.cli.page import Html, code, facts, lines, quiet
+from openmanager.cli.render import show_utc
 from openmanager.version import VERSION
 
 if TYPE_CHECKING:
     from openmanager.cli.audit_report import Report
 
 PACKAGE = "openmanager.api."
-# Tables of so many columns are scrolled on a narrow screen.
-MANY = 5
 # How a column is set: numbers to the right, times and words in one line, ids broken anywhere.
 _CLASSES = {
     **dict.fromkeys(("number", "count", "done", "failed"), "n"),
@@ -29,13 +29,10 @@ _CLASSES = {
 _HEADS = {"end": "Ends", "code": "Answer", "count": "Times", "creator": "Made by"}
 
 
-class _Html(str):
-    """What is HTML already."""
-
-    __slots__ = ()
+_table = partial(page.table, classes=_CLASSES, heads=_HEADS)
 
 
-def page(report: Report) -> str:
+def page_of(report: Report) -> str:
     """Return the page."""
     names = {each.subject: each.name for each in report.access}
     sections = [
@@ -52,28 +49,19 @@ def page(report: Report) -> str:
         ("Signing keys", _events(report.keys, "Keys that were exchanged", "no key was exchanged")),
         ("Incidents of the log", _events(report.incidents, "What happened to the log itself", "none")),
     ]
-    contents = "".join(f'<li><a href="#s{at}">{escape(title)}</a></li>' for at, (title, _) in enumerate(sections, 1))
-    body = "".join(
-        f'<section aria-labelledby="s{at}"><h2 id="s{at}">{at}. {escape(title)}</h2>{text}</section>'
-        for at, (title, text) in enumerate(sections, 1)
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Audit report, {escape(report.start)} to {escape(report.end)}</title><style>{STYLE}</style></head><body>"
-        f'{_header(report, names)}<nav aria-label="Contents"><ol>{contents}</ol></nav><main>{body}</main></body></html>\n'
-    )
+    title = f"Audit report, {report.start} to {report.end}"
+    return page.document(title, _header(report, names), sections)
 
 
 def _header(report: Report, names: Mapping[str, str]) -> str:
-    facts = {
+    named = {
         "Period": f"{report.start} to {report.end}",
         "Entries": f"{report.entry_count:,} in the period",
         "Made": report.made,
         "By": _named(report.author, names),
         "With": f"OpenManager {VERSION}",
     }
-    return f'<header><h1>Audit report</h1>{_facts(facts)}<p class="quiet">All times are UTC.</p></header>'
+    return f'<header><h1>Audit report</h1>{facts(named)}<p class="quiet">All times are UTC.</p></header>'
 
 
 # ── sections ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -91,23 +79,23 @@ def _verification(report: Report) -> str:
         kind, words = "sound", "The log fits its checkpoints. Their signatures were not checked: no key was given."
     problems = "".join(f"<li>{escape(each.where)}: {escape(each.what)}</li>" for each in found.problems)
     notices = "".join(f"<li>{escape(each)}</li>" for each in found.notices)
-    facts = {
-        "Log": _code(found.log_id),
+    named = {
+        "Log": code(found.log_id),
         "Entries": f"{found.entry_count:,}, numbers {found.first_number:,}–{found.last_number:,}",
         "Checkpoints": f"{found.checkpoint_count:,}, of which {found.signed_count:,} with a signature that was checked",
         "Taken from": report.checkpoints_from,
         "Covered up to": f"number {found.covered_number:,}",
         "Not covered": f"{found.uncovered_count:,} after the last checkpoint, of which nothing is said",
-        "Root": _code(found.root),
+        "Root": code(found.root),
     }
     more = f"<ul>{problems}</ul>" if problems else ""
     noted = f'<ul class="quiet">{notices}</ul>' if notices else ""
-    return f'<div class="verdict {kind}"><strong>{escape(words)}</strong>{more}</div>{_facts(facts)}{noted}'
+    return f'<div class="verdict {kind}"><strong>{escape(words)}</strong>{more}</div>{facts(named)}{noted}'
 
 
 def _summary(report: Report) -> str:
     count = {name: f"{value:,}" for name, value in report.summary.items()}
-    facts = {
+    named = {
         "Changes": f"{count['changes']} by {count['actors_who_changed']}, of which {count['failed_changes']} failed",
         "Refused calls": count["refused_calls"],
         "May come in": f"{count['people']} people, {count['keys']} keys",
@@ -117,7 +105,7 @@ def _summary(report: Report) -> str:
         "Without an outcome": count["orphaned_intents"],
         "Incidents": count["incidents"],
     }
-    return _facts(facts)
+    return facts(named)
 
 
 def _access(report: Report, names: Mapping[str, str]) -> str:
@@ -140,7 +128,7 @@ def _changes(report: Report, names: Mapping[str, str]) -> str:
     from openmanager.cli.audit_report import MAX_CHANGES
 
     if not report.change_count:
-        return _nothing("nothing was changed")
+        return quiet("nothing was changed")
     some = report.changes[-MAX_CHANGES:]
     left = report.change_count - len(some)
     words = f"The newest {len(some):,}; {left:,} older ones are counted above" if left else "One by one"
@@ -153,7 +141,7 @@ def _changes(report: Report, names: Mapping[str, str]) -> str:
     )
 
 
-def _counts(caption: str, what: str, found: Iterable[tuple[_Html, Counter[str]]]) -> str:
+def _counts(caption: str, what: str, found: Iterable[tuple[Html, Counter[str]]]) -> str:
     ranked = sorted(found, key=lambda item: (-item[1].total(), item[0]))
     rows = [{what: name, "done": counts["done"], "failed": counts["failed"]} for name, counts in ranked]
     return _table(caption, (what, "done", "failed"), rows)
@@ -192,24 +180,24 @@ def _deletions(report: Report) -> str:
     return _table("What the log says of each deletion, before it was done", columns, rows, "nothing was deleted")
 
 
-def _deleted(row: Mapping[str, Any]) -> _Html:
+def _deleted(row: Mapping[str, Any]) -> Html:
     details = row["details"]
     if row["action"] != PRUNED:
-        return _lines([escape(row["object"]), *(_detail(*each) for each in sorted(details.items()))])
+        return lines([escape(row["object"]), *(_detail(*each) for each in sorted(details.items()))])
     first, last, count = (_grouped(details.get(name, "")) for name in ("first_number", "last_number", "count"))
     oldest, newest = (_moment(details.get(f"{name}_unix_nanos", "")) for name in ("oldest", "newest"))
     rule = f"older than {details.get('retention_days', '')} days"
     by = f"by policy {details.get('policy', '')} {details.get('policy_version', '')}"
-    return _lines(
+    return lines(
         map(
             escape, (f"{count} entries of the log, numbers {first}–{last}", f"of {oldest} to {newest}", f"{rule}, {by}")
         )
     )
 
 
-def _evidence(row: Mapping[str, Any]) -> _Html:
+def _evidence(row: Mapping[str, Any]) -> Html:
     root = row["details"].get("root", "")
-    return _Html(f"root of what was deleted {_code(root)}") if root else _Html(f"entry {row['number']:,}")
+    return Html(f"root of what was deleted {code(root)}") if root else Html(f"entry {row['number']:,}")
 
 
 def _erasures(report: Report, names: Mapping[str, str]) -> str:
@@ -234,57 +222,8 @@ def _reads(report: Report, names: Mapping[str, str]) -> str:
 
 
 def _events(rows: Sequence[Mapping[str, Any]], caption: str, nothing: str) -> str:
-    shown = [{**row, "details": _lines(_detail(*each) for each in sorted(row["details"].items()))} for row in rows]
+    shown = [{**row, "details": lines(_detail(*each) for each in sorted(row["details"].items()))} for row in rows]
     return _table(caption, ("number", "time", "action", "object", "details"), shown, nothing)
-
-
-# ── parts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _table(caption: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], nothing: str = "none") -> str:
-    if not rows:
-        return _nothing(nothing)
-    head = "".join(f'<th scope="col"{_class(name)}>{escape(_head(name))}</th>' for name in columns)
-    body = "".join(f"<tr>{_row(columns, row)}</tr>" for row in rows)
-    size = ' class="many"' if len(columns) >= MANY else ""
-    return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{escape(caption)}"><table{size}>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _row(columns: Sequence[str], row: Mapping[str, Any]) -> str:
-    first, *others = columns
-    cells = "".join(f"<td{_class(name)}>{_cell(row.get(name, ''))}</td>" for name in others)
-    return f'<th scope="row"{_class(first)}>{_cell(row.get(first, ""))}</th>{cells}'
-
-
-def _class(name: str) -> str:
-    return f' class="{_CLASSES[name]}"' if name in _CLASSES else ""
-
-
-def _head(name: str) -> str:
-    return _HEADS.get(name) or name.replace("_", " ").capitalize()
-
-
-def _cell(value: Any) -> str:
-    return value if isinstance(value, _Html) else escape(f"{value:,}" if isinstance(value, int) else str(value))
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{_cell(value)}</dd>' for name, value in facts.items())}</dl>"
-
-
-def _nothing(words: str) -> str:
-    return f'<p class="quiet">{escape(words)}</p>'
-
-
-def _lines(lines: Iterable[str]) -> _Html:
-    return _Html("<br>".join(lines))
-
-
-def _code(text: str) -> _Html:
-    return _Html(f"<code>{escape(text)}</code>")
 
 
 # ── values ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -303,20 +242,20 @@ def _readable(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> li
     ]
 
 
-def _named(subject: str, names: Mapping[str, str]) -> _Html:
+def _named(subject: str, names: Mapping[str, str]) -> Html:
     """Return a subject with the name it is known by today."""
     if subject == "local":
-        return _Html("local administrator")
+        return Html("local administrator")
     name = names.get(subject)
-    return _Html(f'{escape(name)}<br><span class="id">{escape(subject)}</span>' if name else escape(subject))
+    return Html(f'{escape(name)}<br><span class="id">{escape(subject)}</span>' if name else escape(subject))
 
 
-def _action(action: str) -> _Html:
+def _action(action: str) -> Html:
     """Return an action; of a method its service and its name."""
     if not action.startswith(PACKAGE):
-        return _Html(escape(action))
+        return Html(escape(action))
     service, _, method = action.partition("/")
-    return _Html(f"{escape(service.rpartition('.')[2])}/<wbr>{escape(method)}")
+    return Html(f"{escape(service.rpartition('.')[2])}/<wbr>{escape(method)}")
 
 
 def _detail(name: str, value: str) -> str:
@@ -332,12 +271,12 @@ def _grouped(text: str) -> str:
 def _moment(nanos: str) -> str:
     if not nanos.isascii() or not nanos.isdigit() or len(nanos) > 19:
         return nanos
-    return show_time(datetime.fromtimestamp(int(nanos) // 10**9, UTC))
+    return show_utc(datetime.fromtimestamp(int(nanos) // 10**9, UTC))
 
 
 def _second(text: str) -> str:
     """Return an RFC 3339 time as all others are shown; what is none as it is."""
     try:
-        return show_time(datetime.fromisoformat(text))
+        return show_utc(datetime.fromisoformat(text))
     except ValueError:
         return text

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from openmanager.audit import CLOCK_SET_BACK, KEY_REPLACED, KEY_ROTATED, LOG_RESTORED, PRUNED, SUBJECT_ERASED, Kind
 from openmanager.cli.audit import range_filter
-from openmanager.cli.audit_access import Access, access_review, show_time
+from openmanager.cli.audit_access import Access, access_review
 from openmanager.cli.audit_text import CODES
 from openmanager.cli.audit_verdict import verdict_document, verify_files
+from openmanager.cli.render import show_utc
 from openmanager.version import VERSION
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class Report:
             key, Refusals(actor=entry.actor, action=entry.action, code=show_code(entry.code))
         )
         known.count += entry.occurrence_count
-        known.first = known.first or entry.details.get("first_time", show_time(entry.create_time))
-        known.last = entry.details.get("last_time", show_time(entry.create_time))
+        known.first = known.first or entry.details.get("first_time", show_utc(entry.create_time))
+        known.last = entry.details.get("last_time", show_utc(entry.create_time))
 
     @property
     def summary(self) -> dict[str, int]:
@@ -173,9 +174,9 @@ async def collect(
 ) -> Report:
     """Return the report on a half-open range of time. The whole log is verified, whatever the range."""
     report = Report(
-        start=show_time(start) if start else "the beginning",
-        end=show_time(end),
-        made=show_time(datetime.now(UTC)),
+        start=show_utc(start) if start else "the beginning",
+        end=show_utc(end),
+        made=show_utc(datetime.now(UTC)),
         author=(await client.sessions.identity()).subject,
         verdict=await _verdict(client, checkpoints, keys, bar),
         checkpoints_from=str(checkpoints) if checkpoints else "those kept beside the log: a copy elsewhere proves more",
@@ -207,14 +208,14 @@ async def _policy(client: Client, report: Report) -> None:
 
     policy = await client.audit.policy()
     report.retention_days, report.policy_version = policy.retention_days, policy.etag
-    report.policy_time = show_time(policy.update_time)
+    report.policy_time = show_utc(policy.update_time)
     report.holds = list(policy_document(policy)["holds"])
 
 
 def _row(entry: AuditEntry) -> dict[str, Any]:
     return {
         "number": entry.number,
-        "time": show_time(entry.create_time),
+        "time": show_utc(entry.create_time),
         "actor": entry.actor,
         "action": entry.action,
         "object": entry.object,
@@ -239,4 +240,4 @@ def as_html(report: Report) -> str:
     """Return the report for people: one file that needs nothing else."""
     from openmanager.cli import audit_page
 
-    return audit_page.page(report)
+    return audit_page.page_of(report)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openmanager.cli import connection, plot, render
+from openmanager.cli import plot, render, report
 from openmanager.cli.query import length
 from openmanager.cli.selection import series_options
 from openmanager.errors import NotFoundError
@@ -15,9 +15,11 @@ from openmanager.errors import NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from openmanager.cli.progress import Bar
+    from openmanager.cli.report import Report
     from openmanager.client import CapacityForecast, Client
 
-POINTS = 400
+POINTS, MAX_POINTS = 400, 2000
 # So many days of the past are drawn beside so many of what is expected.
 PAST_SHARE = 0.5
 
@@ -27,6 +29,7 @@ PAST_SHARE = 0.5
         "forecast disk_usage --limit 90",
         "forecast cpu_usage --server web-01 --horizon 7d",
         "forecast memory_usage --where 'role = database' --json",
+        "forecast disk_usage --html disks.html --png disks.png",
     ),
 )
 @click.argument("metrics", nargs=-1, required=True, metavar="METRIC...")
@@ -34,6 +37,7 @@ PAST_SHARE = 0.5
 @click.option("--limit", type=float, default=90.0, show_default=True, help="What must not be reached.")
 @click.option("--horizon", callback=length, metavar="DURATION", help="How far ahead, to 366d.  [default: 90d]")
 @click.option("--history", "past", callback=length, metavar="DURATION", help="How much of the past.  [default: 90d]")
+@report.options
 @render.json_option
 def forecast(**options: Any) -> None:
     """Forecast METRICs by hours: when each reaches the limit, how sure that is, and what would have to be added.
@@ -41,25 +45,35 @@ def forecast(**options: Any) -> None:
     Of one series the past and what is expected are drawn, with the 80 % interval; of several there is a table, the most
     urgent first.
     """
-    connection.run(lambda client: _forecast(client, options))
+    report.run(options, lambda client, bar: _forecast(client, options, bar))
 
 
-async def _forecast(client: Client, options: dict[str, Any]) -> None:
+async def _forecast(client: Client, options: dict[str, Any], bar: Bar | None) -> Report | None:
     from openmanager.api.analysis.v1 import analysis_pb2
     from openmanager.client import analysis, codec, history, rpc
 
     selector = history.selector(options["metrics"], options["servers"], options["where"])
-    request = analysis_pb2.ForecastCapacityRequest(selector=selector, limit=options["limit"], max_point_count=POINTS)
+    request = analysis_pb2.ForecastCapacityRequest(
+        selector=selector, limit=options["limit"], max_point_count=MAX_POINTS if bar is not None else POINTS
+    )
     for field, value in (("horizon", options["horizon"]), ("history", options["past"])):
         if value is not None:
             getattr(request, field).CopyFrom(codec.duration(value))
     reply = await client.rpc.call(rpc.FORECAST_CAPACITY, request, seconds=analysis.ANALYSIS_SECONDS)
     if options["as_json"]:
         render.print_json(reply)
-        return
+        if bar is None:
+            return None
     if not reply.forecasts and not reply.skipped_count:
         raise NotFoundError(f"no series is chosen by {', '.join(options['metrics'])}: `openmanager series` lists them")
     found = [analysis.capacity(each) for each in reply.forecasts]
+    if bar is not None:
+        from openmanager.cli import forecast_report
+
+        about = codec.provenance(reply.provenance)
+        return await forecast_report.collect(
+            client, options, bar, found=found, about=about, skipped=reply.skipped_count
+        )
     if len(found) == 1:
         await _print_fan(client, found[0])
     else:
@@ -70,6 +84,7 @@ async def _forecast(client: Client, options: dict[str, Any]) -> None:
     if reply.skipped_count:
         click.echo(f"{reply.skipped_count:,} more have too few samples to judge by")
     render.console().print(render.provenance_text(codec.provenance(reply.provenance)))
+    return None
 
 
 def _table(found: Sequence[CapacityForecast]) -> Any:

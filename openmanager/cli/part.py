@@ -90,6 +90,32 @@ class PartFile:
         _part(self.path).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write, which gets its name when all of it is written; else nothing is left of it.
+
+    It is begun at once, so that a place that cannot be written to is known before the work.
+    """
+    with told(path):
+        if path.exists() and not path.is_file():
+            raise FailedPreconditionError(f"{path} is no file")
+        part = PartFile.begin(path.resolve(), {})
+    try:
+        yield part.file
+        with told(path):
+            part.file.flush()
+            part.finish()
+    finally:
+        with contextlib.suppress(OSError):  # a full disk was told of already
+            part.close()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all (blocking)."""
+    with whole(path) as file, told(path):
+        file.write(content)
+
+
 def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 

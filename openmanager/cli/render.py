@@ -146,6 +146,11 @@ def show_moment(moment: datetime | None) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else NOTHING
 
 
+def show_utc(moment: datetime | None) -> str:
+    """Return a moment in UTC, to the second; of reports, which are read elsewhere."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ") if moment else ""
+
+
 def show_value(value: float) -> str:
     """Return a sample for people: two decimals, or three significant digits where those would say nothing."""
     if value != value:  # noqa: PLR0124  (NaN is the one value that differs from itself)

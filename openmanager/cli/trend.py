@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openmanager.cli import connection, plot, render
+from openmanager.cli import plot, render, report
 from openmanager.cli.query import length, moment
 from openmanager.cli.selection import series_options
 from openmanager.errors import NotFoundError
@@ -15,6 +15,8 @@ from openmanager.errors import NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from openmanager.cli.progress import Bar
+    from openmanager.cli.report import Report
     from openmanager.client import Client, Trend
 
 ARROWS = {"UP": ("↑", "red"), "DOWN": ("↓", "green"), "STEADY": ("→", "dim")}
@@ -30,6 +32,7 @@ SOME = 0.05
         "trend cpu_usage --last 90d",
         "trend disk_usage --server web-01 --last 365d",
         "trend 'system.memory.*' --where 'role = database' --json",
+        "trend disk_usage --last 90d --html disks.html",
     ),
 )
 @click.argument("metrics", nargs=-1, required=True, metavar="METRIC...")
@@ -37,16 +40,17 @@ SOME = 0.05
 @click.option("--last", callback=length, metavar="DURATION", help="From so long ago until now.  [default: 28d]")
 @click.option("--end", callback=moment, metavar="TIME", help="Until then, exclusive.  [default: now]")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most.")
+@report.options
 @render.json_option
 def trend(**options: Any) -> None:
     """Show where METRICs go: slope a day with its interval, changes of level, seasons, and the period before.
 
     Of one series it is drawn; of several there is a table, those that moved most first.
     """
-    connection.run(lambda client: _trend(client, options))
+    report.run(options, lambda client, bar: _trend(client, options, bar))
 
 
-async def _trend(client: Client, options: dict[str, Any]) -> None:
+async def _trend(client: Client, options: dict[str, Any], bar: Bar | None) -> Report | None:
     from openmanager.api.analysis.v1 import analysis_pb2
     from openmanager.client import analysis, codec, history, rpc
 
@@ -61,10 +65,18 @@ async def _trend(client: Client, options: dict[str, Any]) -> None:
     reply = await client.rpc.call(rpc.ANALYZE_TREND, request, seconds=analysis.ANALYSIS_SECONDS)
     if options["as_json"]:
         render.print_json(reply)
-        return
+        if bar is None:
+            return None
     if not reply.trends and not reply.skipped_count:
         raise NotFoundError(f"no series is chosen by {', '.join(options['metrics'])}: `openmanager series` lists them")
     found = [analysis.trend(each) for each in reply.trends]
+    if bar is not None:
+        from openmanager.cli import trend_report
+
+        about = codec.provenance(reply.provenance)
+        return await trend_report.collect(
+            client, options, (start, end), bar, found=found, about=about, skipped=reply.skipped_count
+        )
     if len(found) == 1:
         await _print_one(client, found[0], start, end)
     else:
@@ -74,6 +86,7 @@ async def _trend(client: Client, options: dict[str, Any]) -> None:
     if reply.skipped_count:
         click.echo(f"{reply.skipped_count:,} more have too few samples to judge by")
     render.console().print(render.provenance_text(codec.provenance(reply.provenance)))
+    return None
 
 
 def _table(found: Sequence[Trend]) -> Any:

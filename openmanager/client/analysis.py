@@ -96,8 +96,8 @@ class CapacityForecast:
     """When a series reaches its limit; None: not within the horizon, an end of an interval too.
 
     `reach_probability` is that of reaching it within the horizon; `capacity_factor` by how much the capacity has to be
-    multiplied so that the limit holds to it with a probability of 90 %. `back_test_error` below 1 is better than “as a day
-    before”.
+    multiplied, from `capacity_time` on, so that the limit holds to it with a probability of 90 %. `back_test_error` below 1
+    is better than “as a day before”.
     """
 
     server: str
@@ -110,6 +110,7 @@ class CapacityForecast:
     reach_probability: float
     method: str
     capacity_factor: float
+    capacity_time: datetime | None
     points: tuple[ForecastPoint, ...]
     back_test_error: float | None
     back_test_coverage: float | None
@@ -314,6 +315,7 @@ def capacity(message: pb.CapacityForecast) -> CapacityForecast:
         reach_probability=message.reach_probability,
         method=message.method,
         capacity_factor=message.capacity_factor,
+        capacity_time=codec.moment(message, "capacity_time"),
         points=tuple(map(_point, message.points)),
         back_test_error=message.back_test_error if message.HasField("back_test_error") else None,
         back_test_coverage=message.back_test_coverage if message.HasField("back_test_coverage") else None,

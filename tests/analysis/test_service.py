@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ from openmanager_analysis.module import module as analysis
 from openmanager.api.analysis.v1 import analysis_pb2
 from openmanager.client import Client, ServiceStatus, rpc
 from openmanager.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
-from openmanager.frame import Frame, ServerInfo
+from openmanager.frame import Frame, MetricInfo, ServerInfo
 
 HOUR = 3_600 * 10**9
 DAYS = 12
@@ -151,6 +152,61 @@ async def test_a_command_says_what_is_wrong(client: Client):
     assert (await openmanager(client, "anomalies", "--filter", "colour = red"))[0] == 1
     code, shown, _ = await openmanager(client, "anomalies", "detect", "disk_usage", "--last", "3d", "--step", "1h")
     assert (code, "from " in shown) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "title", "said"),
+    [
+        (("trend", "disk_usage"), "Trend of disk_usage", "web-1 disk_usage goes up: +"),
+        (("forecast", "disk_usage", "--horizon", "30d"), "Forecast of disk_usage", "disk_usage is at 7"),
+    ],
+)
+async def test_a_report_has_a_chart_and_words_for_each_series(
+    client: Client, tmp_path: Path, command: tuple[str, ...], title: str, said: str
+):
+    files = {"--html": tmp_path / "report.html", "--png": tmp_path / "report.png"}
+    options = [str(each) for pair in files.items() for each in pair]
+    code, out, err = await openmanager(client, *command, *options)
+
+    assert (code, out) == (0, ""), err
+    page = files["--html"].read_text()
+    assert f"<h1>{title}</h1>" in page
+    assert [f"{server} disk_usage</h2>" in page for server in SERVERS] == [True, True]
+    assert said in page
+    assert page.count("<img ") == page.count("<details>") + 1  # an overview, whose table is always shown
+    assert "disk_usage of all servers" in page
+    assert "95 %" in page
+    assert files["--png"].read_bytes().startswith(b"\x89PNG")
+    # With --json both come.
+    code, document, _ = await openmanager(client, *command, "--json", "--html", str(files["--html"]))
+    assert (code, {"provenance", "skipped_count"} <= set(json.loads(document))) == (0, True)
+
+
+async def test_a_report_of_anomalies_shows_what_was_usual_and_what_came(client: Client, tmp_path: Path):
+    minute = 60 * 10**9
+    times = time.time_ns() // minute * minute - minute * np.arange(8 * 60 - 1, -1, -1, dtype=np.int64)
+    values = np.random.default_rng(2).normal(50, 1, (len(times), 6, 1))
+    values[-90:-30, 2, 0] += 40
+    infos = tuple(ServerInfo(id=f"db-{k}", environment="production") for k in range(6))
+    names = tuple(each.id for each in infos)
+    told = (MetricInfo(name="queue", unit="{job}"),)
+    frame = Frame(times=times, servers=names, metrics=("queue",), values=values, server_infos=infos, metric_infos=told)
+    await client.write_frame(frame)
+    path = tmp_path / "anomalies.html"
+
+    options = ("detect", "queue", "--last", "8h", "--step", "1m", "--html", str(path))
+    code, _, err = await openmanager(client, "anomalies", *options)
+
+    page = path.read_text()
+    assert (code, "anomalies, " in err) == (0, True)
+    assert "2. db-2: " in page
+    assert re.search(r"queue 9\d(\.\d+)? job where 4\d(\.\d+)? to 5\d(\.\d+)? job was expected", page)
+    assert "Metrics to blame, each at its most unusual" in page
+    assert "the detector over stored history: queue of all servers" in page
+    assert ">unusual</td>" in page
+
+    code, _, _ = await openmanager(client, "anomalies", "--html", str(path))
+    assert (code, "Nothing was unlike what is usual." in path.read_text()) == (0, True)
 
 
 async def openmanager(client: Client, *arguments: str) -> tuple[int, str, str]:
