@@ -70,6 +70,18 @@ def test_a_lasting_step_is_found_on_its_day_and_a_slope_is_none():
     assert sloped == ()
 
 
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_steady_growth_is_neither_a_season_nor_a_change(noise: float):
+    hours = HOURS[: 60 * 24]
+    values = (50 + hours / 24)[:, None] + noise * np.column_stack([_noise(seed, 5)[: len(hours)] for seed in range(20)])
+
+    found = trend(TIMES[: len(hours)], values)
+
+    assert found.hour_strength.max() < 0.1
+    assert np.median(found.weekday_strength) < 0.05
+    assert sum(map(len, found.changes)) == 0
+
+
 def test_a_period_is_compared_with_the_one_before():
     values = np.where(HOURS < 90 * 24, 10.0, 14.0)[:, None]
 

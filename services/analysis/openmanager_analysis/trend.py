@@ -27,6 +27,7 @@ HOUR_MILLIS = 3_600_000
 FIRST_WEEKDAY = 3
 # A change is a step between two fortnights (whole weeks: weekdays cancel) of more than so many standard errors.
 FORTNIGHT, CHANGE = 14, 5.0
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +85,9 @@ def trend(
     if not 1 <= period <= count // 2:
         raise invalid("period_days", f"must be 1 to {count // 2}, half of the days there are")
     slopes = np.array([_slope(column, confidence) for column in daily.T]).T
-    profile, strength = _hours(hourly, daily, np.nan_to_num(slopes[0]))
-    weekly, weekly_strength = _weekdays(daily, first_day)
+    growth = np.nan_to_num(slopes[0])
+    profile, strength = _hours(hourly, daily, growth)
+    weekly, weekly_strength = _weekdays(daily, first_day, growth)
     return Trend(
         slope=slopes[0],
         low=slopes[1],
@@ -188,26 +190,34 @@ def _ranks(values: Floats) -> Floats:
 def _hours(hourly: Floats, daily: Floats, slope: Floats) -> tuple[Floats, Floats]:
     """Return what each hour adds to its day, float64[S, 24], and the share of the variance it explains, float64[S]."""
     ramp = slope * ((np.arange(HOURS)[:, None] - (HOURS - 1) / 2) / HOURS)  # growth is no season
-    return _profile(hourly - daily[:, None] - ramp)
+    return _profile(hourly - daily[:, None] - ramp, _size(daily))
 
 
-def _weekdays(daily: Floats, first_day: int) -> tuple[Floats, Floats]:
+def _weekdays(daily: Floats, first_day: int, slope: Floats) -> tuple[Floats, Floats]:
     """Return what each weekday adds to its week, float64[S, 7], and the share of the variance it explains, float64[S]."""
     start = -(first_day + FIRST_WEEKDAY) % DAYS
     weeks = (len(daily) - start) // DAYS
     if weeks < MIN_WEEKS:
         return np.full((daily.shape[1], DAYS), np.nan), np.full(daily.shape[1], np.nan)
     rows = daily[start : start + weeks * DAYS].reshape(weeks, DAYS, -1)
-    profile, strength = _profile(rows - _mean(rows, axis=1)[:, None])
+    rows = rows - slope * (np.arange(DAYS)[:, None] - (DAYS - 1) / 2)
+    profile, strength = _profile(rows - _mean(rows, axis=1)[:, None], _size(daily))
     few = np.isfinite(rows).sum(axis=(0, 1)) < MIN_WEEKS * DAYS
     profile[few], strength[few] = np.nan, np.nan
     return profile, strength
 
 
-def _profile(off: Floats) -> tuple[Floats, Floats]:
+def _size(daily: Floats) -> Floats:
+    """Return the largest of the values without their signs, float64[S]; 0 where none is known."""
+    largest: Floats = np.nanmax(np.abs(daily), axis=0, initial=0)
+    return largest
+
+
+def _profile(off: Floats, size: Floats) -> tuple[Floats, Floats]:
     """Return the mean of off: float64[N, K, S] by place, float64[S, K], and the share of the variance that it is.
 
-    The share is adjusted for what a mean of N explains by chance: 0 where there is no season.
+    The share is adjusted for what a mean of N explains by chance: 0 where there is no season. What is below a billionth
+    of values of `size` is none: they are no more exact.
     """
     known = np.isfinite(off)
     count = np.maximum(known.sum(axis=0), 1)
@@ -218,7 +228,8 @@ def _profile(off: Floats) -> tuple[Floats, Floats]:
     total = known.sum(axis=(0, 1))
     freedom = np.maximum(total - off.shape[1], 1)
     share = 1 - (rest / freedom) / np.maximum(whole / np.maximum(total, 1), 1e-300)
-    return profile.T, np.where(whole > 0, np.clip(share, 0, 1), 0.0)
+    is_there = np.abs(profile).max(axis=0) > ROUNDING * size
+    return profile.T, np.where(is_there, np.clip(share, 0, 1), 0.0)
 
 
 def _mean(values: Floats, axis: int = 0) -> Floats:
@@ -235,11 +246,13 @@ def _changes(daily: Floats, first_day: int) -> tuple[Change, ...]:
     if known.sum() < 2 * FORTNIGHT:
         return ()
     filled = np.interp(np.arange(len(daily)), np.flatnonzero(known), daily[known])
-    windows = np.median(np.lib.stride_tricks.sliding_window_view(filled, FORTNIGHT), axis=1)
-    before, after = windows[:-FORTNIGHT], windows[FORTNIGHT:]
-    step = after - before
+    # The median of a slope is one of its days, and as uncertain as that: what grows is laid flat first.
+    flat = filled - np.median(filled[FORTNIGHT:] - filled[:-FORTNIGHT]) / FORTNIGHT * np.arange(len(filled))
+    before, after = _levels(filled)
+    flat_before, flat_after = _levels(flat)
+    step = flat_after - flat_before
     left = np.abs(step - np.median(step))
-    error = _step_error(filled)
+    error = _step_error(flat)
     if len(filled) > 8 * FORTNIGHT:  # what steps are like anyway, where changes cannot be most of them
         error = max(error, 1.4826 * float(np.median(left)))
     found = []
@@ -250,12 +263,18 @@ def _changes(daily: Floats, first_day: int) -> tuple[Change, ...]:
 
     return tuple(
         Change(
-            time_unix_millis=(first_day + _sharpest(filled, place + FORTNIGHT)) * DAY_MILLIS,
+            time_unix_millis=(first_day + _sharpest(flat, place + FORTNIGHT)) * DAY_MILLIS,
             before=float(before[place]),
             after=float(after[place]),
         )
         for place in sorted(found)
     )
+
+
+def _levels(daily: Floats) -> tuple[Floats, Floats]:
+    """Return the medians of a fortnight, and those of the fortnights right after them."""
+    windows = np.median(np.lib.stride_tricks.sliding_window_view(daily, FORTNIGHT), axis=1)
+    return windows[:-FORTNIGHT], windows[FORTNIGHT:]
 
 
 def _step_error(daily: Floats) -> float:
@@ -266,7 +285,7 @@ def _step_error(daily: Floats) -> float:
     ordered = np.clip(left, -3 * spread, 3 * spread)
     power = float(ordered @ ordered)
     kept = min(0.8, max(0.0, float(ordered[1:] @ ordered[:-1]) / power)) if power > 0 else 0.0
-    floor = 1e-9 * max(1e-9, float(np.abs(daily).max()))
+    floor = ROUNDING * max(ROUNDING, float(np.abs(daily).max()))
     return max(floor, 1.2533 * spread * float(np.sqrt(2 / FORTNIGHT * (1 + kept) / (1 - kept))))
 
 
