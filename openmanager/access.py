@@ -33,8 +33,8 @@ class Permission(StrEnum):
     WRITE = "write"  # samples
     RECORD = "record"  # interactions with an AI, and ratings of them
     LEARN = "learn"  # reading interactions
-    OPERATE = "operate"  # the inventory, simulations, faults, imports, dead letters
-    CONFIGURE = "configure"  # retention, thresholds, deletion of history
+    OPERATE = "operate"  # the inventory, simulations, faults, imports, dead letters, silences
+    CONFIGURE = "configure"  # retention, thresholds, rules of alerts, deletion of history
     AUDIT = "audit"  # the audit log, and who has which role
     MANAGE = "manage"  # users, keys, erasure
     MESH = "mesh"  # what the servers of the mesh ask each other
@@ -62,7 +62,7 @@ PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
 }
 DESCRIPTIONS: Mapping[Role, str] = {
     Role.VIEWER: "sees the state, the history and the inventory of servers",
-    Role.OPERATOR: "runs the fleet: inventory, simulations, faults, imports, dead letters; writes samples",
+    Role.OPERATOR: "runs the fleet: inventory, simulations, faults, imports, dead letters, silences; writes samples",
     Role.ADMIN: "does everything, and manages users and keys",
     Role.AUDITOR: "sees what a viewer sees, who may do what, and the audit log",
     Role.SERVICE: "is a program that writes and reads samples and records interactions",

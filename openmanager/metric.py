@@ -128,7 +128,7 @@ class Pattern:
 
     def matcher(self) -> Callable[[str], bool]:
         """Return a function that says whether a key is chosen."""
-        name, attributes = _glob(self.name), self.attribute_matcher()
+        name, attributes = glob(self.name), self.attribute_matcher()
 
         def matches(key: str) -> bool:
             own_name, own = parse_key(key)
@@ -138,7 +138,7 @@ class Pattern:
 
     def attribute_matcher(self) -> Callable[[Mapping[str, str]], bool]:
         """Return a function that says whether a key with the right name is chosen by its attributes."""
-        wanted = [(key, _glob(value)) for key, value in self.attributes]
+        wanted = [(key, glob(value)) for key, value in self.attributes]
         return lambda own: all(key in own and match(own[key]) for key, match in wanted)
 
 
@@ -146,7 +146,7 @@ def _is_glob(pattern: str) -> bool:
     return "*" in pattern or "?" in pattern
 
 
-def _glob(pattern: str) -> Callable[[str], object]:
+def glob(pattern: str) -> Callable[[str], object]:
     """Return a matcher for `*` and `?`; runs of stars are one, so that matching stays linear in practice."""
     if not _is_glob(pattern):
         return pattern.__eq__
@@ -189,7 +189,7 @@ def select(keys: Sequence[str], patterns: Iterable[str]) -> list[int]:
     globs: list[tuple[Callable[[str], object], Pattern]] = []
     for pattern in parsed:
         if _is_glob(pattern.name):
-            globs.append((_glob(pattern.name), pattern))
+            globs.append((glob(pattern.name), pattern))
         else:
             by_name.setdefault(pattern.name, []).append(pattern)
     choices: dict[str, _Choice | None] = {}  # by name: many keys have the same

@@ -12,7 +12,7 @@ from enum import Enum, auto
 from openmanager.access import PERMISSIONS, Permission, Role
 
 # Goes into every audit entry; counted up whenever a line changes.
-VERSION = 2
+VERSION = 3
 
 
 class Reach(Enum):
@@ -84,6 +84,24 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
         "DetectAnomalies": Rule(_P.READ, _SOME),
         "ListAnomalies": Rule(_P.READ, _SOME),
         "WatchAnomalies": Rule(_P.READ, _SOME),
+    },
+    f"{_API}.analysis.v1.RuleService": {
+        "CreateRule": Rule(_P.CONFIGURE, _ALL, audited="rules/{rule.id}"),
+        "GetRule": Rule(_P.READ, _NONE),
+        "ListRules": Rule(_P.READ, _NONE),
+        "UpdateRule": Rule(_P.CONFIGURE, _ALL, audited="rules/{rule.id}"),
+        "DeleteRule": Rule(_P.CONFIGURE, _ALL, audited="rules/{id}"),
+    },
+    f"{_API}.analysis.v1.SilenceService": {
+        "CreateSilence": Rule(_P.OPERATE, _ALL, audited="silences"),
+        "GetSilence": Rule(_P.READ, _ALL),
+        "ListSilences": Rule(_P.READ, _ALL),
+        "ExpireSilence": Rule(_P.OPERATE, _ALL, audited="silences/{id}"),
+    },
+    f"{_API}.analysis.v1.AlertService": {
+        "ListAlerts": Rule(_P.READ, _SOME),
+        "GetAlert": Rule(_P.READ, _SOME),
+        "WatchAlerts": Rule(_P.READ, _SOME),
     },
     f"{_API}.cache.v1.EntryService": {
         "GetEntry": Rule(_P.WRITE, _ALL),

@@ -31,6 +31,9 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "analysis": (
         "openmanager.api.analysis.v1.AnalysisService",
         "openmanager.api.analysis.v1.AnomalyService",
+        "openmanager.api.analysis.v1.RuleService",
+        "openmanager.api.analysis.v1.SilenceService",
+        "openmanager.api.analysis.v1.AlertService",
     ),
     "simulator": (
         "openmanager.api.simulator.v1.SimulatorService",
@@ -45,6 +48,7 @@ def load_protos() -> None:
     """Import the generated code of every service, so that their descriptors are known."""
     for name in (*SERVICES, "gateway", "status"):
         import_module(f"openmanager.api.{name}.v1.{name}_pb2")
+    import_module("openmanager.api.analysis.v1.alert_pb2")
     import_module("openmanager.api.metadata.v1.identity_pb2")
     import_module("openmanager.api.metadata.v1.interaction_pb2")
     import_module("openmanager.api.metadata.v1.audit_pb2")

@@ -35,6 +35,7 @@ COMMANDS = {
     "anomalies": "anomalies",
     "trend": "trend",
     "forecast": "forecast",
+    "alerts": "alerts",
     "retention": "retention",
     "interactions": "interactions",
     "audit": "audit",

@@ -9,6 +9,17 @@
 Dataclasses and numpy arrays go in and come out; what goes wrong is one of `openmanager.errors`.
 """
 
+from openmanager.client.alerts import (
+    Alert,
+    AlertRule,
+    Alerts,
+    AnomalyCondition,
+    ExhaustionCondition,
+    Inhibitor,
+    Silence,
+    StoreCondition,
+    ThresholdCondition,
+)
 from openmanager.client.analysis import Analysis, Anomaly, Blame, CapacityForecast, DetectionScores, Trend
 from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditHold, AuditPolicy, AuditStatus
 from openmanager.client.client import Client
@@ -73,8 +84,12 @@ from openmanager.runtime.tls import Tls
 
 __all__ = [
     "Aggregation",
+    "Alert",
+    "AlertRule",
+    "Alerts",
     "Analysis",
     "Anomaly",
+    "AnomalyCondition",
     "Audit",
     "AuditCheckpoint",
     "AuditEntry",
@@ -92,6 +107,7 @@ __all__ = [
     "DetectionScores",
     "DiskBudget",
     "Entry",
+    "ExhaustionCondition",
     "ExportChunk",
     "Fault",
     "FaultPattern",
@@ -100,6 +116,7 @@ __all__ = [
     "Frame",
     "GroupBy",
     "GroupSummary",
+    "Inhibitor",
     "Interaction",
     "InteractionFormat",
     "InteractionGroupBy",
@@ -132,11 +149,14 @@ __all__ = [
     "ServerInfo",
     "ServerState",
     "ServiceStatus",
+    "Silence",
     "SimilarInteraction",
     "Simulation",
     "Simulator",
     "StorageState",
     "StorageStatus",
+    "StoreCondition",
+    "ThresholdCondition",
     "Thresholds",
     "Tier",
     "Tiers",

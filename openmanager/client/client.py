@@ -15,6 +15,7 @@ from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.client import codec, enumeration, history, model, rpc
+from openmanager.client.alerts import Alerts
 from openmanager.client.analysis import Analysis
 from openmanager.client.audit import Audit
 from openmanager.client.credential import Credential, Token
@@ -51,8 +52,8 @@ class Client:
     `tls.server_name` says; ConfigurationError when a file of it cannot be used. `credential` is a key or an access token,
     or what can renew itself.
 
-    `analysis`, `inventory`, `interactions`, `retention`, `simulation`, `faults`, `entries`, `users`, `keys`, `sessions` and `audit`
-    hold what concerns these; `rpc` calls with messages.
+    `analysis`, `alerts`, `inventory`, `interactions`, `retention`, `simulation`, `faults`, `entries`, `users`, `keys`,
+    `sessions` and `audit` hold what concerns these; `rpc` calls with messages.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Client:
         self.sessions = Sessions(self.rpc)
         self.inventory = Inventory(self.rpc)
         self.analysis = Analysis(self.rpc)
+        self.alerts = Alerts(self.rpc)
         self.interactions = Interactions(self.rpc)
         self.retention = Retention(self.rpc)
         self.dead_letters = DeadLetters(self.rpc)

@@ -73,6 +73,14 @@ def _member(kind: type[E], wanted: str, name: str) -> E:
     return kind(wanted)
 
 
+def number(wrapper: Any, prefix: str, wanted: str, name: str) -> Any:
+    """Return the number of a value of a proto enum; InvalidArgumentError, naming the argument, when there is none such."""
+    known = [each.removeprefix(prefix) for each, value in wrapper.items() if value]
+    if wanted.upper() not in known:
+        raise invalid(name, f"must be one of {', '.join(known)}")
+    return wrapper.Value(f"{prefix}{wanted.upper()}")
+
+
 def server_state(number: int) -> enumeration.ServerState | None:
     """Return a server's state."""
     return _enum(enumeration.ServerState, server_pb2.ServerState, "SERVER_STATE_", number)

@@ -15,7 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from openmanager.api.analysis.v1 import analysis_pb2
+from openmanager.api.analysis.v1 import alert_pb2, analysis_pb2
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.metadata.v1 import audit_pb2, identity_pb2, interaction_pb2, metadata_pb2
@@ -77,6 +77,9 @@ _SIMULATOR = f"{_API}.simulator.v1.SimulatorService"
 _FAULT = f"{_API}.simulator.v1.FaultService"
 _ANALYSIS = f"{_API}.analysis.v1.AnalysisService"
 _ANOMALY = f"{_API}.analysis.v1.AnomalyService"
+_RULE = f"{_API}.analysis.v1.RuleService"
+_SILENCE = f"{_API}.analysis.v1.SilenceService"
+_ALERT = f"{_API}.analysis.v1.AlertService"
 _HEALTH: Any = health_pb2
 
 GET_STORAGE_STATUS = Method(_GATEWAY, "GetStorageStatus", gateway_pb2.GetStorageStatusResponse)
@@ -111,6 +114,19 @@ SCORE_DETECTION = Method(_ANALYSIS, "ScoreDetection", analysis_pb2.ScoreDetectio
 DETECT_ANOMALIES = Method(_ANOMALY, "DetectAnomalies", analysis_pb2.DetectAnomaliesResponse)
 LIST_ANOMALIES = Method(_ANOMALY, "ListAnomalies", analysis_pb2.ListAnomaliesResponse)
 WATCH_ANOMALIES = Method(_ANOMALY, "WatchAnomalies", analysis_pb2.WatchAnomaliesResponse)
+
+CREATE_RULE = Method(_RULE, "CreateRule", alert_pb2.CreateRuleResponse)
+GET_RULE = Method(_RULE, "GetRule", alert_pb2.GetRuleResponse)
+LIST_RULES = Method(_RULE, "ListRules", alert_pb2.ListRulesResponse)
+UPDATE_RULE = Method(_RULE, "UpdateRule", alert_pb2.UpdateRuleResponse)
+DELETE_RULE = Method(_RULE, "DeleteRule", alert_pb2.DeleteRuleResponse)
+CREATE_SILENCE = Method(_SILENCE, "CreateSilence", alert_pb2.CreateSilenceResponse)
+GET_SILENCE = Method(_SILENCE, "GetSilence", alert_pb2.GetSilenceResponse)
+LIST_SILENCES = Method(_SILENCE, "ListSilences", alert_pb2.ListSilencesResponse)
+EXPIRE_SILENCE = Method(_SILENCE, "ExpireSilence", alert_pb2.ExpireSilenceResponse)
+LIST_ALERTS = Method(_ALERT, "ListAlerts", alert_pb2.ListAlertsResponse)
+GET_ALERT = Method(_ALERT, "GetAlert", alert_pb2.GetAlertResponse)
+WATCH_ALERTS = Method(_ALERT, "WatchAlerts", alert_pb2.WatchAlertsResponse)
 
 GET_ENTRY = Method(_ENTRY, "GetEntry", cache_pb2.GetEntryResponse)
 SET_ENTRY = Method(_ENTRY, "SetEntry", cache_pb2.SetEntryResponse)

@@ -177,7 +177,7 @@ async def test_a_watch_tells_what_goes_on_then_what_changes_and_that_it_is_there
     register, bell = Register(), Bell()
     register.see(finding("a"))
     register.see(finding("b", metrics=("disk_usage",)))
-    told = watch(register, bell, chooser("server = a"), token="", progress=0.01)
+    told = watch(register, bell, chooser("server = a"), fitting, token="", progress=0.01)
 
     token, found = await anext(told)
     assert [each.server for each in found] == ["a"]
@@ -190,7 +190,7 @@ async def test_a_watch_tells_what_goes_on_then_what_changes_and_that_it_is_there
     assert [(each.server, each.end_nanos) for each in found] == [("a", BEGIN)]
     await told.aclose()
 
-    again = watch(register, bell, chooser(""), token=token, progress=0.01)
+    again = watch(register, bell, chooser(""), fitting, token=token, progress=0.01)
     _, found = await anext(again)
     assert {each.server for each in found} == {"a", "b"}
     await again.aclose()
@@ -206,12 +206,10 @@ def test_pages_are_newest_first_of_what_is_meant_and_seen():
     first = list_page(register, query, lambda server: server != "s3")
     second = list_page(register, replace(query, page_token=first.next_page_token), lambda server: server != "s3")
 
-    assert [each.server for each in (*first.anomalies, *second.anomalies)] == ["s4", "s2", "s1", "s0"]
+    assert [each.server for each in (*first.found, *second.found)] == ["s4", "s2", "s1", "s0"]
     assert (first.total_count, second.next_page_token) == (4, "")
-    assert [each.server for each in list_page(register, replace(query, active_only=True), everything).anomalies] == [
-        "s4"
-    ]
+    assert [each.server for each in list_page(register, replace(query, active_only=True), everything).found] == ["s4"]
     since = replace(query, start=BEGIN + 30 * MINUTE, end=BEGIN + 50 * MINUTE)
-    assert [each.server for each in list_page(register, since, everything).anomalies] == ["s2"]
+    assert [each.server for each in list_page(register, since, everything).found] == ["s2"]
     with pytest.raises(InvalidArgumentError):
         list_page(register, replace(query, filter="x = 1", page_token=first.next_page_token), everything)

@@ -107,4 +107,17 @@ def test_counters_and_environments_are_known_from_what_producers_tell():
     infos = (ServerInfo(id="a", environment="production"),)
     added(collector, 1000, metrics=("bytes{device=eth0}", "level"), kinds=kinds, infos=infos)
     assert collector.names.is_counter == [True, False]
-    assert collector.names.environments == {"a": "production"}
+    assert collector.names.environment("a") == "production"
+    assert collector.names.environment("b") == ""
+
+
+def test_what_producers_tell_of_a_server_is_put_together_and_counted_once():
+    collector = opened()
+    for info in (
+        ServerInfo(id="a", role="web", labels={"rack": "r1"}),
+        ServerInfo(id="a", environment="production"),
+        ServerInfo(id="a", environment="production"),
+    ):
+        added(collector, 1000, infos=(info,))
+    assert collector.names.infos["a"] == ServerInfo(id="a", environment="production", role="web", labels={"rack": "r1"})
+    assert collector.names.info_changes == 2

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
 from openmanager.metric import parse_key
-from openmanager.watch import change_of, compacted, token_of
+from openmanager_analysis.told import Chronicle
 
 MINUTE = 60 * 10**9
 # A run is over when nothing was unusual for so long, and grave when it lasts.
@@ -117,29 +115,18 @@ def gravest(found: Sequence[Anomaly], most: int) -> list[Anomaly]:
 
 
 @dataclass(slots=True)
-class Register:
-    """All anomalies that are known: those that go on, and the newest of those that are over.
+class Register(Chronicle[Anomaly]):
+    """All anomalies that are known, by server.
 
     Times are those of the samples, in nanoseconds since 1970; they need not be those of a clock.
     """
 
     kept: int = MAX_KEPT
-    # Tells one life of the register from another: changes are counted anew in each.
-    epoch: str = field(default_factory=lambda: secrets.token_hex(4))
-    change: int = 0
-    _open: dict[str, Anomaly] = field(default_factory=dict)  # by server
-    _over: deque[Anomaly] = field(default_factory=deque)  # by end
-    _forgotten: int = 0  # the newest change of those that were let go
     _count: int = 0
-
-    def __iter__(self) -> Iterator[Anomaly]:
-        """Yield all, those that are over first."""
-        yield from self._over
-        yield from self._open.values()
 
     def see(self, finding: Finding, environment: str = "") -> None:
         """Note a finding on a server of some environment: a run begins or goes on."""
-        known = self._open.get(finding.server)
+        known = self.open.get(finding.server)
         if known is None:
             if finding.alarming:
                 self._begin(finding, environment)
@@ -160,35 +147,13 @@ class Register:
 
     def pass_time(self, now_nanos: int) -> None:
         """End the runs that have been quiet."""
-        for server, each in [*self._open.items()]:
+        for server, each in [*self.open.items()]:
             if now_nanos - each.last_nanos < QUIET_NANOS:
                 continue
-            del self._open[server]
+            del self.open[server]
             self.change += 1
-            self._over.append(replace(each, end_nanos=each.last_nanos, change=self.change))
-        while len(self._over) > self.kept:
-            self._forgotten = max(self._forgotten, self._over.popleft().change)
-
-    def changed_since(self, change: int) -> list[Anomaly]:
-        """Return those that began, changed or ended after a change, in the order of their changes.
-
-        OutOfRangeError when one of them was let go.
-        """
-        if change < self._forgotten:
-            raise compacted()
-        return sorted((each for each in self if each.change > change), key=_change)
-
-    def going_on(self) -> list[Anomaly]:
-        """Return those that are not over, in the order of their changes."""
-        return sorted(self._open.values(), key=_change)
-
-    def resume(self, token: str) -> int | None:
-        """Return the change that a token of `token_of` names, None for an empty one; OutOfRangeError when it is too old."""
-        return change_of(token, self.epoch, oldest=self._forgotten, newest=self.change)
-
-    def token_of(self, change: int) -> str:
-        """Return the token that a watch goes on with after a change."""
-        return token_of(self.epoch, change)
+            self.over.append(replace(each, end_nanos=each.last_nanos, change=self.change))
+        self.trim()
 
     def _begin(self, finding: Finding, environment: str) -> None:
         self._count += 1
@@ -196,8 +161,8 @@ class Register:
         cause = self._cause(finding, environment)
         size = 1
         if cause is not None:
-            size = 1 + sum(1 for each in self._open.values() if each.incident_id == cause.incident_id)
-            for each in [*self._open.values()]:
+            size = 1 + sum(1 for each in self.open.values() if each.incident_id == cause.incident_id)
+            for each in [*self.open.values()]:
                 if each.incident_id == cause.incident_id:
                     self._put(replace(each, incident_size=size), is_told=each.incident_size < MANY_SERVERS <= size)
         self._put(
@@ -222,7 +187,7 @@ class Register:
         names = names_of(finding.blames)
         near = [
             each
-            for each in self._open.values()
+            for each in self.open.values()
             if finding.time_nanos - each.start_nanos <= NEAR_NANOS
             and each.environment == environment
             and names & names_of(each.blames)
@@ -231,7 +196,7 @@ class Register:
 
     def _put(self, anomaly: Anomaly, *, is_told: bool) -> None:
         self.change += is_told
-        self._open[anomaly.server] = replace(anomaly, change=self.change) if is_told else anomaly
+        self.open[anomaly.server] = replace(anomaly, change=self.change) if is_told else anomaly
 
     # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -249,14 +214,10 @@ class Register:
             blames = tuple(Blame(**blame) for blame in each.pop("blames"))
             anomaly = Anomaly(**each, blames=blames, change=found.change)
             if anomaly.end_nanos:
-                found._over.append(anomaly)
+                found.over.append(anomaly)
             else:
-                found._open[anomaly.server] = anomaly
+                found.open[anomaly.server] = anomaly
         return found
-
-
-def _change(anomaly: Anomaly) -> int:
-    return anomaly.change
 
 
 def _document(anomaly: Anomaly) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.frame import Frame
+from openmanager.frame import Frame, ServerInfo
 from openmanager.metric import parse_key
 
 NANOS_PER_MILLI = 1_000_000
@@ -19,6 +19,7 @@ OPEN_SPANS = 2
 _MAX_LAYOUTS, _MAX_CELLS = 4096, 1 << 22
 # The places of a series that was not seen yet, and of one that came when there were the most already.
 _UNSEEN, _UNWATCHED = -1, -2
+_INFO = ("hostname", "environment", "role", "location", "labels")
 
 
 @dataclass(slots=True)
@@ -28,7 +29,9 @@ class Names:
     most: int
     series: list[tuple[str, str]] = field(default_factory=list)
     is_counter: list[bool] = field(default_factory=list)
-    environments: dict[str, str] = field(default_factory=dict)
+    infos: dict[str, ServerInfo] = field(default_factory=dict)
+    # How often something new was learnt of a server.
+    info_changes: int = 0
     counters: set[str] = field(default_factory=set)
     # Of samples of series beyond the most.
     unwatched_count: int = 0
@@ -37,11 +40,27 @@ class Names:
     def learn(self, frame: Frame) -> None:
         """Note what a frame tells of servers and metrics."""
         for info in frame.server_infos:
-            if info.environment:
-                self.environments[info.id] = info.environment
+            self.note(info)
         for metric in frame.metric_infos:
             if metric.kind == frame_pb2.METRIC_KIND_COUNTER:
                 self.counters.add(metric.name)
+
+    def note(self, info: ServerInfo) -> None:
+        """Note what is known of a server; what is empty is not."""
+        known = self.infos.get(info.id)
+        if info == known or (known is None and len(self.infos) >= self.most):
+            return
+        if known is not None:
+            told = {name: value for name in _INFO if (value := getattr(info, name))}
+            info = replace(known, **told)
+        if info != known:
+            self.infos[info.id] = info
+            self.info_changes += 1
+
+    def environment(self, server: str) -> str:
+        """Return the environment of a server, empty where it is not known."""
+        info = self.infos.get(server)
+        return info.environment if info is not None else ""
 
     def places(self, servers: Sequence[str], metrics: Sequence[str]) -> NDArray[np.int64]:
         """Return the place of each series, int64[S, M]; less than 0 for one that is not watched."""

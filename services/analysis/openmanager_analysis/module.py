@@ -8,9 +8,18 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 
 from openmanager.errors import ConfigurationError
+from openmanager.runtime.clock import Clock
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
+from openmanager_analysis.alert_service import AlertService, RuleService, SilenceService
+from openmanager_analysis.alerting.keeper import Keeper
+from openmanager_analysis.alerting.outbox import Pace
+from openmanager_analysis.alerting.policy_store import PolicyStore
+from openmanager_analysis.alerting.polling import Inventory, Outlooks, Stores
+from openmanager_analysis.alerting.receivers import load
+from openmanager_analysis.alerting.webhook import Webhook
 from openmanager_analysis.analyst import Analyst
+from openmanager_analysis.collector import Names
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.faults import Faults
 from openmanager_analysis.history import History
@@ -19,7 +28,8 @@ from openmanager_analysis.service import AnalysisService, AnomalyService
 from openmanager_analysis.watcher import Watcher
 
 PACKAGE = "openmanager.api.analysis.v1"
-STATE = "detector.state"
+STATE, ALERTS = "detector.state", "alerts.state"
+LEAST_REPEAT_NANOS = 60 * 10**9
 
 
 class AnalysisModule:
@@ -39,25 +49,45 @@ class AnalysisModule:
                 await stack.enter_async_context(runtime.peer(name, passes_on=True))
                 for name in ("timeseries", "cache", "simulator")
             ]
+            metadata, gateway = [
+                await stack.enter_async_context(runtime.peer(name)) for name in ("metadata", "gateway")
+            ]
+            names = Names(most=config.max_series)
+            keeper = _keeper(config, names, runtime.clock)
             watcher = Watcher(
                 timeseries=log,
                 clock=runtime.clock,
                 path=config.data_dir / STATE,
                 interval_nanos=interval,
                 save_seconds=config.save_interval.total_seconds(),
-                max_series=config.max_series,
+                names=names,
+                alerts=keeper,
             )
+            keeper.is_following = lambda: watcher.follower.view.following
             history = History(asked, config.query_timeout.total_seconds())
-            analyst = Analyst(history, Faults(simulator))
+            analyst, reach = Analyst(history, Faults(simulator)), Reach(cache, runtime.clock)
+            policies = PolicyStore(metadata, keeper, runtime.clock)
+            await keeper.load()
             await watcher.load()
-            watching = asyncio.create_task(watcher.run())
+            watching = [
+                asyncio.create_task(work)
+                for work in (
+                    watcher.run(),
+                    keeper.run(),
+                    policies.follow(),
+                    Stores(gateway, keeper, runtime.clock).run(),
+                    Outlooks(analyst, keeper, runtime.clock, config.outlook_interval.total_seconds()).run(),
+                    Inventory(cache, names).run(),
+                )
+            ]
             try:
                 yield Service(
                     servicers={
                         f"{PACKAGE}.AnalysisService": AnalysisService(analyst, watcher, runtime.clock),
-                        f"{PACKAGE}.AnomalyService": AnomalyService(
-                            analyst, watcher, Reach(cache, runtime.clock), runtime.clock
-                        ),
+                        f"{PACKAGE}.AnomalyService": AnomalyService(analyst, watcher, reach, runtime.clock),
+                        f"{PACKAGE}.RuleService": RuleService(keeper, policies, runtime.clock),
+                        f"{PACKAGE}.SilenceService": SilenceService(keeper, policies, runtime.clock),
+                        f"{PACKAGE}.AlertService": AlertService(keeper, reach, watcher.describe),
                     },
                     storages=[
                         Storage(
@@ -66,13 +96,42 @@ class AnalysisModule:
                             engine="files",
                             check=watcher.find,
                             clock=runtime.clock,
-                        )
+                        ),
+                        Storage(
+                            name="alerts",
+                            role="rules and alerts",
+                            engine="files",
+                            check=keeper.find,
+                            clock=runtime.clock,
+                        ),
                     ],
                 )
             finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                for task in watching:
+                    task.cancel()
+                await asyncio.gather(*watching, return_exceptions=True)
+                await keeper.save()
                 await watcher.save()
+
+
+def _keeper(config: AnalysisConfig, names: Names, clock: Clock) -> Keeper:
+    wait, interval, repeat = (
+        round(each.total_seconds() * 1e9) for each in (config.alert_wait, config.alert_interval, config.alert_repeat)
+    )
+    if repeat < LEAST_REPEAT_NANOS:
+        raise ConfigurationError("analysis.alert_repeat must be 1m or more")
+    if config.outlook_interval < timedelta(seconds=1):
+        raise ConfigurationError("analysis.outlook_interval must be 1s or more")
+    return Keeper(
+        names=names,
+        path=config.data_dir / ALERTS,
+        clock=clock,
+        pace=Pace(wait_nanos=wait, interval_nanos=interval, repeat_nanos=repeat),
+        outlook_nanos=round(config.outlook_interval.total_seconds() * 1e9),
+        receivers=[(receiver, Webhook(receiver)) for receiver in load(config.receivers)],
+        external_url=config.external_url,
+        save_seconds=config.save_interval.total_seconds(),
+    )
 
 
 def _nanos(interval: timedelta) -> int:

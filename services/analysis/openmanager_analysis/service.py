@@ -11,7 +11,7 @@ from openmanager.progress import progress_seconds
 from openmanager.runtime.clock import Clock
 from openmanager_analysis import wire
 from openmanager_analysis.analyst import MAX_SHOWN, Analyst
-from openmanager_analysis.anomaly import gravest
+from openmanager_analysis.anomaly import fitting, gravest
 from openmanager_analysis.detection import THRESHOLD
 from openmanager_analysis.history import DAY_NANOS, HOUR_NANOS
 from openmanager_analysis.listing import list_page
@@ -88,7 +88,7 @@ class AnomalyService:
         """List what was found."""
         found = list_page(self._watcher.register, wire.listed(request), await self._reach.sees())
         return pb.ListAnomaliesResponse(
-            anomalies=[wire.anomaly(each) for each in found.anomalies],
+            anomalies=[wire.anomaly(each) for each in found.found],
             next_page_token=found.next_page_token,
             total_count=found.total_count,
             provenance=self._watcher.describe(),
@@ -103,7 +103,7 @@ class AnomalyService:
         """Stream what is found."""
         chooses, seconds = chooser(request.filter), progress_seconds(request)
         watched = watch(
-            self._watcher.register, self._watcher.bell, chooses, token=request.resume_token, progress=seconds
+            self._watcher.register, self._watcher.bell, chooses, fitting, token=request.resume_token, progress=seconds
         )
         async with aclosing(watched) as told:
             async for token, found in told:

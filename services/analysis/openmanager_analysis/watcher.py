@@ -7,18 +7,20 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
-from openmanager.frame import decode_trusted
+from openmanager.frame import ServerInfo, decode_trusted
 from openmanager.log_follower import LogFollower
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer
 from openmanager.runtime.status import Finding
 from openmanager.watch import Bell
 from openmanager_analysis import state
+from openmanager_analysis.alerting.keeper import Keeper
 from openmanager_analysis.anomaly import Register
 from openmanager_analysis.collector import Collector, Names, Span
 from openmanager_analysis.lookout import Lookout
@@ -39,7 +41,15 @@ class Watcher:
     """
 
     def __init__(
-        self, *, timeseries: Peer, clock: Clock, path: Path, interval_nanos: int, save_seconds: float, max_series: int
+        self,
+        *,
+        timeseries: Peer,
+        clock: Clock,
+        path: Path,
+        interval_nanos: int,
+        save_seconds: float,
+        names: Names,
+        alerts: Keeper,
     ) -> None:
         self.interval_nanos = interval_nanos
         self.bell = Bell()
@@ -48,7 +58,8 @@ class Watcher:
         self._path = path
         self._save_seconds = save_seconds
         self._lookout = Lookout()
-        self._collector = Collector(Names(most=max_series), interval_nanos // NANOS_PER_MILLI)
+        self._collector = Collector(names, interval_nanos // NANOS_PER_MILLI)
+        self._alerts = alerts
         # Held while the detector works, or is stored.
         self._busy = asyncio.Lock()
         self._taken = self._saved = 0  # positions
@@ -114,16 +125,22 @@ class Watcher:
 
     async def _sync(self) -> int:
         """Return where the log goes on: where what is known ends, or now where nothing is, or too much was missed."""
-        if self._taken and not self._is_lost:
+        known = [each for each in (self._taken, self._alerts.alerting.position) if each]
+        if known and not self._is_lost:
             self._is_lost = True  # unless the log goes on from there
-            return self._taken
+            return min(known)
         self._taken = self._saved = await self.follower.head()
+        self._alerts.alerting.position = self._alerts.saved_position = self._taken
         return self._taken
 
     async def _take(self, part: pb.WatchFramesResponse) -> None:
+        """Take a frame; of what was stored later than the rest it is known already."""
         self._is_lost = False
-        spans = self._collector.add(decode_trusted(part.frame), part.receive_time.ToNanoseconds(), part.position)
-        for span in spans:
+        frame, received = decode_trusted(part.frame), part.receive_time.ToNanoseconds()
+        self._alerts.take(frame, received, part.position)
+        if part.position <= self._taken:
+            return
+        for span in self._collector.add(frame, received, part.position):
             await self._look(span)
         self._taken = part.position
 
@@ -134,11 +151,13 @@ class Watcher:
             self._lookout.watch(names.series, names.is_counter)
             found = await asyncio.to_thread(self._lookout.look, span.time_millis, span.values)
             for each in found:
-                self.register.see(each, names.environments.get(each.server, ""))
+                self.register.see(each, names.environment(each.server))
             self._seen_nanos = span.time_millis * NANOS_PER_MILLI
             self.register.pass_time(self._seen_nanos)
+        self._alerts.alerting.see_anomalies(self.register, self._seen_nanos)
         if self.register.change != change:
             self.bell.ring()
+            self._alerts.changed()
 
     async def _save_regularly(self) -> None:
         seconds = self._save_seconds
@@ -149,7 +168,7 @@ class Watcher:
             seconds = max(self._save_seconds, (time.monotonic() - begin) / SAVE_SHARE)
 
     def _durable(self) -> int:
-        return self._saved
+        return min(self._saved, self._alerts.saved_position or self._saved)
 
     # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -162,7 +181,7 @@ class Watcher:
             "seen_nanos": self._seen_nanos,
             "series": names.series,
             "is_counter": names.is_counter,
-            "environments": names.environments,
+            "infos": [asdict(info) for info in names.infos.values()],
             "register": self.register.document(),
         }
 
@@ -175,7 +194,8 @@ class Watcher:
         register = Register.restored(stored["register"])
         names = self._collector.names
         names.restore(series[: names.most], stored["is_counter"][: names.most])
-        names.environments.update(stored["environments"])
+        for info in stored.get("infos", ()):
+            names.note(ServerInfo(**info))
         self._collector.begin(int(stored["next_millis"]))
         self._lookout, self.register = lookout, register
         self._taken = self._saved = int(stored["position"])

@@ -16,7 +16,8 @@ from openmanager_metadata.backends import Database, Row
 from openmanager_metadata.inventory import THRESHOLDS, check_thresholds
 from openmanager_metadata.sql import aware
 
-KINDS = ("thresholds", "fault", "retention", "audit")
+KINDS = ("thresholds", "fault", "retention", "audit", "rule", "silence")
+ALERT_CONDITIONS = ("threshold", "anomaly", "exhaustion", "store")
 MAX_DOCUMENT_BYTES = 64 * 1024
 
 
@@ -52,6 +53,10 @@ def check_document(kind: str, document: Mapping[str, Any]) -> str:
         _check_retention(document)
     if kind == audit_rule.KIND:
         audit_rule.rule(document)
+    if kind == "rule":
+        _check_alert_rule(document)
+    if kind == "silence":
+        _check_silence(document)
     _check_printable(document)
     text = json.dumps(document, allow_nan=False)
     if len(text.encode()) > MAX_DOCUMENT_BYTES:
@@ -69,12 +74,7 @@ def _check_fault(document: Mapping[str, Any]) -> None:
     for name in ("id", "pattern"):
         if not isinstance(document.get(name), str) or not document[name]:
             raise invalid(f"policy.document.{name}", "must be a text")
-    numbers = {}
-    for name in ("start_nanos", "end_nanos", "seed"):
-        text = document.get(name)
-        if not isinstance(text, str) or not text.isascii() or not text.isdigit() or len(text) > 19:
-            raise invalid(f"policy.document.{name}", "must be a whole number from 0 on, as a text")
-        numbers[name] = int(text)
+    numbers = {name: _check_whole(document, name) for name in ("start_nanos", "end_nanos", "seed")}
     if numbers["end_nanos"] <= numbers["start_nanos"]:
         raise invalid("policy.document.end_nanos", "must be after start_nanos")
     severity = document.get("severity")
@@ -91,6 +91,34 @@ def _check_retention(document: Mapping[str, Any]) -> None:
         entries = document.get(name)
         if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
             raise invalid(f"policy.document.{name}", "must be a list of objects")
+
+
+def _check_alert_rule(document: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for what is no rule of alerts; what it means is for analysis to say."""
+    if not isinstance(document.get("name"), str) or not document["name"]:
+        raise invalid("policy.document.name", "must be a text")
+    conditions = [document.get(name) for name in ALERT_CONDITIONS if name in document]
+    if len(conditions) != 1 or not isinstance(conditions[0], dict):
+        raise invalid("policy.document", f"must have one of {', '.join(ALERT_CONDITIONS)}, an object")
+
+
+def _check_silence(document: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for what is no silence; what it means is for analysis to say."""
+    for name in ("matcher", "comment", "creator"):
+        if not isinstance(document.get(name), str):
+            raise invalid(f"policy.document.{name}", "must be a text")
+    if not document["matcher"]:
+        raise invalid("policy.document.matcher", "must not be empty")
+    start, end = (_check_whole(document, name) for name in ("start_nanos", "end_nanos"))
+    if end < start:
+        raise invalid("policy.document.end_nanos", "must not be before start_nanos")
+
+
+def _check_whole(document: Mapping[str, Any], name: str) -> int:
+    text = document.get(name)
+    if not isinstance(text, str) or not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise invalid(f"policy.document.{name}", "must be a whole number from 0 on, as a text")
+    return int(text)
 
 
 def _check_printable(value: Any) -> None:

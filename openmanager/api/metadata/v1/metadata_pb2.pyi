@@ -598,7 +598,7 @@ class Policy(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """The kind: `thresholds`, `fault`, `retention` or `audit`. Required."""
+    """The kind: `thresholds`, `fault`, `retention`, `audit`, `rule` or `silence`. Required."""
     id: _builtins.str
     """The id, unique in its kind: 1–255 characters of `[a-z0-9][a-z0-9._:-]*`. For thresholds: `default` or a role;
     for retention and audit: `default`.

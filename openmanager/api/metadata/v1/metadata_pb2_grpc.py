@@ -369,7 +369,8 @@ class ServerService:
 
 
 class PolicyServiceStub:
-    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, fault records.
+    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, rules and silences
+    of alerts, fault records.
     """
 
     def __init__(self, channel):
@@ -401,7 +402,8 @@ class PolicyServiceStub:
 
 
 class PolicyServiceServicer:
-    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, fault records.
+    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, rules and silences
+    of alerts, fault records.
     """
 
     def GetPolicy(self, request, context):
@@ -464,7 +466,8 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PolicyService:
-    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, fault records.
+    """Durable settings and records, as documents: thresholds, retention, the audit log's retention and holds, rules and silences
+    of alerts, fault records.
     """
 
     @staticmethod

@@ -1,0 +1,497 @@
+"""`openmanager alerts`: what the rules have found, the rules themselves, and silences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from openmanager.cli import connection, render
+from openmanager.cli.query import length, moment
+from openmanager.cli.retention import show_selector
+from openmanager.cli.selection import series_options
+from openmanager.config import show_duration
+
+if TYPE_CHECKING:
+    from openmanager.client import Alert, AlertRule, Client, Provenance, Silence
+
+F = TypeVar("F", bound=Callable[..., Any])
+STYLES = {"INFO": "", "WARNING": "yellow", "CRITICAL": "bold red"}
+STATES = {"PENDING": "yellow", "FIRING": "bold red", "RESOLVED": "green", "ACTIVE": "bold", "EXPIRED": "dim"}
+SEVERITIES = ("info", "warning", "critical")
+STORE_STATES = ("ok", "slow", "down", "hung", "empty", "readonly", "recovering")
+FILTER_HELP = "By alertname, rule, severity, server, metric, environment, role, labels.<name> or state."
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=render.examples(
+        "alerts rules create cpu cpu_usage --above 90 --clear 80 --for 5m",
+        "alerts",
+        "alerts --active --filter 'severity = critical'",
+        "alerts watch",
+        "alerts silences create 'server = web-01' --for 2h --comment 'new disk'",
+    ),
+)
+@click.option("--active", is_flag=True, help="Only those that are pending or firing.")
+@click.option("--filter", "where", default="", metavar="FILTER", help=FILTER_HELP)
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+@render.json_option
+@click.pass_context
+def alerts(ctx: click.Context, *, active: bool, where: str, limit: int, as_json: bool) -> None:
+    """List alerts, the newest first: what is wrong, since when, and who keeps it from being sent."""
+    if ctx.invoked_subcommand is None:
+        connection.run(lambda client: _list(client, active=active, where=where, limit=limit, as_json=as_json))
+
+
+@alerts.command("watch", epilog=render.examples("alerts watch", "alerts watch --filter 'server : web' --json"))
+@click.option("--filter", "where", default="", metavar="FILTER", help=FILTER_HELP)
+@render.json_option
+def watch_command(*, where: str, as_json: bool) -> None:
+    """Show those that are pending or firing, and then each that begins, changes or ends, until Ctrl-C."""
+    connection.run_until_interrupted(lambda client: _watch(client, where, as_json=as_json))
+
+
+# ── rules ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@alerts.group("rules", invoke_without_command=True, epilog=render.examples("alerts rules", "alerts rules --json"))
+@render.json_option
+@click.pass_context
+def rules(ctx: click.Context, *, as_json: bool) -> None:
+    """List the rules, or create, pause and delete them."""
+    if ctx.invoked_subcommand is None:
+        connection.run(lambda client: _rules(client, as_json=as_json))
+
+
+@rules.command(
+    "create",
+    epilog=render.examples(
+        "alerts rules create cpu cpu_usage --above 90 --clear 80 --for 5m --severity critical",
+        "alerts rules create odd --anomaly critical --where 'environment = production'",
+        "alerts rules create disk disk_usage --reaches 95 --within 7d",
+        "alerts rules create stores --store '*' --for 1m",
+    ),
+)
+@click.argument("rule_id", metavar="ID")
+@click.argument("metrics", nargs=-1, metavar="[METRIC]...")
+@series_options
+@click.option("--above", type=float, metavar="VALUE", help="A metric is above this.")
+@click.option("--below", type=float, metavar="VALUE", help="A metric is below this.")
+@click.option("--clear", type=float, metavar="VALUE", help="It is well again from here on.  [default: the bound]")
+@click.option("--for", "lasting", callback=length, metavar="DURATION", help="For so long, before it fires.")
+@click.option(
+    "--clear-for", "clear_lasting", callback=length, metavar="DURATION", help="Well for so long, before it is over."
+)
+@click.option("--anomaly", type=click.Choice(SEVERITIES, case_sensitive=False), help="A server is so unusual at least.")
+@click.option("--reaches", type=float, metavar="VALUE", help="A metric will reach this, …")
+@click.option("--within", callback=length, metavar="DURATION", help="… within so long.")
+@click.option("--probability", type=click.FloatRange(0.05, 1), help="… as probably at least.  [default: 0.8]")
+@click.option("--store", "stores", multiple=True, metavar="GLOB", help="A store is not well; may be repeated.")
+@click.option("--service", "services", multiple=True, metavar="GLOB", help="A service, or its stores; may be repeated.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(STORE_STATES, case_sensitive=False),
+    help="Only in this state.",
+)
+@click.option("--name", default="", metavar="TEXT", help="The label alertname.  [default: ID]")
+@click.option("--severity", type=click.Choice(SEVERITIES, case_sensitive=False), default="warning", show_default=True)
+@click.option("--label", "labels", multiple=True, metavar="NAME=TEXT", help="A label of its alerts; may be repeated.")
+@click.option(
+    "--annotation",
+    "annotations",
+    multiple=True,
+    metavar="NAME=TEXT",
+    help="A text with {server}, {value} …; may be repeated.",
+)
+@click.option(
+    "--inhibited-by",
+    "sources",
+    multiple=True,
+    metavar="MATCHER",
+    help="Not sent while such alerts of the server fire; may be repeated.",
+)
+@render.json_option
+def create_command(**options: Any) -> None:
+    """Create a rule ID: on METRICs (keys, names or globs), on anomalies, on limits to come, or on stores."""
+    wanted = _wanted(options)
+    connection.run(lambda client: _create(client, wanted, as_json=options["as_json"]))
+
+
+@rules.command("delete", epilog=render.examples("alerts rules delete cpu"))
+@click.argument("rule_id", metavar="ID")
+@render.json_option
+def delete_command(*, rule_id: str, as_json: bool) -> None:
+    """Delete a rule; its alerts end."""
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import rpc
+
+    request = alert_pb2.DeleteRuleRequest(id=rule_id)
+    reply = connection.run(lambda client: client.rpc.call(rpc.DELETE_RULE, request))
+    _told(reply, f"{rule_id} is deleted", as_json=as_json)
+
+
+@rules.command("pause", epilog=render.examples("alerts rules pause cpu"))
+@click.argument("rule_id", metavar="ID")
+@render.json_option
+def pause_command(*, rule_id: str, as_json: bool) -> None:
+    """Leave a rule out until `rules resume`; its alerts end."""
+    reply = connection.run(lambda client: _pause(client, rule_id, paused=True))
+    _told(reply, f"{rule_id} is paused", as_json=as_json)
+
+
+@rules.command("resume", epilog=render.examples("alerts rules resume cpu"))
+@click.argument("rule_id", metavar="ID")
+@render.json_option
+def resume_command(*, rule_id: str, as_json: bool) -> None:
+    """Have a paused rule apply again."""
+    reply = connection.run(lambda client: _pause(client, rule_id, paused=False))
+    _told(reply, f"{rule_id} applies again", as_json=as_json)
+
+
+# ── silences ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@alerts.group(
+    "silences", invoke_without_command=True, epilog=render.examples("alerts silences", "alerts silences --active")
+)
+@click.option("--active", is_flag=True, help="Only those that are not over.")
+@render.json_option
+@click.pass_context
+def silences(ctx: click.Context, *, active: bool, as_json: bool) -> None:
+    """List silences, or create and end them."""
+    if ctx.invoked_subcommand is None:
+        connection.run(lambda client: _silences(client, active=active, as_json=as_json))
+
+
+@silences.command(
+    "create",
+    epilog=render.examples(
+        "alerts silences create 'server = web-01' --for 2h --comment 'new disk'",
+        "alerts silences create 'rule = cpu AND environment = staging' --start 22:00 --end 23:00 --comment 'load test'",
+    ),
+)
+@click.argument("matcher", metavar="MATCHER")
+@click.option("--for", "lasting", callback=length, metavar="DURATION", help="For so long.")
+@click.option("--start", callback=moment, metavar="TIME", help="From then on.  [default: now]")
+@click.option("--end", callback=moment, metavar="TIME", help="Until then.")
+@click.option("--comment", required=True, metavar="TEXT", help="Why.")
+@render.json_option
+def silence_command(**options: Any) -> None:
+    """Have nobody told of the alerts that MATCHER chooses, by their labels. They are still listed."""
+    if bool(options["lasting"]) == bool(options["end"]):
+        raise click.UsageError("either --for or --end is needed")
+    connection.run(lambda client: _silence(client, options))
+
+
+@silences.command("expire", epilog=render.examples("alerts silences expire 3f9c0a1b2c4d"))
+@click.argument("silence_id", metavar="ID")
+@render.json_option
+def expire_command(*, silence_id: str, as_json: bool) -> None:
+    """End a silence now."""
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import rpc
+
+    request = alert_pb2.ExpireSilenceRequest(id=silence_id)
+    reply = connection.run(lambda client: client.rpc.call(rpc.EXPIRE_SILENCE, request))
+    _told(reply, f"{silence_id} is over", as_json=as_json)
+
+
+# ── the work ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _list(client: Client, *, active: bool, where: str, limit: int, as_json: bool) -> None:
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import alerts as wire
+    from openmanager.client import codec, rpc
+
+    found: list[Alert] = []
+    total, about = 0, None
+    request = alert_pb2.ListAlertsRequest(filter=where, active_only=active)
+    async for page in client.rpc.pages(rpc.LIST_ALERTS, request, limit=limit):
+        if as_json:
+            render.print_json(page, line=True)
+        found.extend(map(wire.alert, page.alerts))
+        total, about = page.total_count, codec.provenance(page.provenance)
+    if not as_json:
+        _print(found, total, about)
+
+
+def _print(found: Sequence[Alert], total: int, about: Provenance | None) -> None:
+    if found:
+        made = render.table("since", "for", "state", "severity", "rule", "what", "sent", right=("for",))
+        _fold(made, "what")
+        for each in found:
+            made.add_row(*_cells(each))
+        render.console().print(made)
+        click.echo()
+    of = f"{len(found):,} of " if len(found) < total else ""
+    click.echo(f"{of}{render.show_count(total, 'alert')}")
+    if about is not None:
+        render.console().print(render.provenance_text(about))
+
+
+def _cells(each: Alert) -> tuple[Any, ...]:
+    from rich.text import Text
+
+    now = datetime.now(UTC)
+    start = each.start_time or now
+    state = Text(each.state.lower(), style=STATES.get(each.state, ""))
+    if each.stale:
+        state.append(", stale", style="magenta")
+    return (
+        start.astimezone().strftime("%d %b %H:%M"),
+        render.show_length((each.end_time or now) - start),
+        state,
+        Text(each.severity.lower(), style=STYLES.get(each.severity, "")),
+        each.rule,
+        each.annotations.get("summary", ""),
+        "silenced"
+        if each.silenced_by
+        else "inhibited"
+        if each.inhibited_by
+        else render.NOTHING
+        if each.state == "PENDING"
+        else "yes",
+    )
+
+
+def _fold(made: Any, *names: str) -> None:
+    for column in made.columns:
+        if column.header in names:
+            column.no_wrap, column.overflow = False, "fold"
+
+
+async def _watch(client: Client, where: str, *, as_json: bool) -> None:
+    from rich.text import Text
+
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import alerts as wire
+    from openmanager.client import rpc
+    from openmanager.client.rpc import closable
+
+    token = ""
+
+    def begin() -> Any:
+        request = alert_pb2.WatchAlertsRequest(filter=where, resume_token=token)
+        return client.rpc.stream(rpc.WATCH_ALERTS, request, seconds=None)
+
+    async with aclosing(closable(client.rpc.resumed(begin))) as replies:
+        async for reply in replies:
+            token = reply.resume_token
+            if as_json:
+                render.print_json(reply, line=True)
+                continue
+            for each in map(wire.alert, reply.alerts):
+                since, lasting, state, severity, rule, what, sent = _cells(each)
+                line = Text.assemble(f"{since}  ", state, "  ", severity, f"  {rule}  {what} ({lasting})")
+                render.console().print(line if sent in {"yes", render.NOTHING} else line.append(f", {sent}"))
+
+
+async def _rules(client: Client, *, as_json: bool) -> None:
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import alerts as wire
+    from openmanager.client import codec, rpc
+
+    about, found = None, []
+    async for page in client.rpc.pages(rpc.LIST_RULES, alert_pb2.ListRulesRequest()):
+        if as_json:
+            render.print_json(page, line=True)
+        found.extend(map(wire.rule, page.rules))
+        about = codec.provenance(page.provenance)
+    if as_json:
+        return
+    if found:
+        render.console().print(_rules_table(found))
+        click.echo()
+    click.echo(render.show_count(len(found), "rule"))
+    if about is not None and about.reason:
+        render.console().print(render.provenance_text(about))
+
+
+def _rules_table(found: Sequence[AlertRule]) -> Any:
+    from rich.text import Text
+
+    made = render.table("id", "severity", "what", "of", "series", right=("series",))
+    _fold(made, "what", "of")
+    for each in found:
+        made.add_row(
+            each.id,
+            Text(each.severity.lower(), style=STYLES.get(each.severity, "")),
+            _condition_text(each) + (", paused" if each.paused else ""),
+            _about(each),
+            f"{each.series_count:,}",
+        )
+    return made
+
+
+def _about(rule: AlertRule) -> str:
+    from openmanager.client import Selector, StoreCondition
+
+    if isinstance(rule.condition, StoreCondition):
+        parts = [
+            f"{word} {', '.join(names)}"
+            for word, names in (("stores", rule.condition.stores), ("services", rule.condition.services))
+            if names
+        ]
+        return " of ".join(parts) or "all stores and services"
+    return show_selector(rule.selector) if rule.selector != Selector() else "all servers"
+
+
+def _condition_text(rule: AlertRule) -> str:
+    from openmanager.client import AnomalyCondition, ExhaustionCondition, ThresholdCondition
+
+    match rule.condition:
+        case ThresholdCondition() as found:
+            bound = f"above {found.above:g}" if found.above is not None else f"below {found.below:g}"
+            text = bound + (f" for {show_duration(found.lasting)}" if found.lasting else "")
+            return text + (f", clear at {found.clear:g}" if found.clear not in {found.above, found.below, None} else "")
+        case AnomalyCondition() as found:
+            return f"anomaly, {found.min_severity.lower()} or graver"
+        case ExhaustionCondition() as found:
+            return f"reaches {found.limit:g} within {show_duration(found.within)} with {found.min_probability:.0%}"
+        case found:
+            states = f"is {' or '.join(found.states)}" if found.states else "is not OK"
+            return states + (f" for {show_duration(found.lasting)}" if found.lasting else "")
+
+
+def _wanted(options: dict[str, Any]) -> AlertRule:
+    from openmanager.client import AlertRule, Inhibitor, Selector
+
+    return AlertRule(
+        id=options["rule_id"],
+        name=options["name"],
+        condition=_condition(options),
+        selector=Selector(metrics=options["metrics"], servers=options["servers"], where=options["where"]),
+        severity=options["severity"].upper(),
+        labels=_pairs(options["labels"], "--label"),
+        annotations=_pairs(options["annotations"], "--annotation"),
+        inhibitors=tuple(Inhibitor(source=each) for each in options["sources"]),
+    )
+
+
+def _condition(options: dict[str, Any]) -> Any:
+    from openmanager.client import AnomalyCondition, ExhaustionCondition, StoreCondition, ThresholdCondition
+
+    lasting = options["lasting"] or timedelta()
+    given = {
+        "--above": options["above"] is not None,
+        "--below": options["below"] is not None,
+        "--anomaly": options["anomaly"] is not None,
+        "--reaches": options["reaches"] is not None,
+        "--store or --service": bool(options["stores"] or options["services"]),
+    }
+    if sum(given.values()) != 1:
+        raise click.UsageError(f"one of {', '.join(given)} is needed")
+    if options["anomaly"]:
+        return AnomalyCondition(min_severity=options["anomaly"].upper())
+    if options["reaches"] is not None:
+        if options["within"] is None:
+            raise click.UsageError("--reaches needs --within")
+        return ExhaustionCondition(
+            limit=options["reaches"], within=options["within"], min_probability=options["probability"] or 0.0
+        )
+    if options["stores"] or options["services"]:
+        states = tuple(each.upper() for each in options["states"])
+        return StoreCondition(services=options["services"], stores=options["stores"], states=states, lasting=lasting)
+    return ThresholdCondition(
+        above=options["above"],
+        below=options["below"],
+        clear=options["clear"],
+        lasting=lasting,
+        clear_lasting=options["clear_lasting"] or timedelta(),
+    )
+
+
+def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise click.UsageError(f"{option} {text!r} is not NAME=TEXT")
+        found[name] = value
+    return found
+
+
+async def _create(client: Client, wanted: AlertRule, *, as_json: bool) -> None:
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import alerts as wire
+    from openmanager.client import rpc
+
+    request = alert_pb2.CreateRuleRequest(rule=wire.rule_message(wanted))
+    reply = await client.rpc.call(rpc.CREATE_RULE, request)
+    made = wire.rule(reply.rule)
+    _told(reply, f"{made.id}: {_condition_text(made)}, {_about(made)}, {made.severity.lower()}", as_json=as_json)
+
+
+async def _pause(client: Client, rule_id: str, *, paused: bool) -> Any:
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import rpc
+
+    request = alert_pb2.UpdateRuleRequest(rule=alert_pb2.AlertRule(id=rule_id, paused=paused))
+    request.update_mask.paths.append("paused")
+    return await client.rpc.call(rpc.UPDATE_RULE, request)
+
+
+def _told(reply: Any, text: str, *, as_json: bool) -> None:
+    if as_json:
+        render.print_json(reply)
+    else:
+        click.echo(text)
+
+
+async def _silences(client: Client, *, active: bool, as_json: bool) -> None:
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import alerts as wire
+    from openmanager.client import rpc
+
+    found: list[Silence] = []
+    async for page in client.rpc.pages(rpc.LIST_SILENCES, alert_pb2.ListSilencesRequest(active_only=active)):
+        if as_json:
+            render.print_json(page, line=True)
+        found.extend(map(wire.silence, page.silences))
+    if as_json:
+        return
+    if found:
+        from rich.text import Text
+
+        made = render.table("id", "state", "until", "alerts", "matcher", "by", "comment", right=("alerts",))
+        _fold(made, "matcher", "comment")
+        for each in found:
+            made.add_row(
+                each.id,
+                Text(each.state.lower(), style=STATES.get(each.state, "")),
+                each.end_time.astimezone().strftime("%d %b %H:%M") if each.end_time else render.NOTHING,
+                f"{each.alert_count:,}",
+                each.matcher,
+                each.creator,
+                each.comment,
+            )
+        render.console().print(made)
+        click.echo()
+    click.echo(render.show_count(len(found), "silence"))
+
+
+async def _silence(client: Client, options: dict[str, Any]) -> None:
+    import uuid
+
+    from openmanager.api.analysis.v1 import alert_pb2
+    from openmanager.client import alerts as wire
+    from openmanager.client import codec, rpc
+
+    start, end = options["start"], options["end"]
+    end = end or (start or datetime.now(UTC)) + options["lasting"]
+    wanted = alert_pb2.Silence(
+        matcher=options["matcher"], end_time=codec.timestamp(end, "end"), comment=options["comment"]
+    )
+    if start is not None:
+        wanted.start_time.CopyFrom(codec.timestamp(start, "start"))
+    request = alert_pb2.CreateSilenceRequest(silence=wanted, request_id=uuid.uuid4().hex)
+    reply = await client.rpc.call(rpc.CREATE_SILENCE, request)
+    made = wire.silence(reply.silence)
+    _told(reply, f"{made.id}: {made.matcher}, until {render.show_moment(made.end_time)}", as_json=options["as_json"])

@@ -1,0 +1,339 @@
+"""Judges what arrives by the rules: samples tick by tick, anomalies, expectations, and how stores are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from openmanager.frame import Frame
+from openmanager.metric import select
+from openmanager_analysis.alerting.alert import MAX_ALIVE, Alert, Register, State, Subject, begun, described
+from openmanager_analysis.alerting.plan import Planner, chooses
+from openmanager_analysis.alerting.rule import Exhausting, Rule, Threshold, Trouble, Unusual
+from openmanager_analysis.alerting.silence import Silence
+from openmanager_analysis.alerting.slots import IDLE, Judged, Moved, Slots
+from openmanager_analysis.alerting.suppression import Suppression
+from openmanager_analysis.anomaly import Anomaly
+from openmanager_analysis.collector import Names
+from openmanager_analysis.explanation import explain
+from openmanager_analysis.history import DAY_NANOS
+
+MAX_SLOTS = 500_000
+# A sample that is further ahead than the log takes others is of an import, and is nobody's present.
+AHEAD_NANOS = 900 * 10**9
+# Without data an alert goes on so long.
+GONE_NANOS = 7 * DAY_NANOS
+RULE_CHANGED, RULE_DELETED, NO_DATA = "RULE_CHANGED", "RULE_DELETED", "NO_DATA"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What was found of a subject at once: whether a condition holds, whether it is well, its value, and in words."""
+
+    subject: Subject
+    over: bool
+    well: bool
+    value: float
+    detail: str
+    heard: int
+
+
+class Alerting:
+    """All rules and silences, and the alerts they have; it waits for nobody and stores nothing.
+
+    `on_over` hears of each alert that is over. Times are in nanoseconds since 1970: those of samples decide how long
+    something lasts, those of the log, `heard`, whether anything is known.
+    """
+
+    def __init__(self, names: Names, outlook_nanos: int, on_over: Callable[[Alert], None]) -> None:
+        self.names = names
+        self.register = Register()
+        self.rules: dict[str, Rule] = {}
+        self.silences: dict[str, Silence] = {}
+        self.position = 0
+        # Alerts, and pairs of a series and a rule, that there was no room for.
+        self.left_out_count = self.unwatched_count = 0
+        # Expectations come so seldom: until three are missing they are what is known.
+        self._outlook_nanos = outlook_nanos
+        self._on_over = on_over
+        self._suppression = Suppression()
+        self._looked: tuple[Any, ...] = ()
+        self._slots = Slots()
+        self._places: dict[Subject, int] = {}
+        self._subjects: list[Subject] = []
+        self._planner = Planner((), names.infos, self._slot)
+        self._info_changes = names.info_changes
+        self._anomalies_nanos = 0
+        self._heard: dict[str, int] = {}
+
+    # ── what arrives ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take(self, frame: Frame, heard: int, position: int) -> None:
+        """Judge the frame of a position of the log, which came at `heard`."""
+        if position <= self.position:
+            return
+        self.position = position
+        self.names.learn(frame)
+        if self._info_changes != self.names.info_changes:
+            self._info_changes = self.names.info_changes
+            self._planner.forget()
+        if any(isinstance(rule.condition, Unusual) for rule in self.rules.values()):
+            sent = ~np.isnan(frame.values).all(axis=(0, 2))
+            self._heard.update((frame.servers[place], heard) for place in np.flatnonzero(sent).tolist())
+        plan = self._planner.plan(frame.servers, frame.metrics)
+        if not len(plan.slots):
+            return
+        for row, time in enumerate(frame.times.tolist()):
+            if time > heard + AHEAD_NANOS:
+                continue
+            judged = plan.judge(frame.values[row].ravel())
+            # What is as old as this says nothing of now.
+            judged = judged.only(heard - time <= self._slots.stale[judged.slots])
+            self._move(self._slots.observe(judged, time, heard), time, {})
+
+    def see_anomalies(self, anomalies: Iterable[Anomaly], time: int) -> None:
+        """Judge the anomalies that go on at a time, that of the span that was looked at last."""
+        if time <= self._anomalies_nanos:
+            return  # the log is read again: what is known here is newer
+        self._anomalies_nanos = time
+        going_on = [each for each in anomalies if not each.end_nanos]
+        for rule in self._of(Unusual):
+            condition: Any = rule.condition
+            looks = {}
+            for each in going_on:
+                if each.severity < condition.severity or each.score < condition.score:
+                    continue
+                if self._is_about(rule, each.server, [blame.metric for blame in each.blames]):
+                    subject = (rule.id, each.server, "")
+                    heard = self._heard.get(each.server, time)
+                    looks[subject] = Look(
+                        subject=subject, over=True, well=False, value=each.score, detail=explain(each), heard=heard
+                    )
+            for alert in self._alerts_of(rule):
+                if alert.subject not in looks:
+                    # Of a server that sends nothing nobody knows that it is well.
+                    heard = self._heard.get(alert.server, 0)
+                    if time - heard <= rule.stale_nanos:
+                        looks[alert.subject] = Look(
+                            subject=alert.subject, over=False, well=True, value=alert.value, detail="", heard=heard
+                        )
+            self._see(rule, list(looks.values()), time)
+
+    def see(self, rule: Rule, looks: Sequence[Look], time: int) -> None:
+        """Judge what was found of some subjects of a rule at a time."""
+        if self.rules.get(rule.id) is rule:  # else it was changed meanwhile
+            self._see(rule, looks, time)
+
+    def _see(self, rule: Rule, looks: Sequence[Look], time: int) -> None:
+        # One that is well and has no alert needs no place.
+        known = [(self._slot(rule, look.subject), look) for look in looks if look.over or look.subject in self._places]
+        known = [(slot, look) for slot, look in known if slot >= 0]
+        if not known:
+            return
+        slots = np.array([slot for slot, _ in known], np.int64)
+        over, well = (np.array([getattr(look, name) for _, look in known], np.bool_) for name in ("over", "well"))
+        values = np.array([look.value for _, look in known], np.float64)
+        heard = np.array([look.heard for _, look in known], np.int64)
+        details = {slot: look.detail for slot, look in known}
+        self._move(self._slots.observe(Judged(slots, over, well, values), time, heard), time, details)
+
+    def pass_time(self, now: int) -> None:
+        """Mark those of which nothing has come for long; a pending one is none then, a firing one goes on for seven days."""
+        for alert in self.register.going_on():
+            slot = self._places[alert.subject]
+            silent = now - int(self._slots.heard[slot])
+            stale = silent > int(self._slots.stale[slot])
+            if silent > GONE_NANOS or (stale and alert.state is State.PENDING):
+                self._slots.state[slot] = IDLE
+                self._end(slot, now, NO_DATA)
+            elif stale != alert.stale:
+                self.register.put(replace(self.now(alert), stale=stale))
+        self.register.trim()
+
+    # ── rules and silences ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def adopt(self, rules: Iterable[Rule], now: int) -> None:
+        """Let these rules apply and no others. Alerts go on as far as their rule is about the same."""
+        before, self.rules = self.rules, {rule.id: rule for rule in rules}
+        going_on = self.register.going_on()
+        kept: list[tuple[Alert, Mapping[str, Any]]] = []
+        for alert in going_on:
+            slot, rule = self._places[alert.subject], self.rules.get(alert.rule)
+            if rule is None:
+                self._end(slot, now, RULE_DELETED)
+            elif rule.paused or rule.identity != before[rule.id].identity or not self._still_about(rule, alert):
+                self._end(slot, now, RULE_CHANGED)
+            else:
+                kept.append((alert, self._slots.document(slot)))
+        self._begin_anew()
+        for alert, stored in kept:
+            slot = self._slot(self.rules[alert.rule], alert.subject)
+            self._slots.restore(slot, stored)
+        self.register.trim()
+
+    def _begin_anew(self) -> None:
+        self._slots, self._places, self._subjects = Slots(), {}, []
+        self.unwatched_count = 0
+        active = [rule for rule in self.rules.values() if not rule.paused]
+        self._planner = Planner(active, self.names.infos, self._slot)
+        self._looked = ()
+
+    def adopt_silences(self, silences: Iterable[Silence]) -> None:
+        """Let these silences apply and no others."""
+        self.silences = {each.id: each for each in silences}
+        self._looked = ()
+
+    def suppress(self, now: int) -> None:
+        """Mark the alerts that nobody is told of at a time."""
+        looked = (self.register.change, tuple(each.id for each in self.silences.values() if each.holds(now)))
+        if looked == self._looked:
+            return
+        alerts = self.register.going_on()
+        marks = self._suppression.marks(alerts, self.rules, self.silences.values(), now)
+        for alert in alerts:
+            silenced, inhibited = marks[alert.id]
+            if (silenced, inhibited) != (alert.silenced_by, alert.inhibited_by):
+                self.register.put(replace(self.now(alert), silenced_by=silenced, inhibited_by=inhibited))
+        self._looked = (self.register.change, looked[1])
+
+    def series_counts(self) -> Mapping[str, int]:
+        """Return how many subjects each rule looks at, as far as they have come."""
+        return Counter(subject[0] for subject in self._places)
+
+    def _of(self, kind: type[Any]) -> Iterator[Rule]:
+        return (rule for rule in self.rules.values() if isinstance(rule.condition, kind) and not rule.paused)
+
+    def exhausting(self) -> list[Rule]:
+        """Return the rules that need expectations."""
+        return list(self._of(Exhausting))
+
+    def troubles(self) -> list[Rule]:
+        """Return the rules that need to know how stores are."""
+        return list(self._of(Trouble))
+
+    def _alerts_of(self, rule: Rule) -> list[Alert]:
+        return [each for each in self.register.open.values() if each.rule == rule.id]
+
+    def _is_about(self, rule: Rule, server: str, metrics: Sequence[str]) -> bool:
+        chosen = rule.selection.metrics
+        return chooses(rule, server, self.names.infos.get(server)) and (not chosen or bool(select(metrics, chosen)))
+
+    def _still_about(self, rule: Rule, alert: Alert) -> bool:
+        if isinstance(rule.condition, Threshold | Exhausting):
+            return self._is_about(rule, alert.server, [alert.subject[2]])
+        return not isinstance(rule.condition, Unusual) or chooses(
+            rule, alert.server, self.names.infos.get(alert.server)
+        )
+
+    # ── alerts ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def now(self, alert: Alert) -> Alert:
+        """Return an alert with the figures of now."""
+        slot, rule = self._places.get(alert.subject), self.rules.get(alert.rule)
+        if slot is None or rule is None or alert.state is State.RESOLVED:
+            return alert
+        if self._slots.seen[slot] <= alert.sample_nanos:
+            return alert
+        figures = replace(alert, value=float(self._slots.value[slot]), sample_nanos=int(self._slots.seen[slot]))
+        # Of the others the words were made from more than figures.
+        return described(figures, rule) if isinstance(rule.condition, Threshold) else figures
+
+    def alerts(self) -> Iterator[Alert]:
+        """Yield all, with the figures of now; those that were pending and never fired are left out once they are over."""
+        for each in self.register:
+            if each.state is not State.RESOLVED or each.fire_nanos:
+                yield self.now(each)
+
+    def _slot(self, rule: Rule, subject: Subject) -> int:
+        """Return the slot of a subject, −1 where there is no more room."""
+        slot = self._places.get(subject)
+        if slot is None:
+            if len(self._places) >= MAX_SLOTS:
+                self.unwatched_count += 1
+                return -1
+            condition: Any = rule.condition
+            hold, clear = getattr(condition, "hold_nanos", 0), getattr(condition, "clear_nanos", 0)
+            stale = max(rule.stale_nanos, 3 * self._outlook_nanos if isinstance(condition, Exhausting) else 0)
+            slot = self._places[subject] = self._slots.add(hold=hold, clear=clear, stale=stale)
+            self._subjects.append(subject)
+        return slot
+
+    def _move(self, moved: Moved, time: int, details: Mapping[int, str]) -> None:
+        if not moved:
+            return
+        for slot in moved.dropped.tolist():
+            self._end(slot, time, "")
+        for slot in moved.resolved.tolist():
+            self._end(slot, time, "")
+        for slot in moved.pending.tolist():
+            self._begin(slot, time, details.get(slot, ""))
+        for slot in moved.firing.tolist():
+            self._fire(slot, time, details.get(slot, ""))
+        self.register.trim()
+
+    def _begin(self, slot: int, time: int, detail: str) -> Alert | None:
+        subject = self._subjects[slot]
+        if len(self.register.open) >= MAX_ALIVE:
+            self.left_out_count += 1
+            self._slots.state[slot] = IDLE
+            return None
+        rule, info = self.rules[subject[0]], self.names.infos.get(subject[1])
+        alert = begun(rule, subject, info, time=time, value=float(self._slots.value[slot]), detail=detail)
+        self.register.put(alert)
+        return alert
+
+    def _fire(self, slot: int, time: int, detail: str) -> None:
+        alert = self.register.open.get(self._subjects[slot]) or self._begin(slot, time, detail)
+        if alert is not None:
+            fired = replace(alert, state=State.FIRING, fire_nanos=time, sample_nanos=time, stale=False)
+            fired = replace(fired, value=float(self._slots.value[slot]))
+            self.register.put(described(fired, self.rules[alert.rule], detail))
+
+    def _end(self, slot: int, time: int, reason: str) -> None:
+        alert = self.register.open.get(self._subjects[slot])
+        if alert is None:
+            return
+        ended = replace(
+            self.now(alert), state=State.RESOLVED, end_nanos=max(time, alert.start_nanos), end_reason=reason
+        )
+        self.register.put(replace(ended, stale=False))
+        if ended.fire_nanos:
+            self._on_over(ended)
+
+    # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def document(self) -> dict[str, Any]:
+        """Return the alerts and where the log was, for `restore`; not the rules and silences."""
+        register = self.register
+        return {
+            "position": self.position,
+            "epoch": register.epoch,
+            "change": register.change,
+            "forgotten": register.forgotten,
+            "anomalies_nanos": self._anomalies_nanos,
+            "alerts": [
+                {"alert": each.document(), "slot": self._slots.document(self._places[each.subject])}
+                for each in register.open.values()
+            ],
+            "over": [each.document() for each in register.over],
+        }
+
+    def restore(self, stored: Mapping[str, Any], rules: Iterable[Rule], silences: Iterable[Silence]) -> None:
+        """Undo `document`, with rules and silences; LookupError, TypeError or ValueError when it is none."""
+        register = Register(epoch=str(stored["epoch"]), change=int(stored["change"]))
+        register.forgotten, register.settled = int(stored["forgotten"]), int(stored["change"])
+        register.over.extend(Alert.restored(each) for each in stored["over"])
+        self.rules = {rule.id: rule for rule in rules}
+        self._begin_anew()
+        for each in stored["alerts"]:
+            alert = Alert.restored(each["alert"])
+            slot = self._slot(self.rules[alert.rule], alert.subject)
+            self._slots.restore(slot, each["slot"])
+            register.open[alert.subject] = alert
+        self.register = register
+        self.adopt_silences(silences)
+        self.position, self._anomalies_nanos = int(stored["position"]), int(stored["anomalies_nanos"])

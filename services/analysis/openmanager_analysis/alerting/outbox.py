@@ -1,0 +1,130 @@
+"""What each receiver was told, and what it has yet to be told: so that nothing is lost, and nothing told twice without cause.
+
+A message is about a group of alerts and has all of it, as receivers of Alertmanager expect. It is due when an alert of the
+group has begun or is over, or when the group was told long ago and still fires. What was told is noted when the receiver has
+taken it: a crash in between tells it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from openmanager_analysis.alerting.alert import Alert, State
+
+MAX_OWED = 10_000
+MAX_ALERTS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long a new group waits for more, how long it waits between messages, and after how long it is told again."""
+
+    wait_nanos: int
+    interval_nanos: int
+    repeat_nanos: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What is to be told at once of the group that its labels name: alerts, and how many more there are."""
+
+    group: tuple[tuple[str, str], ...]
+    alerts: tuple[Alert, ...]
+    truncated_count: int = 0
+
+
+@dataclass(slots=True)
+class Outbox:
+    """The books of one receiver."""
+
+    group_by: tuple[str, ...]
+    chooses: Callable[[Alert], bool]
+    pace: Pace
+    dropped_count: int = 0
+    _told: set[str] = field(default_factory=set)  # ids of those that it knows to fire
+    _owed: dict[str, Alert] = field(default_factory=dict)  # those that are over, and it has yet to be told so
+    _times: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)  # when a group was told last
+    _waiting: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)  # since when one has something new
+
+    def over(self, alert: Alert) -> None:
+        """Note that an alert is over. Who was told that it fires is told, silence or not."""
+        if alert.id not in self._told and (alert.suppressed or not self.chooses(alert)):
+            return
+        self._owed[alert.id] = alert
+        if len(self._owed) > MAX_OWED:
+            self._told.discard(alert_id := next(iter(self._owed)))
+            del self._owed[alert_id]
+            self.dropped_count += 1
+
+    def waiting_count(self, alerts: Iterable[Alert]) -> int:
+        """Return how many alerts it has yet to be told of."""
+        return len(self._owed) + sum(1 for each in alerts if self._is_due(each) and each.id not in self._told)
+
+    def _is_due(self, alert: Alert) -> bool:
+        return alert.state is State.FIRING and not alert.suppressed and self.chooses(alert)
+
+    def due(self, alerts: Iterable[Alert], now: int) -> list[Message]:
+        """Return what is to be told at a time, of the alerts that are not over; groups that waited longest first."""
+        groups: dict[tuple[tuple[str, str], ...], tuple[list[Alert], list[Alert], list[Alert]]] = {}
+        for each in alerts:
+            if self._is_due(each):
+                known = each.id in self._told
+                groups.setdefault(self._group(each), ([], [], []))[2 if known else 0].append(each)
+        for each in self._owed.values():
+            groups.setdefault(self._group(each), ([], [], []))[1].append(each)
+        self._waiting = {group: since for group, since in self._waiting.items() if group in groups}
+        for group in [each for each in self._times if each not in groups]:
+            del self._times[group]
+        return [
+            _message(group, groups[group])
+            for group in sorted(groups, key=lambda each: self._waiting.get(each, now))
+            if self._is_time(group, groups[group], now)
+        ]
+
+    def _is_time(self, group: tuple[tuple[str, str], ...], parts: Sequence[Sequence[Alert]], now: int) -> bool:
+        told = self._times.get(group)
+        if parts[0] or parts[1]:
+            ready = self._waiting.setdefault(group, now) + self.pace.wait_nanos
+            return now >= max(ready, 0 if told is None else told + self.pace.interval_nanos)
+        return told is None or now - told >= self.pace.repeat_nanos
+
+    def taken(self, message: Message, now: int) -> None:
+        """Note that the receiver has taken a message."""
+        for each in message.alerts:
+            if each.state is State.FIRING:
+                self._told.add(each.id)
+            else:
+                self._told.discard(each.id)
+                self._owed.pop(each.id, None)
+        self._times[message.group] = now
+        self._waiting.pop(message.group, None)
+
+    def _group(self, alert: Alert) -> tuple[tuple[str, str], ...]:
+        return tuple((name, alert.labels.get(name, "")) for name in self.group_by)
+
+    # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def document(self) -> dict[str, Any]:
+        """Return the books, for `restore`."""
+        return {
+            "told": sorted(self._told),
+            "owed": [each.document() for each in self._owed.values()],
+            "times": [[group, time] for group, time in self._times.items()],
+            "dropped_count": self.dropped_count,
+        }
+
+    def restore(self, stored: Mapping[str, Any], going_on: Iterable[str]) -> None:
+        """Undo `document`, with the ids of the alerts that go on; LookupError, TypeError or ValueError when it is none."""
+        owed = [Alert.restored(each) for each in stored["owed"]]
+        self._owed = {each.id: each for each in owed}
+        self._told = set(stored["told"]).intersection({*going_on, *self._owed})
+        self._times = {tuple((name, value) for name, value in group): time for group, time in stored["times"]}
+        self.dropped_count = int(stored["dropped_count"])
+
+
+def _message(group: tuple[tuple[str, str], ...], parts: Sequence[Sequence[Alert]]) -> Message:
+    """Return a message of a group: what is new first, then what is over, then what is known."""
+    alerts = [each for part in parts for each in part]
+    return Message(group=group, alerts=tuple(alerts[:MAX_ALERTS]), truncated_count=max(0, len(alerts) - MAX_ALERTS))
