@@ -7,25 +7,33 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from openmanager_analysis.alerting.engine import Alerting
+from openmanager_analysis.alerting.rule import Rule, Threshold
+from openmanager_analysis.collector import Names
 from openmanager_analysis.exhaustion import time_to_limit
 from openmanager_analysis.forecast import forecast
+from openmanager_analysis.history import Selection
 from openmanager_analysis.lookout import Lookout
 from openmanager_analysis.trend import trend
 
 from bench.pair import PAIRS, Row, at_most
+from openmanager.frame import Frame
 
 HOUR_MILLIS = 3_600_000
 BEGIN_MILLIS = 1_790_000_000_000 // (24 * HOUR_MILLIS) * 24 * HOUR_MILLIS
 METRICS = 511
+RULES_MILLIS = 5.0
 TICK_MILLIS, TICK_SERVERS, TICK_STEP_MILLIS = 20.0, 20, 10_000
 STATE_BYTES = 4096
 FORECAST_MILLIS, LIMIT_MILLIS, TREND_MILLIS = 2.0, 20.0, 100.0
 
 
 def rows() -> Iterator[Row]:
-    """Measure a tick of 20 servers and of 1,000, their state, a forecast, a time to a limit, and the trends of a year."""
+    """Measure ticks of 20 servers and of 1,000, their state, rules, a forecast, a time to a limit, the trends of a year."""
     for servers, limit in ((TICK_SERVERS, TICK_MILLIS), (1_000, TICK_STEP_MILLIS / 2)):
         yield _row(f"a tick of {servers * METRICS:,} series", _ticking(servers), limit)
+    name = f"a tick of {TICK_SERVERS * METRICS:,} series, 100 rules"
+    yield _row(name, _judging(TICK_SERVERS, 100), RULES_MILLIS)
     size = len(_watching(TICK_SERVERS).to_bytes()) / (TICK_SERVERS * METRICS)
     yield at_most("state of a series", (size, STATE_BYTES, size / STATE_BYTES), 1, "B", 1)
     times, values = _hours(28)
@@ -47,6 +55,31 @@ def _ticking(servers: int) -> Callable[[], object]:
 
     for _ in range(8):
         tick()
+    return tick
+
+
+def _judging(servers: int, rules: int) -> Callable[[], object]:
+    """Return what judges one tick after the other by rules of which each looks at a tenth of the series."""
+    alerting, random = Alerting(Names(most=servers * METRICS), 0, lambda _: None), np.random.default_rng(1)
+    condition = Threshold(bound=1e9, is_above=True, clear=1e9, hold_nanos=60 * 10**9)
+    alerting.adopt(
+        [
+            Rule(id=f"r{n}", name=f"r{n}", condition=condition, selection=Selection(metrics=(f"m{n % 9 + 1}*",)))
+            for n in range(rules)
+        ],
+        0,
+    )
+    names = tuple(f"s{n}" for n in range(servers)), tuple(f"m{n}" for n in range(METRICS))
+    values = 50 + random.normal(0, 1, (1, servers, METRICS))
+    moments = itertools.count(1)
+
+    def tick() -> None:
+        number = next(moments)
+        time_nanos = (BEGIN_MILLIS + number * TICK_STEP_MILLIS) * 10**6
+        frame = Frame(times=np.array([time_nanos]), servers=names[0], metrics=names[1], values=values)
+        alerting.take(frame, time_nanos, number)
+
+    tick()
     return tick
 
 

@@ -298,7 +298,8 @@ async def _rules(client: Client, *, as_json: bool) -> None:
     from openmanager.client import alerts as wire
     from openmanager.client import codec, rpc
 
-    about, found = None, []
+    about: Provenance | None = None
+    found: list[AlertRule] = []
     async for page in client.rpc.pages(rpc.LIST_RULES, alert_pb2.ListRulesRequest()):
         if as_json:
             render.print_json(page, line=True)

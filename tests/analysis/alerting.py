@@ -141,6 +141,7 @@ class Desk:
 
     async def see(self, value: float, *, server: str = "web-1", position: int | None = None) -> None:
         """Take a sample of now."""
+        self.clock.go(0.001)
         at = (self.clock.nanos - BEGIN) / SECOND
         self.keeper.take(frame(at, value, server=server), self.clock.nanos, position or self.alerting.position + 1)
         await self.look()

@@ -215,7 +215,7 @@ def test_those_that_never_fired_are_let_go_before_those_that_did():
     for at in range(2, 10, 2):
         judge.see(at, 95)
         judge.see(at + 1, 10)
-    kept = [each for each in judge.alerting.register.over]
+    kept = list(judge.alerting.register.over)
     assert [bool(each.fire_nanos) for each in kept] == [True, True]
 
 

@@ -142,6 +142,22 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
+async def alone() -> AsyncIterator[Server]:
+    """Run one server with an empty database."""
+    with contextlib.ExitStack() as held:
+        folder = Path(tempfile.mkdtemp(prefix="openmanager-alone-"))
+        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        server = Server(data=held.enter_context(DataDir.open(folder / "alone")), port=free_ports(1))
+        held.callback(server.kill)
+        prepare = server.store.spec.prepare
+        assert prepare is not None
+        await prepare()
+        await server.start()
+        await server.run("CREATE DATABASE openmanager", database="postgres")
+        yield server
+
+
+@contextlib.asynccontextmanager
 async def replicated() -> AsyncIterator[Pair]:
     """Run a primary and a standby that streams from it, asynchronously."""
     base = free_ports(2)

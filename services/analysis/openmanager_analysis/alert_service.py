@@ -13,7 +13,7 @@ from openmanager import access, page
 from openmanager.api.analysis.v1 import alert_pb2 as pb
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.errors import AlreadyExistsError, NotFoundError, Reason, ResourceExhaustedError, missing
-from openmanager.frame import check_text
+from openmanager.frame import check_server_id, check_text
 from openmanager.progress import progress_seconds
 from openmanager.runtime.clock import Clock
 from openmanager_analysis.alerting import matcher, wire
@@ -21,8 +21,9 @@ from openmanager_analysis.alerting import silence as silences
 from openmanager_analysis.alerting.alert import Alert, fitting
 from openmanager_analysis.alerting.keeper import Keeper
 from openmanager_analysis.alerting.policy_store import PolicyStore
-from openmanager_analysis.alerting.rule import MAX_RULES, Rule, check_acyclic, check_id
+from openmanager_analysis.alerting.rule import MAX_RULES, Rule, Threshold, check_acyclic, check_id
 from openmanager_analysis.alerting.silence import MAX_SILENCES, Silence
+from openmanager_analysis.history import Selection
 from openmanager_analysis.listing import Part, page_of
 from openmanager_analysis.reach import Reach
 from openmanager_analysis.watch import watch
@@ -69,8 +70,10 @@ class RuleService:
         """Change some fields of a rule."""
         check_text("rule.etag", request.rule.etag, 64)
         async with self._store.changing:
+            # What is wrong in a request is told before what is not there.
+            found = self._keeper.alerting.rules.get(check_id(request.rule.id, "rule.id"))
+            rule = wire.changed(found or _any_rule(request.rule.id), request.rule, request.update_mask.paths)
             known = self._rule(request.rule.id, "rule.id")
-            rule = wire.changed(known, request.rule, request.update_mask.paths)
             check_acyclic(rule, self._keeper.alerting.rules.values())
             stored = await self._store.put_rule(rule, request.rule.etag or known.etag)
             return pb.UpdateRuleResponse(rule=self._message(stored))
@@ -148,7 +151,7 @@ class SilenceService:
     def _silence(self, silence_id: str) -> Silence:
         if not silence_id:
             raise missing("id")
-        check_text("id", silence_id, 64)
+        check_server_id(silence_id, "id")
         silence = self._keeper.alerting.silences.get(silence_id)
         if silence is None:
             raise NotFoundError("there is no such silence", resource=f"silence/{silence_id}")
@@ -195,7 +198,7 @@ class AlertService:
         """Return one alert."""
         if not request.id:
             raise missing("id")
-        check_text("id", request.id, 64)
+        check_server_id(request.id, "id")
         sees = await self._reach.sees()
         for each in self._keeper.alerting.alerts():
             if each.id == request.id and sees(each.server):
@@ -227,6 +230,11 @@ def chooser(text: str) -> Callable[[Alert], bool]:
         return matcher.matches(node, {**alert.labels, **own})
 
     return chooses
+
+
+def _any_rule(rule_id: str) -> Rule:
+    bound = Threshold(bound=0.0, is_above=True, clear=0.0)
+    return Rule(id=rule_id, name=rule_id, condition=bound, selection=Selection(metrics=("*",)))
 
 
 def _place(alert: Alert) -> tuple[str, ...]:

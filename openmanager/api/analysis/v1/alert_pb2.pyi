@@ -572,7 +572,7 @@ class Alert(_message.Message):
     server: _builtins.str
     """The server; empty for a store."""
     metric: _builtins.str
-    """The metric key; of an anomaly the first to blame; empty for a store."""
+    """The metric key; empty for an anomaly and for a store."""
     state: Global___AlertState.ValueType
     """How it is."""
     severity: Global___AlertSeverity.ValueType

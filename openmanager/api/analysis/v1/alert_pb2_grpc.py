@@ -317,7 +317,7 @@ class SilenceServiceServicer:
 
     def CreateSilence(self, request, context):
         """Creates a silence. Repeated with the same `request_id` it returns what the first call created. INVALID_ARGUMENT, naming
-        the field, for what none can be; RESOURCE_EXHAUSTED, reason `TOO_MANY_RULES`, above 500 that are not over.
+        the field, for what none can be; RESOURCE_EXHAUSTED, reason `TOO_MANY_RULES`, above 200 that are not over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -125,7 +125,7 @@ class Alerting:
 
     def see(self, rule: Rule, looks: Sequence[Look], time: int) -> None:
         """Judge what was found of some subjects of a rule at a time."""
-        if self.rules.get(rule.id) is rule:  # else it was changed meanwhile
+        if self.rules.get(rule.id) == rule:  # else it was changed meanwhile
             self._see(rule, looks, time)
 
     def _see(self, rule: Rule, looks: Sequence[Look], time: int) -> None:

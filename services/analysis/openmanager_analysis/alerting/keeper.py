@@ -106,7 +106,10 @@ class Keeper:
     def take(self, frame: Frame, heard: int, position: int) -> None:
         """Judge a frame of the log."""
         change = self.alerting.register.change
-        self.alerting.take(frame, heard, position)
+        try:
+            self.alerting.take(frame, heard, position)
+        except Exception:  # a defect of ours must not keep the detector from the log
+            log.exception("a frame could not be judged")
         if self.alerting.register.change != change:
             self._changed.set()
 
@@ -125,7 +128,10 @@ class Keeper:
                 except TimeoutError:
                     pass
                 self._changed.clear()
-                await self.look()
+                try:
+                    await self.look()
+                except Exception:  # nobody else goes on telling
+                    log.exception("alerts could not be told")
         finally:
             tasks = [line.sending for line in self._lines if line.sending is not None]
             for task in tasks:

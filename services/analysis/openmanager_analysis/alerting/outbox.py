@@ -13,6 +13,8 @@ from typing import Any
 
 from openmanager_analysis.alerting.alert import Alert, State
 
+Group = tuple[tuple[str, str], ...]
+
 MAX_OWED = 10_000
 MAX_ALERTS = 500
 
@@ -30,7 +32,7 @@ class Pace:
 class Message:
     """What is to be told at once of the group that its labels name: alerts, and how many more there are."""
 
-    group: tuple[tuple[str, str], ...]
+    group: Group
     alerts: tuple[Alert, ...]
     truncated_count: int = 0
 
@@ -45,8 +47,9 @@ class Outbox:
     dropped_count: int = 0
     _told: set[str] = field(default_factory=set)  # ids of those that it knows to fire
     _owed: dict[str, Alert] = field(default_factory=dict)  # those that are over, and it has yet to be told so
-    _times: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)  # when a group was told last
-    _waiting: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)  # since when one has something new
+    _times: dict[Group, int] = field(default_factory=dict)  # when a group was told last
+    _more: set[Group] = field(default_factory=set)  # groups whose last message did not hold all
+    _waiting: dict[Group, int] = field(default_factory=dict)  # since when one has something new
 
     def over(self, alert: Alert) -> None:
         """Note that an alert is over. Who was told that it fires is told, silence or not."""
@@ -67,7 +70,7 @@ class Outbox:
 
     def due(self, alerts: Iterable[Alert], now: int) -> list[Message]:
         """Return what is to be told at a time, of the alerts that are not over; groups that waited longest first."""
-        groups: dict[tuple[tuple[str, str], ...], tuple[list[Alert], list[Alert], list[Alert]]] = {}
+        groups: dict[Group, tuple[list[Alert], list[Alert], list[Alert]]] = {}
         for each in alerts:
             if self._is_due(each):
                 known = each.id in self._told
@@ -75,6 +78,7 @@ class Outbox:
         for each in self._owed.values():
             groups.setdefault(self._group(each), ([], [], []))[1].append(each)
         self._waiting = {group: since for group, since in self._waiting.items() if group in groups}
+        self._more &= groups.keys()
         for group in [each for each in self._times if each not in groups]:
             del self._times[group]
         return [
@@ -83,9 +87,11 @@ class Outbox:
             if self._is_time(group, groups[group], now)
         ]
 
-    def _is_time(self, group: tuple[tuple[str, str], ...], parts: Sequence[Sequence[Alert]], now: int) -> bool:
+    def _is_time(self, group: Group, parts: Sequence[Sequence[Alert]], now: int) -> bool:
         told = self._times.get(group)
         if parts[0] or parts[1]:
+            if group in self._more:
+                return True
             ready = self._waiting.setdefault(group, now) + self.pace.wait_nanos
             return now >= max(ready, 0 if told is None else told + self.pace.interval_nanos)
         return told is None or now - told >= self.pace.repeat_nanos
@@ -99,9 +105,10 @@ class Outbox:
                 self._told.discard(each.id)
                 self._owed.pop(each.id, None)
         self._times[message.group] = now
+        (self._more.add if message.truncated_count else self._more.discard)(message.group)
         self._waiting.pop(message.group, None)
 
-    def _group(self, alert: Alert) -> tuple[tuple[str, str], ...]:
+    def _group(self, alert: Alert) -> Group:
         return tuple((name, alert.labels.get(name, "")) for name in self.group_by)
 
     # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,7 +131,7 @@ class Outbox:
         self.dropped_count = int(stored["dropped_count"])
 
 
-def _message(group: tuple[tuple[str, str], ...], parts: Sequence[Sequence[Alert]]) -> Message:
+def _message(group: Group, parts: Sequence[Sequence[Alert]]) -> Message:
     """Return a message of a group: what is new first, then what is over, then what is known."""
     alerts = [each for part in parts for each in part]
     return Message(group=group, alerts=tuple(alerts[:MAX_ALERTS]), truncated_count=max(0, len(alerts) - MAX_ALERTS))

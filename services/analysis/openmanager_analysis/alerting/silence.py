@@ -9,7 +9,7 @@ from openmanager.frame import check_text
 from openmanager_analysis.alerting import matcher
 from openmanager_analysis.history import DAY_NANOS
 
-MAX_SILENCES = 500
+MAX_SILENCES = 200
 MAX_COMMENT = 1_000
 LONGEST_NANOS = 366 * DAY_NANOS
 # Those that are over are kept so long.

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import orjson
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from openmanager.version import VERSION
 from openmanager_analysis.alerting.receivers import Receiver
@@ -109,14 +110,13 @@ class Webhook:
             raise WebhookError(f"answers {status}")
 
     def _check_literal(self, url: str) -> None:
-        """Raise PrivateAddressError for an address in the URL itself: nobody resolves it."""
-        from yarl import URL
-
+        """Raise PrivateAddressError for an address in the URL itself, in whatever notation: nobody resolves it."""
         host = URL(url).host or ""
         try:
             public = is_public(host)
         except ValueError:
-            return  # a name
+            # aiohttp takes digits, such as 127.1 and 2130706433, for an address; else it is a name.
+            public = not (":" in host or host.replace(".", "").isdigit())
         if not public and not self._receiver.allow_private:
             raise PrivateAddressError
 
