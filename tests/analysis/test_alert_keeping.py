@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from analysis.alerting import BEGIN, SECOND, Desk, Hook, StillClock, frame, rule
-from openmanager_analysis.alerting import outbox
+from openmanager_analysis.alerting import matcher, outbox
 from openmanager_analysis.alerting.payload import NEVER
-from openmanager_analysis.alerting.rule import Inhibitor, check, check_acyclic
+from openmanager_analysis.alerting.rule import OPEN_LABELS, Inhibitor, check, check_acyclic
 from openmanager_analysis.alerting.silence import Silence
 from openmanager_analysis.anomaly import Severity
 
@@ -344,3 +344,11 @@ async def test_what_is_old_while_the_log_is_read_again_is_not_stale(desk: Desk):
     again.keeper.is_following = lambda: True
     await again.look()
     assert [each.stale for each in again.alerting.alerts()] == [True]
+
+
+def test_a_matcher_on_what_may_be_anything_may_match():
+    node = matcher.parse("rule = a AND (server = x OR NOT severity = critical)", "matcher")
+    assert matcher.may_match(node, {"rule": "a", "severity": "critical"}, OPEN_LABELS)
+    assert not matcher.may_match(node, {"rule": "b", "severity": "info"}, OPEN_LABELS)
+    fixed = matcher.parse("rule = a AND NOT severity = critical", "matcher")
+    assert not matcher.may_match(fixed, {"rule": "a", "severity": "critical"}, OPEN_LABELS)

@@ -188,7 +188,7 @@ class AlertService:
             fitting,
         )
         return pb.ListAlertsResponse(
-            alerts=[wire.alert(each) for each in found.found],
+            alerts=[wire.alert(self._keeper.alerting.now(each)) for each in found.found],
             next_page_token=found.next_page_token,
             total_count=found.total_count,
             provenance=self._describe(),
@@ -202,7 +202,7 @@ class AlertService:
         sees = await self._reach.sees()
         for each in self._keeper.alerting.alerts():
             if each.id == request.id and sees(each.server):
-                return pb.GetAlertResponse(alert=wire.alert(each))
+                return pb.GetAlertResponse(alert=wire.alert(self._keeper.alerting.now(each)))
         raise NotFoundError("there is no such alert", resource=f"alert/{request.id}")
 
     async def WatchAlerts(  # noqa: N802

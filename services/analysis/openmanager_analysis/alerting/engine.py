@@ -243,10 +243,8 @@ class Alerting:
         return described(figures, rule) if isinstance(rule.condition, Threshold) else figures
 
     def alerts(self) -> Iterator[Alert]:
-        """Yield all, with the figures of now; those that were pending and never fired are left out once they are over."""
-        for each in self.register:
-            if each.state is not State.RESOLVED or each.fire_nanos:
-                yield self.now(each)
+        """Yield all; those that were pending and never fired are left out once they are over."""
+        return (each for each in self.register if each.state is not State.RESOLVED or each.fire_nanos)
 
     def _slot(self, rule: Rule, subject: Subject) -> int:
         """Return the slot of a subject, −1 where there is no more room."""

@@ -29,7 +29,7 @@ from openmanager_analysis.alerting.webhook import WebhookError
 from openmanager_analysis.collector import Names
 
 VERSION = 1
-TICK_SECONDS = 1.0
+TICK_SECONDS, REPEAT_LOOK_SECONDS = 1.0, 10.0
 # After a refusal, with jitter.
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 300.0
 
@@ -59,6 +59,15 @@ class _Line:
     why: str = ""
     asked_at: float = 0.0
     sending: asyncio.Task[None] | None = field(default=None, repr=False)
+    looked: tuple[int, float] = (-1, 0.0)
+
+    def is_to_look(self, change: int, moment: float) -> bool:
+        """Say whether something may be due: after a change, while something waits, and now and then for what is repeated."""
+        known, before = self.looked
+        if change == known and not self.outbox.is_waiting and moment - before < REPEAT_LOOK_SECONDS:
+            return False
+        self.looked = change, moment
+        return True
 
 
 class Keeper:
@@ -153,7 +162,7 @@ class Keeper:
         messages = [
             (line, replace(message, alerts=tuple(map(self.alerting.now, message.alerts))))
             for line in self._lines
-            if line.sending is None and moment >= line.asked_at
+            if line.sending is None and moment >= line.asked_at and line.is_to_look(register.change, moment)
             for message in line.outbox.due(register.open.values(), now)[:1]
         ]
         if self._must_save or register.change != register.settled or moment - self._saved_at >= self._save_seconds:

@@ -61,6 +61,11 @@ class Outbox:
             del self._owed[alert_id]
             self.dropped_count += 1
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a group has something new that is not told yet."""
+        return bool(self._waiting or self._more or self._owed)
+
     def waiting_count(self, alerts: Iterable[Alert]) -> int:
         """Return how many alerts it has yet to be told of."""
         return len(self._owed) + sum(1 for each in alerts if self._is_due(each) and each.id not in self._told)
