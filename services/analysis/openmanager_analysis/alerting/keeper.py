@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from openmanager import durable, failpoint
+from openmanager import durable
 from openmanager.frame import Frame
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import backoff
@@ -194,7 +194,6 @@ class Keeper:
             log.exception("alerts cannot be told to %s", line.receiver.name)
             line.why, line.asked_at = "cannot be told", self._clock.monotonic() + LONGEST_WAIT_SECONDS
         else:
-            failpoint.passed("alerts.before-told")
             line.attempt, line.why = 0, ""
             line.outbox.taken(message, self._clock.now_nanos())
             await self.save()
