@@ -255,6 +255,31 @@ async def test_rules_change_are_refused_and_commands_show_them(tmp_path: Path, t
         assert (code, "hot" in out, "paused" in out) == (0, True, True)
 
 
+@pytest.mark.timeout(300)
+async def test_a_disk_that_is_expected_to_be_full_is_told_of_before_it_is(tmp_path: Path, told: list[dict[str, Any]]):
+    hour, days = 3_600 * 10**9, 12
+    times = time.time_ns() // hour * hour - hour * np.arange(days * 24 - 1, -1, -1, dtype=np.int64)
+    noise = np.random.default_rng(1).normal(0, 0.2, (len(times), 2))
+    fills = np.stack([40 + 3 * np.arange(len(times)) / 24, np.full(len(times), 40.0)], axis=1)
+    frame = Frame(times=times, servers=("web-1", "web-2"), metrics=("disk_usage",), values=(fills + noise)[:, :, None])
+    async with alone() as database, opened(tmp_path, database) as client:
+        await client.write_frame(frame)
+        rule = AlertRule(
+            id="disk",
+            selector=Selector(metrics=("disk*",)),
+            condition=ExhaustionCondition(limit=90, within=timedelta(days=30)),
+        )
+        made = await created(client, rule)
+        assert made.condition == ExhaustionCondition(
+            limit=90, within=timedelta(days=30), min_probability=0.8, clear_probability=pytest.approx(0.6)
+        )
+        alert = await until(client, "FIRING")
+        assert [each.server for each in await client.alerts.list()] == ["web-1"]
+        assert alert.value >= 0.8
+        assert "web-1: disk_usage" in alert.annotations["summary"]
+        assert "reaches 90 in" in alert.annotations["summary"]
+
+
 async def wrong(client: Client) -> None:
     """Ask for rules and silences that cannot be; each error names its field."""
     disk = Selector(metrics=("disk",))
