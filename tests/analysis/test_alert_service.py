@@ -20,6 +20,7 @@ from aiohttp import web
 from client.mesh import SECTIONS, LocalMesh
 from conftest import clean_environment, free_ports, wait_until
 from metadata.replicated import Server, alone
+from openmanager_analysis import alert_service
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
 from openmanager_metadata.config import MetadataConfig
@@ -42,6 +43,7 @@ from openmanager.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from openmanager.frame import Frame, ServerInfo
@@ -213,7 +215,9 @@ async def rules_provenance(client: Client) -> Any:
 
 
 @pytest.mark.timeout(300)
-async def test_rules_change_are_refused_and_commands_show_them(tmp_path: Path, told: list[dict[str, Any]]):
+async def test_rules_change_are_refused_and_commands_show_them(
+    tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
     async with alone() as database, opened(tmp_path, database) as client:
         made = await created(client, CPU)
         with pytest.raises(AlreadyExistsError):
@@ -223,6 +227,17 @@ async def test_rules_change_are_refused_and_commands_show_them(tmp_path: Path, t
         with pytest.raises(AbortedError):
             await client.alerts.update_rule(made, ["name"])
         await wrong(client)
+        with monkeypatch.context() as few:
+            few.setattr(alert_service, "MAX_RULES", 1)
+            few.setattr(alert_service, "MAX_SILENCES", 0)
+            later = datetime.now(UTC) + timedelta(hours=1)
+            for call in (
+                client.alerts.create_rule(replace(CPU, id="more")),
+                client.alerts.create_silence("rule = x", end=later, comment="x"),
+            ):
+                with pytest.raises(ResourceExhaustedError) as refused:
+                    await call
+                assert refused.value.reason == "TOO_MANY_RULES"
 
         code, out, _ = await openmanager(
             client, "alerts", "rules", "create", "hot", "cpu_usage", "--above", "90", "--for", "5m", "--severity", "critical",
