@@ -279,6 +279,8 @@ async def test_a_disk_that_is_expected_to_be_full_is_told_of_before_it_is(tmp_pa
     frame = Frame(times=times, servers=("web-1", "web-2"), metrics=("disk_usage",), values=(fills + noise)[:, :, None])
     async with alone() as database, opened(tmp_path, database) as client:
         await client.write_frame(frame)
+        now = np.array([time.time_ns() // 10**6 * 10**6])
+        await client.write_frame(replace(frame, times=now, values=frame.values[-1:]))
         rule = AlertRule(
             id="disk",
             selector=Selector(metrics=("disk*",)),
