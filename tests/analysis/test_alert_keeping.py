@@ -117,7 +117,7 @@ async def test_what_began_and_ended_while_a_receiver_was_away_is_told_when_it_is
     await desk.look(5)
     await desk.see(10)
     (warning,) = (await desk.keeper.find()).warnings
-    assert warning == "webhook ops answers 500: 1 alerts wait"
+    assert warning == "webhook ops answers 500; alerts that wait: 1"
     await desk.look(301)
     hook.refuses = ""
     await desk.look(301)

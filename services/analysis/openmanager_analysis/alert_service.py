@@ -29,7 +29,6 @@ from openmanager_analysis.reach import Reach
 from openmanager_analysis.watch import watch
 
 NONE_YET = "v0"
-Describe = Callable[[], provenance_pb2.Provenance]
 
 
 class RuleService:
@@ -166,8 +165,8 @@ class SilenceService:
 class AlertService:
     """openmanager.api.analysis.v1.AlertService."""
 
-    def __init__(self, keeper: Keeper, reach: Reach, describe: Describe) -> None:
-        self._keeper, self._reach, self._describe = keeper, reach, describe
+    def __init__(self, keeper: Keeper, reach: Reach) -> None:
+        self._keeper, self._reach = keeper, reach
 
     async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:  # noqa: ARG002, N802
         """List alerts."""
@@ -191,7 +190,7 @@ class AlertService:
             alerts=[wire.alert(self._keeper.alerting.now(each)) for each in found.found],
             next_page_token=found.next_page_token,
             total_count=found.total_count,
-            provenance=self._describe(),
+            provenance=self._keeper.describe(),
         )
 
     async def GetAlert(self, request: pb.GetAlertRequest, context: Any) -> pb.GetAlertResponse:  # noqa: ARG002, N802

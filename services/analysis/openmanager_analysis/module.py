@@ -87,7 +87,7 @@ class AnalysisModule:
                         f"{PACKAGE}.AnomalyService": AnomalyService(analyst, watcher, reach, runtime.clock),
                         f"{PACKAGE}.RuleService": RuleService(keeper, policies, runtime.clock),
                         f"{PACKAGE}.SilenceService": SilenceService(keeper, policies, runtime.clock),
-                        f"{PACKAGE}.AlertService": AlertService(keeper, reach, watcher.describe),
+                        f"{PACKAGE}.AlertService": AlertService(keeper, reach),
                     },
                     storages=[
                         Storage(

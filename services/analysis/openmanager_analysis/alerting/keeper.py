@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import orjson
 
 from openmanager import durable
+from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.frame import Frame
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import backoff
@@ -94,6 +95,7 @@ class Keeper:
         self.saved_position = 0
         # Why rules and silences may not be what is stored elsewhere; empty: they are.
         self.rules_warning = ""
+        self._heard_nanos = 0
         self._path, self._clock = path, clock
         self._save_seconds = save_seconds
         self._external_url = external_url
@@ -115,6 +117,7 @@ class Keeper:
     def take(self, frame: Frame, heard: int, position: int) -> None:
         """Judge a frame of the log."""
         change = self.alerting.register.change
+        self._heard_nanos = max(self._heard_nanos, heard)
         try:
             self.alerting.take(frame, heard, position)
         except Exception:  # a defect of ours must not keep the detector from the log
@@ -252,6 +255,16 @@ class Keeper:
 
     # ── status ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def describe(self) -> provenance_pb2.Provenance:
+        """Return the provenance of alerts that are shown now: of the newest frame that was judged."""
+        about = provenance_pb2.Provenance(source="alerts")
+        if self._heard_nanos:
+            about.as_of_time.FromNanoseconds(self._heard_nanos)
+            about.staleness.FromNanoseconds(max(0, self._clock.now_nanos() - self._heard_nanos))
+        if not self.is_following():
+            about.degraded, about.reason = True, "the log is out of reach"
+        return about
+
     async def find(self) -> Finding:
         """Return what the status says of alerts: how many go on, and what an operator should know."""
         register = self.alerting.register
@@ -266,7 +279,7 @@ class Keeper:
             name = line.receiver.name
             if line.why:
                 waiting = line.outbox.waiting_count(register.open.values())
-                warnings.append(f"webhook {name} {line.why}: {waiting:,} alerts wait")
+                warnings.append(f"webhook {name} {line.why}; alerts that wait: {waiting:,}")
             if line.outbox.dropped_count:
                 warnings.append(f"webhook {name}: {line.outbox.dropped_count:,} alerts that were over are lost to it")
         return Finding(size_bytes=self._stored_bytes, item_count=len(register.open), warnings=tuple(warnings))
