@@ -9,7 +9,7 @@
 Dataclasses and numpy arrays go in and come out; what goes wrong is one of `openmanager.errors`.
 """
 
-from openmanager.client.analysis import Analysis, Anomaly, Blame, CapacityForecast, DetectionScores, Trend
+from openmanager.client.analysis import Analysis, Anomaly, Blame, CapacityForecast, DetectionScores, FailureRisk, Trend
 from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditHold, AuditPolicy, AuditStatus
 from openmanager.client.client import Client
 from openmanager.client.dead_letters import DeadLetters
@@ -93,6 +93,7 @@ __all__ = [
     "DiskBudget",
     "Entry",
     "ExportChunk",
+    "FailureRisk",
     "Fault",
     "FaultPattern",
     "Faults",

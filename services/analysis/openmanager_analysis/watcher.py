@@ -7,8 +7,9 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
@@ -22,6 +23,12 @@ from openmanager_analysis import state
 from openmanager_analysis.anomaly import Register
 from openmanager_analysis.collector import Collector, Names, Span
 from openmanager_analysis.lookout import Lookout
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from openmanager_analysis.reach import Sees
 
 CONSUMER = "analysis"
 NANOS_PER_MILLI = 1_000_000
@@ -101,6 +108,12 @@ class Watcher:
         if self._unsaved:
             warnings.append("what was learnt cannot be stored")
         return Finding(size_bytes=self._stored_bytes, item_count=len(names.series), warnings=tuple(warnings))
+
+    def risks(self, sees: Sees, most: int) -> list[tuple[str, NDArray[np.float64]]]:
+        """Return `most` servers at most that are seen and on which no anomaly goes on, those likeliest to begin one first."""
+        busy = {each.server for each in self.register.going_on()}
+        found = (each for each in self._lookout.risks() if each[0] not in busy and sees(each[0]))
+        return list(islice(found, most))
 
     def describe(self) -> provenance_pb2.Provenance:
         """Return the provenance of an answer given now."""
