@@ -72,7 +72,7 @@ def judge(seed: int, *, servers: int, days: int, learning: int, seconds: int) ->
         if sys.stderr.isatty() and tick % 100 == 0:
             print(f"seed {seed}: day {tick * seconds / 86_400:.1f} of {days}", end="\r", file=sys.stderr)
     start, end = BEGIN + learning * DAY, BEGIN + days * DAY
-    faults = _faults(Schedule(seed, 0, servers), start, end)
+    faults = _faults(Schedule(seed, 0, servers), start, end, frozenset(environments))
     anomalies = [each for each in register if each.start_nanos >= start]
     places = {server.id: place for place, server in enumerate(fleet)}
     critical = (headline >= list(CRITICAL.values())).any(axis=2)
@@ -139,13 +139,16 @@ def _recorded(headline: np.ndarray, seconds: int, learning: int) -> Recorded:
     )
 
 
-def _faults(schedule: Schedule, start: int, end: int) -> list[Fault]:
+def _faults(schedule: Schedule, start: int, end: int, watched: frozenset[str]) -> list[Fault]:
+    """Return the faults that begin in a range, as far as watched servers feel them: a cascade may pass a small fleet by."""
     found = []
     for row in schedule.between(start, end):
         fault = schedule.fault(row)
         if fault.start_nanos < start:
             continue
-        felt = hits(fault)
+        felt = [hit for hit in hits(fault) if hit.server in watched]
+        if not felt:
+            continue
         found.append(
             Fault(
                 pattern=str(fault.pattern),

@@ -174,7 +174,10 @@ class Analyst:
             Selection(metrics=tuple(CRITICAL)), span, "MAX", most=3 * scoring.MAX_SERVERS
         )
         servers = {server for server, _ in buckets.names}
-        if not servers or not faults:
+        faults = [
+            each for each in faults if not servers.isdisjoint(each.servers)
+        ]  # what nobody felt, nobody could find
+        if not faults:
             raise FailedPreconditionError(
                 "no fault was recorded in this range, or no server was watched", reason=Reason.TOO_LITTLE_DATA
             )

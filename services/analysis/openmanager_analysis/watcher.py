@@ -23,6 +23,7 @@ from openmanager_analysis import state
 from openmanager_analysis.anomaly import Register
 from openmanager_analysis.collector import Collector, Names, Span
 from openmanager_analysis.lookout import Lookout
+from openmanager_analysis.pace import Pace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from openmanager_analysis.reach import Sees
 
 CONSUMER = "analysis"
-NANOS_PER_MILLI = 1_000_000
+NANOS_PER_MILLI, NANOS_PER_SECOND = 1_000_000, 10**9
 # Storing what was learnt takes at most such a share of the time.
 SAVE_SHARE = 0.05
 
@@ -56,6 +57,7 @@ class Watcher:
         self._save_seconds = save_seconds
         self._lookout = Lookout()
         self._collector = Collector(Names(most=max_series), interval_nanos // NANOS_PER_MILLI)
+        self._pace = Pace(interval_nanos / NANOS_PER_SECOND)
         # Held while the detector works, or is stored.
         self._busy = asyncio.Lock()
         self._taken = self._saved = 0  # positions
@@ -105,6 +107,8 @@ class Watcher:
         warnings = []
         if names.unwatched_count:
             warnings.append(f"more than {names.most:,} series: samples of the others are not looked at")
+        if self._pace.warning:
+            warnings.append(self._pace.warning)
         if self._unsaved:
             warnings.append("what was learnt cannot be stored")
         return Finding(size_bytes=self._stored_bytes, item_count=len(names.series), warnings=tuple(warnings))
@@ -141,11 +145,15 @@ class Watcher:
         self._taken = part.position
 
     async def _look(self, span: Span) -> None:
+        if not self._pace.is_due(span.time_millis * NANOS_PER_MILLI // self.interval_nanos):
+            return
         names = self._collector.names
         change = self.register.change
         async with self._busy:
             self._lookout.watch(names.series, names.is_counter)
+            begin = time.monotonic()
             found = await asyncio.to_thread(self._lookout.look, span.time_millis, span.values)
+            self._pace.took(time.monotonic() - begin)
             for each in found:
                 self.register.see(each, names.environments.get(each.server, ""))
             self._seen_nanos = span.time_millis * NANOS_PER_MILLI
