@@ -3,8 +3,8 @@
 Not the value at the end of the horizon but the highest until then decides whether a limit is passed. It is forecast from
 every past moment by what the hours of the day usually hold, moved by how far the level is from usual now; the errors of
 those forecasts are what may come of this one (split conformal prediction by rolling origin, as in interval.py), with an
-exponential tail beyond their 0.9 quantile. That probability, how far the limit is, and how often it was passed within
-the last day are weighed by a logistic calibration (Platt 1999), which was fitted once on simulated fleets and series.
+exponential tail beyond their 0.9 quantile. That probability, how far the limit is, how often it was passed within the
+last day, and on how many days from this time on, are weighed by a logistic calibration (Platt 1999), which was fitted once on simulated fleets and series.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ _FAR, _NEAR = -6.0, 2.0
 _SELDOM = 0.002
 # Series that are worked on at once: what is needed in between stays small.
 _CHUNK = 256
-# By horizon: constant, and weights of the log odds, of the distance, and of the log of the share of the last day.
-_CALIBRATION = np.array([[1.289, 0.399, 0.569, 0.382], [1.024, 0.657, 0.019, 0.325], [2.018, 0.529, 0.0, 0.429]])
+# By horizon: constant, and weights of what `evidence` returns.
+_CALIBRATION = np.array(
+    [[1.247, 0.237, 0.626, 0.227, 0.504], [0.552, 0.433, 0.074, 0.117, 0.592], [0.603, 0.336, 0.0, 0.119, 0.608]]
+)
 
 
 def chances(highest: Floats, limits: Floats) -> Floats:
@@ -48,7 +50,7 @@ def chances(highest: Floats, limits: Floats) -> Floats:
 
 
 def evidence(highest: Floats, limits: Floats, hours: int) -> Floats:
-    """Return what the calibration weighs, float64[K, 3]: log odds, distance, log share; highest: float64[K, D · DAY], whole."""
+    """Return what the calibration weighs, float64[K, 4]: log odds, distance, log share, log odds of the past; highest: float64[K, D · DAY], whole."""
     count = hours * 60 // STEP_MINUTES
     days = highest.shape[1] // DAY
     usual = np.median(highest.reshape(len(highest), days, DAY)[:, -_USUAL_DAYS:], axis=1)  # the first follows now
@@ -59,14 +61,19 @@ def evidence(highest: Floats, limits: Floats, hours: int) -> Floats:
     origins = np.arange(DAY, highest.shape[1] - count, _EVERY)  # the first step that is to come
     phase = origins % DAY
     foreseen = expected[:, phase] + levels[:, origins - _LEVEL] - before[:, phase]
-    errors = _rolling(highest, count)[:, origins] - foreseen
+    reached = _rolling(highest, count)
+    errors = reached[:, origins] - foreseen
     gap = limits - (expected[:, 0] + levels[:, -1] - before[:, 0])
     span = np.ptp(highest, axis=1) + _TINY
     chance = _beyond(errors, gap, _LEAST_EXCESS * span)
     scale = np.maximum(errors.std(axis=1), _LEAST_SCALE * span)
     distance = np.clip((highest[:, -1] - limits) / scale, _FAR, _NEAR)
     share = (highest[:, -DAY:] >= limits[:, None]).mean(axis=1)
-    return np.stack([np.log(chance / (1 - chance)), distance, np.log(share + _SELDOM)], axis=1)
+    often = (reached[:, DAY::DAY] >= limits[:, None]).mean(axis=1)  # from this time of the day
+    often = (often * (days - 1) + 0.5) / days
+    return np.stack(
+        [np.log(chance / (1 - chance)), distance, np.log(share + _SELDOM), np.log(often / (1 - often))], axis=1
+    )
 
 
 def _some(highest: Floats, limits: Floats) -> Floats:
