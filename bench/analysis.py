@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from openmanager_analysis import crossing
 from openmanager_analysis.alerting.engine import Alerting
 from openmanager_analysis.alerting.rule import Rule, Threshold
 from openmanager_analysis.collector import Names
@@ -26,10 +27,11 @@ RULES_MILLIS = 5.0
 TICK_MILLIS, TICK_SERVERS, TICK_STEP_MILLIS = 20.0, 20, 10_000
 STATE_BYTES = 4096
 FORECAST_MILLIS, LIMIT_MILLIS, TREND_MILLIS = 2.0, 20.0, 100.0
+CROSSING_SERIES, CROSSING_MILLIS = 1_022, 1_022.0
 
 
 def rows() -> Iterator[Row]:
-    """Measure ticks of 20 servers and of 1,000, their state, rules, a forecast, a time to a limit, the trends of a year."""
+    """Measure ticks of 20 servers and of 1,000, their state, rules, a forecast, times to a limit, chances, a year's trends."""
     for servers, limit in ((TICK_SERVERS, TICK_MILLIS), (1_000, TICK_STEP_MILLIS / 2)):
         yield _row(f"a tick of {servers * METRICS:,} series", _ticking(servers), limit)
     name = f"a tick of {TICK_SERVERS * METRICS:,} series, 100 rules"
@@ -39,6 +41,10 @@ def rows() -> Iterator[Row]:
     times, values = _hours(28)
     yield _row("a week ahead, of 28 days by the hour", lambda: forecast(times, values, 168), FORECAST_MILLIS)
     yield _row("time to a limit, of 28 days by the hour", lambda: time_to_limit(times, values, 90.0), LIMIT_MILLIS)
+    steps = 40 + np.random.default_rng(1).normal(0, 2, (CROSSING_SERIES, crossing.HISTORY_DAYS * crossing.DAY))
+    limits = np.full(CROSSING_SERIES, 50.0)
+    name = f"chances to pass a limit within hours, {CROSSING_SERIES:,} series"
+    yield _row(name, lambda: crossing.chances(steps, limits), CROSSING_MILLIS)
     long, _ = _hours(365)
     many = np.stack([_hours(365, seed)[1] for seed in range(20)], axis=1)
     yield _row("trends of a year by the hour, 20 series", lambda: trend(long, many), TREND_MILLIS)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from itertools import islice
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -25,6 +25,7 @@ from openmanager.runtime import validate
 
 P = ParamSpec("P")
 T = TypeVar("T")
+N = TypeVar("N", bound=np.generic)
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024 - 1024
 NANOS_PER_MILLI = 1_000_000
@@ -134,16 +135,26 @@ def packed(number: int, array: NDArray[np.int64] | NDArray[np.float64]) -> bytes
 
 
 def encode(frame: Frame) -> bytes:
-    """Return the wire form of a frame, equal to what protobuf would write."""
+    """Return the wire form of a frame, equal to what protobuf would write.
+
+    Whole or shorter numbers become what a frame holds; InvalidArgumentError for arrays of anything else.
+    """
     parts = [
-        packed(1, frame.times),
+        packed(1, _as(frame.times, np.int64, "frame.times")),
         encode_names(2, frame.servers),
         encode_names(3, frame.metrics),
-        packed(4, frame.values),
+        packed(4, _as(frame.values, np.float64, "frame.values")),
     ]
     parts.extend(length_delimited(5, info_message(info).SerializeToString()) for info in frame.server_infos)
     parts.extend(length_delimited(6, metric_message(info).SerializeToString()) for info in frame.metric_infos)
     return b"".join(parts)
+
+
+def _as(array: NDArray[Any], kind: type[N], field: str) -> NDArray[N]:
+    try:
+        return array.astype(kind, casting="same_kind", copy=False)
+    except TypeError as err:
+        raise invalid(field, f"must be of {kind.__name__}, and not of {array.dtype}") from err
 
 
 def encode_write_request(frame: Frame) -> bytes:

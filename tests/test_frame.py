@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -221,3 +222,15 @@ def test_bytes_in_a_form_like_that_of_a_frame_are_refused_quickly(wire: bytes):
         with pytest.raises(OpenManagerError):
             FrameReader().read(form)
         assert time.monotonic() - start < 1.0
+
+
+def test_whole_numbers_are_written_as_what_they_are_and_other_things_refused():
+    frame = Frame(times=np.array([7], np.int32), servers=("a",), metrics=("m",), values=np.array([[[95]]], np.int64))
+    assert decode(frame_pb2.Frame.FromString(encode(frame))).values.tolist() == [[[95.0]]]
+    for wrong, field in (
+        (replace(frame, times=np.array([7.5])), "frame.times"),
+        (replace(frame, values=np.array([[["95"]]])), "frame.values"),
+    ):
+        with pytest.raises(InvalidArgumentError) as failure:
+            encode(wrong)
+        assert failure.value.field == field

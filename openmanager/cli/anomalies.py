@@ -16,10 +16,13 @@ from openmanager.cli.selection import series_options
 if TYPE_CHECKING:
     from openmanager.cli.progress import Bar
     from openmanager.cli.report import Report
-    from openmanager.client import Anomaly, Client, Provenance
+    from openmanager.client import Anomaly, Client, FailureRisk, Provenance
+    from openmanager.client.analysis import DetectionScores
 
 STYLES = {"INFO": "", "WARNING": "yellow", "CRITICAL": "bold red"}
 SEVERITIES = ("info", "warning", "critical")
+# From which probability of an alarm within the longest horizon on a server is shown, and how many are.
+LIKELY, SHOWN_RISKS = 0.25, 5
 
 
 @click.group(
@@ -94,11 +97,13 @@ async def _list(client: Client, options: dict[str, Any], bar: Bar | None) -> Rep
     if since is not None:
         request.start_time.CopyFrom(codec.timestamp(since, "start"))
     found: list[Anomaly] = []
+    risks: list[FailureRisk] = []
     total, about, threshold = 0, Provenance(), 0.0
     async for page in client.rpc.pages(rpc.LIST_ANOMALIES, request, limit=options["limit"]):
         if options["as_json"]:
             render.print_json(page, line=True)
         found.extend(map(analysis.anomaly, page.anomalies))
+        risks.extend(map(analysis.risk, page.risks))
         total, about, threshold = page.total_count, codec.provenance(page.provenance), page.threshold
     if bar is not None:
         from openmanager.cli import anomalies_report
@@ -109,6 +114,7 @@ async def _list(client: Client, options: dict[str, Any], bar: Bar | None) -> Rep
         )
     if not options["as_json"]:
         _print(found, total, about)
+        _print_risks(risks)
     return None
 
 
@@ -194,6 +200,7 @@ async def _score(client: Client, last: timedelta | None, *, as_json: bool) -> No
         f"\n{render.show_count(scores.anomaly_count, 'run')} of alarms on {render.show_count(scores.server_count, 'server')}"
         f": precision {precision}, {scores.false_alarm_rate:.2f} false ones a server and day"
     )
+    _print_forecast_scores(scores)
 
 
 def _print(found: Sequence[Anomaly], total: int, about: Provenance | None) -> None:
@@ -210,6 +217,55 @@ def _print(found: Sequence[Anomaly], total: int, about: Provenance | None) -> No
     click.echo(f"{of}{total:,} {'anomaly' if total == 1 else 'anomalies'}")
     if about is not None:
         render.console().print(render.provenance_text(about))
+
+
+def _print_risks(risks: Sequence[FailureRisk]) -> None:
+    """Say where an anomaly is likely to begin, if anywhere."""
+    likely = [each for each in risks if each.probabilities and each.probabilities[-1][1] >= LIKELY]
+    for each in likely[:SHOWN_RISKS]:
+        said = ", ".join(f"{chance:.0%} in {render.show_length(within)}" for within, chance in each.probabilities)
+        click.echo(f"likely next: {each.server}, {said}")
+
+
+def _print_forecast_scores(scores: DetectionScores) -> None:
+    """Show how good forecasts, times to thresholds and probabilities were."""
+
+    def share(value: float | None) -> str:
+        return f"{value:.0%}" if value is not None else render.NOTHING
+
+    if scores.forecasts:
+        made = render.table(
+            "a day ahead", "made", "error", "in 80 %", "in 95 %", right=("made", "error", "in 80 %", "in 95 %")
+        )
+        for each in scores.forecasts:
+            error = f"{each.relative_error:.2f}" if each.relative_error is not None else render.NOTHING
+            made.add_row(
+                each.metric, f"{each.forecast_count:,}", error, share(each.coverage_80), share(each.coverage_95)
+            )
+        click.echo()
+        render.console().print(made)
+    if scores.predictions:
+        right = ("asked", "came", "Brier", "skill", "lead")
+        made = render.table("threshold passed within", *right, right=right)
+        for one in scores.predictions:
+            made.add_row(
+                render.show_length(one.horizon),
+                f"{one.count:,}",
+                f"{one.event_count:,}",
+                f"{one.brier:.3f}",
+                f"{one.skill:.2f}" if one.skill is not None else render.NOTHING,
+                render.show_length(one.lead) if one.lead is not None else render.NOTHING,
+            )
+        click.echo()
+        render.console().print(made)
+    if (found := scores.exhaustion) is not None:
+        click.echo(
+            f"\ntimes to a threshold: {found.answer_count:,} answers, {found.reached_count:,} reached; median error "
+            f"{share(found.median_error)}, 80 % interval held {share(found.coverage_80)}, missed {share(found.missed_share)}, "
+            f"false {share(found.false_share)}"
+        )
+    for text in scores.omissions:
+        click.echo(f"not scored: {text}")
 
 
 def _cells(each: Anomaly) -> tuple[Any, ...]:

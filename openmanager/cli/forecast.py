@@ -34,7 +34,7 @@ PAST_SHARE = 0.5
 )
 @click.argument("metrics", nargs=-1, required=True, metavar="METRIC...")
 @series_options
-@click.option("--limit", type=float, default=90.0, show_default=True, help="What must not be reached.")
+@click.option("--limit", type=float, help="What must not be reached.  [default: 85 for cpu_usage, else 90]")
 @click.option("--horizon", callback=length, metavar="DURATION", help="How far ahead, to 366d.  [default: 90d]")
 @click.option("--history", "past", callback=length, metavar="DURATION", help="How much of the past.  [default: 90d]")
 @report.options
@@ -80,7 +80,8 @@ async def _forecast(client: Client, options: dict[str, Any], bar: Bar | None) ->
         render.console().print(_table(found))
         click.echo()
         urgent = sum(each.reach_time is not None for each in found)
-        click.echo(f"{render.show_count(len(found), 'series')[:-1]}, {urgent} of them reach {options['limit']:g}")
+        limits = " or ".join(f"{limit:g}" for limit in sorted({each.limit for each in found}))
+        click.echo(f"{render.show_count(len(found), 'series')[:-1]}, {urgent} of them reach {limits}")
     if reply.skipped_count:
         click.echo(f"{reply.skipped_count:,} more have too few samples to judge by")
     render.console().print(render.provenance_text(codec.provenance(reply.provenance)))
@@ -91,7 +92,16 @@ def _table(found: Sequence[CapacityForecast]) -> Any:
     from rich.text import Text
 
     made = render.table(
-        "server", "metric", "now", "reached in", "80 %", "chance", "needs", right=("now", "chance", "needs")
+        "server",
+        "metric",
+        "now",
+        "reached in",
+        "80 %",
+        "chance",
+        "in 1h",
+        "in 24h",
+        "needs",
+        right=("now", "chance", "in 1h", "in 24h", "needs"),
     )
     for each in found:
         soon = each.reach_time is not None
@@ -102,9 +112,16 @@ def _table(found: Sequence[CapacityForecast]) -> Any:
             Text(_ahead(each.reach_time), style="bold red" if soon else "dim"),
             f"{_ahead(each.reach_80[0])} – {_ahead(each.reach_80[1])}" if soon or each.reach_80[0] else render.NOTHING,
             f"{each.reach_probability:.0%}",
+            *(_chance(each, timedelta(hours=hours)) for hours in (1, 24)),
             f"+{each.capacity_factor - 1:.0%}" if soon and each.capacity_factor > 1 else render.NOTHING,
         )
     return made
+
+
+def _chance(found: CapacityForecast, horizon: timedelta) -> str:
+    """Return how likely the limit is reached within a horizon."""
+    chance = dict(found.reach_probabilities).get(horizon)
+    return f"{chance:.0%}" if chance is not None else render.NOTHING
 
 
 def _ahead(moment: datetime | None) -> str:
@@ -135,6 +152,11 @@ async def _print_fan(client: Client, found: CapacityForecast) -> None:
         console.print(f"[bold]{found.server} {found.metric}[/]  past, median, 80 % interval")
         console.print(plot.draw(lines, start=start, end=int(times[-1]), width=console.width))
     click.echo(found.explanation)
+    if found.reach_probabilities:
+        said = ", ".join(
+            f"{chance:.0%} in {render.show_length(within)}" for within, chance in found.reach_probabilities
+        )
+        click.echo(f"chance to reach {found.limit:g}: {said}")
     if found.back_test_error is not None and found.back_test_coverage is not None:
         click.echo(
             f"in the past such forecasts missed by {found.back_test_error:.2f} of what “as a day before” missed by, and "

@@ -90,7 +90,8 @@ async def collect(
         lead=_lead(found, skipped, infos, asked),
         asked={
             "Asked": selector(options),
-            "Limit": " or ".join(sorted(limits)) or f"{options['limit']:g}",
+            "Limit": " or ".join(sorted(limits))
+            or (f"{options['limit']:g}" if options["limit"] is not None else render.NOTHING),
             "Horizon": f"{render.show_length(horizon)}, until {render.show_utc(asked.end)}",
             "Learnt from": f"the {render.show_length(past)} before",
         },

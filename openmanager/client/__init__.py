@@ -20,7 +20,7 @@ from openmanager.client.alerts import (
     StoreCondition,
     ThresholdCondition,
 )
-from openmanager.client.analysis import Analysis, Anomaly, Blame, CapacityForecast, DetectionScores, Trend
+from openmanager.client.analysis import Analysis, Anomaly, Blame, CapacityForecast, DetectionScores, FailureRisk, Trend
 from openmanager.client.audit import Audit, AuditCheckpoint, AuditEntry, AuditHold, AuditPolicy, AuditStatus
 from openmanager.client.client import Client
 from openmanager.client.dead_letters import DeadLetters
@@ -109,6 +109,7 @@ __all__ = [
     "Entry",
     "ExhaustionCondition",
     "ExportChunk",
+    "FailureRisk",
     "Fault",
     "FaultPattern",
     "Faults",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -97,7 +97,7 @@ class CapacityForecast:
 
     `reach_probability` is that of reaching it within the horizon; `capacity_factor` by how much the capacity has to be
     multiplied, from `capacity_time` on, so that the limit holds to it with a probability of 90 %. `back_test_error` below 1
-    is better than “as a day before”.
+    is better than “as a day before”. `reach_probabilities` are by horizon, those of single samples (an hour, 6 and 24) first.
     """
 
     server: str
@@ -115,6 +115,54 @@ class CapacityForecast:
     back_test_error: float | None
     back_test_coverage: float | None
     explanation: str
+    reach_probabilities: tuple[tuple[timedelta, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureRisk:
+    """How likely an anomaly begins on a server: `probabilities` within 15 minutes, an hour and 6 hours."""
+
+    server: str
+    probabilities: tuple[tuple[timedelta, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastScore:
+    """How good forecasts of a metric a day ahead were: their error over that of the last day again, and what intervals held."""
+
+    metric: str
+    forecast_count: int
+    relative_error: float | None
+    coverage_80: float
+    coverage_95: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExhaustionScore:
+    """How good times to a threshold were; None where there was nothing to take it of."""
+
+    answer_count: int
+    reached_count: int
+    median_error: float | None
+    coverage_80: float | None
+    missed_share: float | None
+    false_share: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionScore:
+    """How good probabilities within a horizon were: `skill` is 1 at best, 0 for the share that came, said always.
+
+    `bins` are how many there were of about a size, their mean, and the share of them that came.
+    """
+
+    horizon: timedelta
+    count: int
+    event_count: int
+    brier: float
+    skill: float | None
+    lead: timedelta | None
+    bins: tuple[tuple[int, float, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +178,10 @@ class DetectionScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionScores:
-    """How good the detector was; `false_alarm_rate` is in runs a server and day."""
+    """How good the detector was, and what was forecast; `false_alarm_rate` is in runs a server and day.
+
+    `exhaustion` is None, and `forecasts` and `predictions` are empty, where there was too little: `omissions` say so.
+    """
 
     total: DetectionScore
     patterns: tuple[DetectionScore, ...]
@@ -139,6 +190,10 @@ class DetectionScores:
     precision: float | None
     server_count: int
     anomaly_count: int
+    forecasts: tuple[ForecastScore, ...]
+    exhaustion: ExhaustionScore | None
+    predictions: tuple[PredictionScore, ...]
+    omissions: tuple[str, ...]
 
 
 class Analysis:
@@ -167,7 +222,7 @@ class Analysis:
         self,
         metrics: Sequence[str] | str,
         *,
-        limit: float,
+        limit: float | None = None,
         servers: Sequence[str] | str = (),
         where: str = "",
         horizon: timedelta = timedelta(days=90),
@@ -175,7 +230,10 @@ class Analysis:
         points: int = 0,
         seconds: float = ANALYSIS_SECONDS,
     ) -> list[CapacityForecast]:
-        """Return when each chosen series reaches a limit, the first to do so first, and `points` of its forecast."""
+        """Return when each chosen series reaches a limit, the first to do so first, and `points` of its forecast.
+
+        Without a limit it is that of the metric: 85 for cpu_usage, else 90.
+        """
         request = pb.ForecastCapacityRequest(
             selector=history.selector(metrics, servers, where), limit=limit, max_point_count=points
         )
@@ -218,6 +276,11 @@ class Analysis:
         _set_range(request, start, end)
         pages = self._calls.pages(rpc.LIST_ANOMALIES, request, limit=limit, seconds=seconds)
         return [anomaly(each) async for page in pages for each in page.anomalies]
+
+    async def risks(self, *, seconds: float = DEADLINE_SECONDS) -> list[FailureRisk]:
+        """Return on which servers an anomaly is likely to begin, the likeliest first."""
+        reply = await self._calls.call(rpc.LIST_ANOMALIES, pb.ListAnomaliesRequest(page_size=1), seconds=seconds)
+        return [risk(each) for each in reply.risks]
 
     async def watch(self, *, where: str = "", on_away: Away | None = None) -> AsyncIterator[Anomaly]:
         """Yield those that go on, and then each that begins, changes or ends, for ever."""
@@ -320,7 +383,17 @@ def capacity(message: pb.CapacityForecast) -> CapacityForecast:
         back_test_error=message.back_test_error if message.HasField("back_test_error") else None,
         back_test_coverage=message.back_test_coverage if message.HasField("back_test_coverage") else None,
         explanation=message.explanation,
+        reach_probabilities=_probabilities(message.reach_probabilities),
     )
+
+
+def risk(message: pb.FailureRisk) -> FailureRisk:
+    """Return how likely an anomaly begins on a server."""
+    return FailureRisk(server=message.server, probabilities=_probabilities(message.probabilities))
+
+
+def _probabilities(messages: Iterable[pb.HorizonProbability]) -> tuple[tuple[timedelta, float], ...]:
+    return tuple((each.horizon.ToTimedelta(), each.probability) for each in messages)
 
 
 def _interval(message: pb.TimeInterval) -> tuple[datetime | None, datetime | None]:
@@ -351,6 +424,45 @@ def scores(message: pb.ScoreDetectionResponse) -> DetectionScores:
         precision=message.precision if message.HasField("precision") else None,
         server_count=message.server_count,
         anomaly_count=message.anomaly_count,
+        forecasts=tuple(map(_forecast_score, message.forecasts)),
+        exhaustion=_exhaustion_score(message.exhaustion) if message.HasField("exhaustion") else None,
+        predictions=tuple(map(_prediction_score, message.predictions)),
+        omissions=tuple(message.omissions),
+    )
+
+
+def _optional(message: Any, name: str) -> float | None:
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def _forecast_score(message: pb.ForecastScore) -> ForecastScore:
+    return ForecastScore(
+        metric=message.metric,
+        forecast_count=message.forecast_count,
+        relative_error=_optional(message, "relative_error"),
+        coverage_80=message.coverage_80,
+        coverage_95=message.coverage_95,
+    )
+
+
+def _exhaustion_score(message: pb.ExhaustionScore) -> ExhaustionScore:
+    shares = ("median_error", "coverage_80", "missed_share", "false_share")
+    return ExhaustionScore(
+        answer_count=message.answer_count,
+        reached_count=message.reached_count,
+        **{name: _optional(message, name) for name in shares},
+    )
+
+
+def _prediction_score(message: pb.PredictionScore) -> PredictionScore:
+    return PredictionScore(
+        horizon=message.horizon.ToTimedelta(),
+        count=message.count,
+        event_count=message.event_count,
+        brier=message.brier,
+        skill=_optional(message, "skill"),
+        lead=message.lead.ToTimedelta() if message.HasField("lead") else None,
+        bins=tuple((each.count, each.predicted, each.observed) for each in message.bins),
     )
 
 

@@ -188,3 +188,25 @@ def test_servers_may_have_metrics_that_no_other_has():
     more[FAULT, 1] += 60
     rows = np.concatenate([values.reshape(len(values), -1), more], axis=1)
     assert alarmed(watch(lookout, rows)[DAY:]) == {"db-01"}
+
+
+def test_the_server_that_is_about_to_alarm_is_the_likeliest_and_is_told_before_it_does():
+    values = fleet(8)
+    drift = slice(2 * DAY - 72, 2 * DAY)
+    values[drift, 5, 1] *= np.linspace(1, 2, 72)
+    values[drift, 5, 6] *= np.linspace(1, 2, 72)
+    lookout = watching(8)
+    risks = []
+    for tick, row in enumerate(values):
+        found = lookout.look(START + tick * STEP, row.ravel())
+        if tick > drift.start and any(each.alarming for each in found):
+            break
+        risks.append(lookout.risks())
+
+    assert [len(each) for each in risks[-1]] == [2] * 8
+    server, chances = risks[-1][0]
+    assert server == "web-05"
+    assert (np.diff(chances) >= 0).all()
+    assert chances[2] > 0.3
+    usual = np.median([dict(each)["web-05"][0] for each in risks[DAY : drift.start]])
+    assert usual < 0.01 < chances[0]

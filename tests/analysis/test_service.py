@@ -95,6 +95,57 @@ async def test_capacity_says_when_how_sure_and_what_to_add(client: Client):
     assert "does not reach 90" in stays.explanation
 
 
+async def test_how_likely_a_limit_is_reached_is_said_by_horizon(tmp_path: Path):
+    end = time.time_ns() // HOUR * HOUR
+    times = end - HOUR // 6 * np.arange(6 * 24 * 8, 0, -1, dtype=np.int64)
+    random = np.random.default_rng(1)
+    values = 50 + random.normal(0, 1, (len(times), 2, 1))
+    values[-30:, 1, 0] = np.linspace(52, 83, 30)
+    async with opened(tmp_path) as (_, client):
+        await client.write_frame(Frame(times=times, servers=SERVERS, metrics=("cpu_usage",), values=values))
+        found = {
+            each.server: each for each in await client.analysis.capacities("cpu_usage", horizon=timedelta(days=30))
+        }
+        by_default = await client.analysis.capacities("cpu_usage", limit=85, horizon=timedelta(hours=6))
+        code, shown, _ = await openmanager(client, "forecast", "cpu_usage", "--server", "web-2")
+        _, table, _ = await openmanager(client, "forecast", "cpu_usage")
+
+    calm, rising = (dict(found[server].reach_probabilities) for server in SERVERS)
+    horizons = [timedelta(hours=hours) for hours in (1, 6, 24, 7 * 24, 30 * 24)]
+    assert list(calm) == list(rising) == horizons
+    assert found["web-1"].limit == 85
+    assert calm[horizons[2]] < 0.05
+    assert rising[horizons[0]] > 0.05 > 10 * calm[horizons[0]]
+    assert list(rising.values()) == sorted(rising.values())
+    assert [len(each.reach_probabilities) for each in by_default] == [2, 2]
+    assert (code, "chance to reach 85" in shown, "in 24h" in table) == (0, True, True)
+
+
+async def test_hourly_samples_tell_nothing_of_the_next_hours_and_that_is_not_made_up(client: Client):
+    fills, _ = await client.analysis.capacities("disk_usage", limit=90, horizon=timedelta(days=30))
+    (week, soon), (month, late) = fills.reach_probabilities
+    assert (week, month) == (timedelta(days=7), timedelta(days=30))
+    assert soon <= late == pytest.approx(fills.reach_probability)
+
+
+async def test_servers_are_told_by_how_likely_an_anomaly_begins(tmp_path: Path):
+    async with opened(tmp_path) as (_, client):
+        await wait_until(lambda: written_and_learnt(client))
+        (risk,) = await client.analysis.risks()
+        reply = await client.rpc.call(rpc.LIST_ANOMALIES, analysis_pb2.ListAnomaliesRequest(filter="server = other"))
+
+    assert risk.server == "live"
+    assert [horizon for horizon, _ in risk.probabilities] == [
+        timedelta(minutes=15),
+        timedelta(hours=1),
+        timedelta(hours=6),
+    ]
+    chances = [chance for _, chance in risk.probabilities]
+    assert chances == sorted(chances)
+    assert 0 < chances[0] < chances[2] < 0.2
+    assert [each.server for each in reply.risks] == ["live"]
+
+
 async def test_too_little_or_too_much_is_an_error_and_no_made_up_number(client: Client):
     now = time.time_ns()
     young = Frame(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from openmanager.errors import FailedPreconditionError, Reason, ResourceExhaustedError
-from openmanager_analysis import outlook, scoring
+from openmanager_analysis import crossing, outlook, rolling, scoring
 from openmanager_analysis.anomaly import Anomaly, Register, Severity
-from openmanager_analysis.history import DAY_NANOS, Buckets, History, Selection, Span
+from openmanager_analysis.history import DAY_NANOS, HOUR_NANOS, Buckets, History, Selection, Span
 from openmanager_analysis.lookout import Lookout
 from openmanager_analysis.outlook import Outlook
+from openmanager_analysis.rolling import Rolled
 from openmanager_analysis.scoring import Score
 from openmanager_analysis.trend import MIN_DAYS, Change, trend
 
@@ -36,10 +37,14 @@ TINY = 1e-9
 SIGNIFICANT = 0.05
 # Of the headline metrics: from where on a server is critical, unless told otherwise.
 CRITICAL = {"cpu_usage": 85.0, "memory_usage": 90.0, "disk_usage": 90.0}
+# Of any other metric: what a percentage should not reach.
+DEFAULT_LIMIT = 90.0
 T = TypeVar("T")
 IsOver = Callable[[], bool]
 # Questions that are worked on at once; more wait.
 AT_ONCE = 2
+# Servers whose forecasts are scored.
+MAX_ROLLED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,16 @@ class SeriesTrend:
         return abs(self.slope) * MONTH_DAYS / max(abs(self.mean), TINY) if self.p_value < SIGNIFICANT else 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """How good the detector was, of how many servers and anomalies, and how good what was forecast was."""
+
+    detection: Score
+    server_count: int
+    anomaly_count: int
+    rolled: Rolled
+
+
 class Analyst:
     """Reads history in the name of who asks, and works on it beside the event loop."""
 
@@ -99,14 +114,26 @@ class Analyst:
         found.sort(key=lambda each: (-each.movement, each.server, each.metric))
         return Answer(found=found, provenance=buckets.provenance, skipped_count=len(buckets.names) - len(found))
 
-    async def capacities(self, selection: Selection, span: Span, limit: float, hours: int) -> Answer:
-        """Return the Outlook of each chosen series for so many hours, those that reach the limit first, first."""
+    async def capacities(self, selection: Selection, span: Span, limit: float | None, hours: int, now: int) -> Answer:
+        """Return the Outlook of each chosen series for so many hours, those that reach the limit first, first.
+
+        Without a limit each metric has its own. `span` is in hours; what comes soon is judged from the samples up to `now`.
+        """
         buckets = await self._history.buckets(selection, span, most=MAX_CAPACITIES)
+        highest = await self._history.buckets(selection, _near(now), "MAX", most=MAX_CAPACITIES)
 
-        def plan(name: tuple[str, str], times: NDArray[np.int64], values: NDArray[np.float64]) -> Outlook:
-            return outlook.plan(name, times, values, limit, hours)
+        def work(is_over: IsOver) -> Answer:
+            rows = dict(zip(highest.names, highest.values, strict=True))
 
-        answer = await self._beside(lambda is_over: _each(buckets, plan, is_over))
+            def plan(name: tuple[str, str], times: NDArray[np.int64], values: NDArray[np.float64]) -> Outlook:
+                own = limit_of(name[1]) if limit is None else limit
+                planned = outlook.plan(name, times, values, own, hours)
+                soon = crossing.chances(rows.get(name, np.empty(0))[None], np.array([own]))[0]
+                return replace(planned, chances=outlook.chances(planned.exhaustion, soon, hours))
+
+            return _each(buckets, plan, is_over)
+
+        answer = await self._beside(work)
         answer.found.sort(key=_urgency)  # type: ignore[attr-defined]
         return answer
 
@@ -138,8 +165,8 @@ class Analyst:
             finally:
                 is_left.set()
 
-    async def score(self, register: Register, start: int, end: int) -> tuple[Score, int, int]:
-        """Return how good the detector was in [start, end), how many servers it watched and how many anomalies it found."""
+    async def score(self, register: Register, start: int, end: int) -> Scored:
+        """Return how good the detector was in [start, end), and what would have been forecast in that time."""
         faults = await self._faults.between(start, end)
         found = [each for each in register if each.start_nanos < end and (each.end_nanos or each.last_nanos) > start]
         span = Span(start=start, end=end, step=MINUTE_NANOS)
@@ -147,14 +174,39 @@ class Analyst:
             Selection(metrics=tuple(CRITICAL)), span, "MAX", most=3 * scoring.MAX_SERVERS
         )
         servers = {server for server, _ in buckets.names}
-        if not servers or not faults:
+        faults = [
+            each for each in faults if not servers.isdisjoint(each.servers)
+        ]  # what nobody felt, nobody could find
+        if not faults:
             raise FailedPreconditionError(
                 "no fault was recorded in this range, or no server was watched", reason=Reason.TOO_LITTLE_DATA
             )
         result = scoring.score(
             faults, found, crossing=_crossing(buckets), server_count=len(servers), range_nanos=end - start
         )
-        return result, len(servers), len(found)
+        recorded = await self._recorded(sorted(servers), start, end)
+        rolled = await self._beside(lambda is_over: rolling.roll(recorded, is_over))
+        return Scored(detection=result, server_count=len(servers), anomaly_count=len(found), rolled=rolled)
+
+    async def _recorded(self, servers: list[str], start: int, end: int) -> rolling.Recorded:
+        """Return what was measured of the headline metrics of a few servers, up to the last whole hour."""
+        chosen = Selection(servers=tuple(servers[:: -(-len(servers) // MAX_ROLLED)]), metrics=tuple(CRITICAL))
+        most, end = MAX_ROLLED * len(CRITICAL), end // HOUR_NANOS * HOUR_NANOS
+        first = min(-(-start // HOUR_NANOS) * HOUR_NANOS, end)
+        days, near = (first - many * DAY_NANOS for many in (rolling.HISTORY_DAYS, crossing.HISTORY_DAYS))
+        step = crossing.STEP_MINUTES * MINUTE_NANOS
+        hours = await self._history.buckets(chosen, Span(start=days, end=end, step=HOUR_NANOS), most=most)
+        highest = await self._history.buckets(chosen, Span(start=near, end=end, step=step), "MAX", most=most)
+        rows = {name: row for row, name in enumerate(highest.names)}
+        names = [name for name in hours.names if name in rows]
+        return rolling.Recorded(
+            metrics=tuple(metric for _, metric in names),
+            limits=np.array([CRITICAL[metric] for _, metric in names]),
+            hours=hours.values[[name in rows for name in hours.names]],
+            first=int(np.searchsorted(hours.times, first)),
+            highest=highest.values[[rows[name] for name in names]],
+            near_first=int(np.searchsorted(highest.times, first)),
+        )
 
 
 def detect(buckets: Buckets, counters: frozenset[tuple[str, str]], is_over: IsOver) -> list[Anomaly]:
@@ -172,6 +224,18 @@ def detect(buckets: Buckets, counters: frozenset[tuple[str, str]], is_over: IsOv
             register.see(each)
         register.pass_time(time)
     return sorted(register, key=lambda each: (each.start_nanos, each.server))
+
+
+def limit_of(metric: str) -> float:
+    """Return what a metric must not reach unless told otherwise."""
+    return CRITICAL.get(metric, DEFAULT_LIMIT)
+
+
+def _near(now: int) -> Span:
+    """Return what is looked at for what comes soon: whole steps, the last of which is over."""
+    step = crossing.STEP_MINUTES * MINUTE_NANOS
+    end = now // step * step
+    return Span(start=end - crossing.HISTORY_DAYS * DAY_NANOS, end=end, step=step)
 
 
 def _each(

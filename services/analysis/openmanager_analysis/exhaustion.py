@@ -39,7 +39,7 @@ class Exhaustion:
 
     `hours` is the median; (`low`, `high`) hold 80 %, (`low_95`, `high_95`) 95 % of what may come. `chance` is the
     probability, in [0, 1], that the limit is reached within the horizon; `method` says what decided. `course` is None where
-    growth was not what decided.
+    growth was not what decided. `is_rising` where the limit is reached from below; `times` are the drawn ones.
     """
 
     hours: float | None
@@ -50,7 +50,13 @@ class Exhaustion:
     chance: float
     method: str
     back_test_error: float | None
+    times: Floats
     course: Course | None = None
+    is_rising: bool = True
+
+    def within(self, hours: float) -> float:
+        """Return the probability that the limit is reached within so many hours, of those of the horizon."""
+        return float((self.times <= hours).mean())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,8 @@ def time_to_limit(
     since = (len(grid.values) - 1 - last) * grid.interval_millis / HOUR_MILLIS
     found = _passages(turned, limit * sign, horizon_hours + since)
     times = np.maximum(found.times - since, 0.0)
-    return _summary(replace(found, times=times, course=_turned(found.course, sign, since)))
+    summary = _summary(replace(found, times=times, course=_turned(found.course, sign, since)))
+    return replace(summary, is_rising=sign > 0)
 
 
 def _turned(course: Course | None, sign: int, since: float) -> Course | None:
@@ -297,4 +304,5 @@ def _summary(found: _Futures) -> Exhaustion:
         method=found.method,
         back_test_error=found.back_test_error,
         course=found.course,
+        times=times,
     )

@@ -12,6 +12,7 @@ from openmanager_analysis.anomaly import MAX_BLAMES, Blame, Finding
 from openmanager_analysis.detection import THRESHOLD, Detector, Scores, state
 from openmanager_analysis.family import Families
 from openmanager_analysis.peer import LEAST_PEERS, Peers
+from openmanager_analysis.risk import Risk
 
 NANOS_PER_MILLI = 1_000_000
 ALARM = 9.2
@@ -41,6 +42,7 @@ class Lookout:
         self._detector: Detector | None = None
         self._peers: Peers | None = None
         self._families: Families | None = None
+        self._risk = Risk(ALARM)
 
     def watch(self, series: Sequence[tuple[str, str]], is_counter: Sequence[bool]) -> None:
         """Watch these, (server, metric) each; those that were watched before have to come first, in the same order."""
@@ -76,10 +78,17 @@ class Lookout:
         evidence = beyond_the_fleet(surprise, self._roster.name) * confidence
         most = np.zeros(len(self._roster.servers), np.float32)
         np.maximum.at(most, self._roster.server, evidence)
+        self._risk.observe(scores.moment.interval, most)
         return [
             self._finding(place, time_millis, scores, evidence, np.abs(z))
             for place in np.flatnonzero(most >= GOING_ON * ALARM).tolist()
         ]
+
+    def risks(self) -> list[tuple[str, NDArray[np.float64]]]:
+        """Return how likely each server alarms within each of HORIZON_SECONDS, the likeliest first, as of the last look."""
+        chances = self._risk.chances
+        servers = self._roster.servers
+        return [(servers[place], chances[place]) for place in np.argsort(-chances.sum(axis=1), kind="stable").tolist()]
 
     def _finding(self, server: int, time_millis: int, scores: Scores, evidence: Floats, z: Floats) -> Finding:
         families = np.flatnonzero(self._roster.server == server)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from openmanager_analysis import crossing
 from openmanager_analysis.capacity import Need, need
 from openmanager_analysis.exhaustion import Course, Exhaustion, time_to_limit
 from openmanager_analysis.explanation import figure, span
@@ -18,11 +19,16 @@ HOUR_SECONDS, HOUR_MILLIS = 3_600, 3_600_000
 PLANNED = 0.9
 # How far beyond the median an interval is told, in ways to the limit: what explodes tells nothing more.
 FURTHEST = 2.0
+# What is said of the time after crossing.HORIZON_HOURS.
+LATER_HOURS = (7 * 24, 30 * 24, 90 * 24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """The expectation of one series; `need` keeps it below its limit to the horizon with 90 %, None for a limit of 0 or less."""
+    """The expectation of one series; `need` keeps it below its limit to the horizon with 90 %, None for a limit of 0 or less.
+
+    `chances` are hours and the probability that the limit is reached within them, as far as they are known.
+    """
 
     server: str
     metric: str
@@ -31,14 +37,24 @@ class Outlook:
     exhaustion: Exhaustion
     forecast: Forecast
     need: Need | None
+    chances: tuple[tuple[int, float], ...] = ()
 
     @property
     def explanation(self) -> str:
         """The same in a sentence."""
         text = f"{self.metric} {figure(self.value)}: {_reach(self.exhaustion, self.limit)}"
+        text += self._soon()
         if self.need is not None and self.need.factor > 1:
             text += f"; to stay below to the horizon it needs {figure((self.need.factor - 1) * 100)} % more capacity"
         return text
+
+    def _soon(self) -> str:
+        """Return how likely single samples reach the limit within the longest of the near horizons."""
+        near = [each for each in self.chances if each[0] in crossing.HORIZON_HOURS]
+        if not near or self.exhaustion.hours == 0:
+            return ""
+        hours, chance = near[-1]
+        return f"; a sample does so within {span(hours * HOUR_SECONDS)} with {chance:.0%}"
 
 
 def plan(
@@ -62,6 +78,20 @@ def plan(
         forecast=expected,
         need=need(expected, limit, PLANNED) if limit > 0 else None,
     )
+
+
+def chances(found: Exhaustion, soon: NDArray[np.float64], hours: int) -> tuple[tuple[int, float], ...]:
+    """Return within how many hours, up to `hours`, the limit is reached how likely, rising.
+
+    Soon, by single samples: float64[3] of crossing.HORIZON_HOURS, NaN for what is not known; later, by drawn futures.
+    """
+    early = zip(crossing.HORIZON_HOURS, soon.tolist() if found.is_rising else (), strict=False)
+    made, least = [], 0.0
+    for within, chance in (*early, *((later, found.within(later)) for later in LATER_HOURS)):
+        if within <= hours and not np.isnan(chance):
+            least = max(least, chance)
+            made.append((within, least))
+    return tuple(made)
 
 
 def _growing(expected: Forecast, course: Course | None, limit: float) -> Forecast:

@@ -20,6 +20,7 @@ from openmanager_analysis.watch import chooser, watch
 from openmanager_analysis.watcher import Watcher
 
 MAX_SCORED_DAYS = 31
+MAX_RISKS = 100
 
 
 class AnalysisService:
@@ -48,7 +49,8 @@ class AnalysisService:
         """Return when series reach a limit."""
         chosen = wire.selection(request.selector, needs_metric=True)
         limit, hours, most = wire.limit(request), wire.horizon_hours(request), wire.point_count(request)
-        answer = await self._analyst.capacities(chosen, wire.history(request, self._clock.now_nanos()), limit, hours)
+        now = self._clock.now_nanos()
+        answer = await self._analyst.capacities(chosen, wire.history(request, now), limit, hours, now)
         return pb.ForecastCapacityResponse(
             forecasts=[wire.capacity(each, most) for each in answer.found],
             provenance=answer.provenance,
@@ -59,7 +61,7 @@ class AnalysisService:
         """Hold what was found against what was recorded."""
         now = self._clock.now_nanos()
         span = wire.span(request, now, default=DAY_NANOS, longest=MAX_SCORED_DAYS * DAY_NANOS, step=HOUR_NANOS)
-        return wire.score(*await self._analyst.score(self._watcher.register, span.start, span.end))
+        return wire.score(await self._analyst.score(self._watcher.register, span.start, span.end))
 
 
 class AnomalyService:
@@ -86,13 +88,16 @@ class AnomalyService:
 
     async def ListAnomalies(self, request: pb.ListAnomaliesRequest, context: Any) -> pb.ListAnomaliesResponse:  # noqa: ARG002, N802
         """List what was found."""
-        found = list_page(self._watcher.register, wire.listed(request), await self._reach.sees())
+        sees = await self._reach.sees()
+        found = list_page(self._watcher.register, wire.listed(request), sees)
+        risks = () if request.page_token else self._watcher.risks(sees, MAX_RISKS)
         return pb.ListAnomaliesResponse(
             anomalies=[wire.anomaly(each) for each in found.found],
             next_page_token=found.next_page_token,
             total_count=found.total_count,
             provenance=self._watcher.describe(),
             threshold=THRESHOLD,
+            risks=[wire.risk(server, chances) for server, chances in risks],
         )
 
     async def WatchAnomalies(  # noqa: N802

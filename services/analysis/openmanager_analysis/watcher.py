@@ -8,8 +8,9 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
@@ -24,9 +25,16 @@ from openmanager_analysis.alerting.keeper import Keeper
 from openmanager_analysis.anomaly import Register
 from openmanager_analysis.collector import Collector, Names, Span
 from openmanager_analysis.lookout import Lookout
+from openmanager_analysis.pace import Pace
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from openmanager_analysis.reach import Sees
 
 CONSUMER = "analysis"
-NANOS_PER_MILLI = 1_000_000
+NANOS_PER_MILLI, NANOS_PER_SECOND = 1_000_000, 10**9
 # Storing what was learnt takes at most such a share of the time.
 SAVE_SHARE = 0.05
 
@@ -59,6 +67,7 @@ class Watcher:
         self._save_seconds = save_seconds
         self._lookout = Lookout()
         self._collector = Collector(names, interval_nanos // NANOS_PER_MILLI)
+        self._pace = Pace(interval_nanos / NANOS_PER_SECOND)
         self._alerts = alerts
         # Held while the detector works, or is stored.
         self._busy = asyncio.Lock()
@@ -109,9 +118,17 @@ class Watcher:
         warnings = []
         if names.unwatched_count:
             warnings.append(f"more than {names.most:,} series: samples of the others are not looked at")
+        if self._pace.warning:
+            warnings.append(self._pace.warning)
         if self._unsaved:
             warnings.append("what was learnt cannot be stored")
         return Finding(size_bytes=self._stored_bytes, item_count=len(names.series), warnings=tuple(warnings))
+
+    def risks(self, sees: Sees, most: int) -> list[tuple[str, NDArray[np.float64]]]:
+        """Return `most` servers at most that are seen and on which no anomaly goes on, those likeliest to begin one first."""
+        busy = {each.server for each in self.register.going_on()}
+        found = (each for each in self._lookout.risks() if each[0] not in busy and sees(each[0]))
+        return list(islice(found, most))
 
     def describe(self) -> provenance_pb2.Provenance:
         """Return the provenance of an answer given now."""
@@ -145,11 +162,15 @@ class Watcher:
         self._taken = part.position
 
     async def _look(self, span: Span) -> None:
+        if not self._pace.is_due(span.time_millis * NANOS_PER_MILLI // self.interval_nanos):
+            return
         names = self._collector.names
         change = self.register.change
         async with self._busy:
             self._lookout.watch(names.series, names.is_counter)
+            begin = time.monotonic()
             found = await asyncio.to_thread(self._lookout.look, span.time_millis, span.values)
+            self._pace.took(time.monotonic() - begin)
             for each in found:
                 self.register.see(each, names.environment(each.server))
             self._seen_nanos = span.time_millis * NANOS_PER_MILLI

@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
 
 from openmanager.api.analysis.v1 import analysis_pb2 as pb
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.errors import invalid, missing
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, check_server_id
 from openmanager.runtime import validate
-from openmanager_analysis.analyst import MAX_TRENDS, SIGNIFICANT, SeriesTrend
+from openmanager_analysis.analyst import MAX_TRENDS, SIGNIFICANT, Scored, SeriesTrend
 from openmanager_analysis.anomaly import Anomaly, Blame, Severity
 from openmanager_analysis.explanation import explain
 from openmanager_analysis.forecast import Forecast
 from openmanager_analysis.history import DAY_NANOS, HOUR_NANOS, Selection, Span
 from openmanager_analysis.listing import Query
 from openmanager_analysis.outlook import Outlook
-from openmanager_analysis.scoring import Score, Share
+from openmanager_analysis.risk import HORIZON_SECONDS
+from openmanager_analysis.rolling import ExhaustionScore, ForecastScore, PredictionScore
+from openmanager_analysis.scoring import Share
 
-HOUR_MILLIS = 3_600_000
+HOUR_SECONDS, HOUR_MILLIS = 3_600, 3_600_000
 NANOS_PER_MILLI = 1_000_000
-DEFAULT_LIMIT = 90.0
 MAX_HORIZON_HOURS, DEFAULT_HORIZON_HOURS = 366 * 24, 90 * 24
 MAX_HISTORY_DAYS, DEFAULT_HISTORY_DAYS = 5 * 366, 90
 MAX_POINTS = 2_000
@@ -86,10 +88,10 @@ def trend_count(request: pb.AnalyzeTrendRequest) -> int:
     return min(request.max_trend_count or DEFAULT_TRENDS, MAX_TRENDS)
 
 
-def limit(request: pb.ForecastCapacityRequest) -> float:
-    """Return the limit."""
-    found = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-    if not math.isfinite(found):
+def limit(request: pb.ForecastCapacityRequest) -> float | None:
+    """Return the limit, None for that of each metric."""
+    found = request.limit if request.HasField("limit") else None
+    if found is not None and not math.isfinite(found):
         raise invalid("limit", "must be finite")
     return found
 
@@ -195,6 +197,16 @@ def capacity(found: Outlook, most: int) -> pb.CapacityForecast:
         message.capacity_time.FromMilliseconds(found.need.by_unix_millis)
     if math.isfinite(expected.mase):
         message.back_test_error, message.back_test_coverage = expected.mase, expected.coverage
+    for hours, chance in found.chances:
+        message.reach_probabilities.add(probability=chance).horizon.FromSeconds(hours * HOUR_SECONDS)
+    return message
+
+
+def risk(server: str, chances: NDArray[np.float64]) -> pb.FailureRisk:
+    """Return how likely an anomaly begins on a server."""
+    message = pb.FailureRisk(server=server)
+    for seconds, chance in zip(HORIZON_SECONDS, chances.tolist(), strict=True):
+        message.probabilities.add(probability=chance).horizon.FromSeconds(seconds)
     return message
 
 
@@ -266,17 +278,56 @@ def _after(stamp: Timestamp, now_millis: int, hours: float) -> None:
     stamp.FromMilliseconds(now_millis + round(hours * HOUR_MILLIS))
 
 
-def score(found: Score, server_count: int, anomaly_count: int) -> pb.ScoreDetectionResponse:
-    """Return how good the detector was."""
+def score(found: Scored) -> pb.ScoreDetectionResponse:
+    """Return how good the detector was, and what was forecast."""
+    detection, rolled = found.detection, found.rolled
     return pb.ScoreDetectionResponse(
-        total=_share(found.total),
-        patterns=map(_share, found.patterns),
-        severities=map(_share, found.severities),
-        false_alarm_rate=found.false_alarm_rate,
-        precision=found.precision,
-        server_count=server_count,
-        anomaly_count=anomaly_count,
+        total=_share(detection.total),
+        patterns=map(_share, detection.patterns),
+        severities=map(_share, detection.severities),
+        false_alarm_rate=detection.false_alarm_rate,
+        precision=detection.precision,
+        server_count=found.server_count,
+        anomaly_count=found.anomaly_count,
+        forecasts=map(_forecast_score, rolled.forecasts),
+        exhaustion=_exhaustion_score(rolled.exhaustion) if rolled.exhaustion is not None else None,
+        predictions=map(_prediction_score, rolled.predictions),
+        omissions=rolled.omissions,
     )
+
+
+def _forecast_score(found: ForecastScore) -> pb.ForecastScore:
+    return pb.ForecastScore(
+        metric=found.metric,
+        forecast_count=found.forecast_count,
+        relative_error=found.error / found.naive_error if found.naive_error else None,
+        coverage_80=found.within_80 / found.value_count,
+        coverage_95=found.within_95 / found.value_count,
+    )
+
+
+def _exhaustion_score(found: ExhaustionScore) -> pb.ExhaustionScore:
+    reached, other = found.reached_count, found.answer_count - found.reached_count
+    return pb.ExhaustionScore(
+        answer_count=found.answer_count,
+        reached_count=reached,
+        median_error=float(np.median(found.errors)) if found.errors else None,
+        coverage_80=found.within_80 / reached if reached else None,
+        missed_share=found.missed_count / reached if reached else None,
+        false_share=found.false_count / other if other else None,
+    )
+
+
+def _prediction_score(found: PredictionScore) -> pb.PredictionScore:
+    message = pb.PredictionScore(
+        count=len(found.chances), event_count=int(found.came.sum()), brier=found.brier, skill=found.skill
+    )
+    message.horizon.FromSeconds(found.seconds)
+    if found.leads:
+        message.lead.FromSeconds(round(float(np.median(found.leads))))
+    for count, predicted, observed in found.bins():
+        message.bins.add(count=count, predicted=predicted, observed=observed)
+    return message
 
 
 def _share(found: Share) -> pb.DetectionScore:

@@ -393,7 +393,9 @@ class ForecastCapacityRequest(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     MAX_POINT_COUNT_FIELD_NUMBER: _builtins.int
     limit: _builtins.float
-    """The limit, in the metric's unit. Unset: 90, which is meant for a percentage."""
+    """The limit, in the metric's unit. Unset: from where on the metric makes a server critical, 85 for `cpu_usage`, 90 for
+    `memory_usage` and `disk_usage`; of other metrics 90, which is meant for a percentage.
+    """
     max_point_count: _builtins.int
     """How many points of the forecast are returned: 0, none, to 2,000; of a longer horizon every second, third, … one."""
     @_builtins.property
@@ -482,6 +484,7 @@ class CapacityForecast(_message.Message):
     BACK_TEST_COVERAGE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     CAPACITY_TIME_FIELD_NUMBER: _builtins.int
+    REACH_PROBABILITIES_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     """The server."""
     metric: _builtins.str
@@ -524,6 +527,13 @@ class CapacityForecast(_message.Message):
     def capacity_time(self) -> _timestamp_pb2.Timestamp:
         """When that capacity is needed; unset: not within the horizon."""
 
+    @_builtins.property
+    def reach_probabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___HorizonProbability]:
+        """How likely a single sample reaches the limit within an hour, 6 and 24 hours, and the mean of an hour within 7, 30 and 90
+        days, as far as these are within the horizon: of the highest value until then, not of the last. The short ones are
+        missing where less than three days of samples are stored, and for a limit that is reached by falling.
+        """
+
     def __init__(
         self,
         *,
@@ -542,10 +552,11 @@ class CapacityForecast(_message.Message):
         back_test_coverage: _builtins.float | None = ...,
         explanation: _builtins.str = ...,
         capacity_time: _timestamp_pb2.Timestamp | None = ...,
+        reach_probabilities: _abc.Iterable[Global___HorizonProbability] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage", "_back_test_error", b"_back_test_error", "back_test_coverage", b"back_test_coverage", "back_test_error", b"back_test_error", "capacity_time", b"capacity_time", "reach_interval_80", b"reach_interval_80", "reach_interval_95", b"reach_interval_95", "reach_time", b"reach_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage", "_back_test_error", b"_back_test_error", "back_test_coverage", b"back_test_coverage", "back_test_error", b"back_test_error", "capacity_factor", b"capacity_factor", "capacity_time", b"capacity_time", "explanation", b"explanation", "limit", b"limit", "method", b"method", "metric", b"metric", "points", b"points", "reach_interval_80", b"reach_interval_80", "reach_interval_95", b"reach_interval_95", "reach_probability", b"reach_probability", "reach_time", b"reach_time", "server", b"server", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage", "_back_test_error", b"_back_test_error", "back_test_coverage", b"back_test_coverage", "back_test_error", b"back_test_error", "capacity_factor", b"capacity_factor", "capacity_time", b"capacity_time", "explanation", b"explanation", "limit", b"limit", "method", b"method", "metric", b"metric", "points", b"points", "reach_interval_80", b"reach_interval_80", "reach_interval_95", b"reach_interval_95", "reach_probabilities", b"reach_probabilities", "reach_probability", b"reach_probability", "reach_time", b"reach_time", "server", b"server", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__back_test_coverage: _TypeAlias = _typing.Literal["back_test_coverage"]  # noqa: Y015
     _WhichOneofArgType__back_test_coverage: _TypeAlias = _typing.Literal["_back_test_coverage", b"_back_test_coverage"]  # noqa: Y015
@@ -557,6 +568,34 @@ class CapacityForecast(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__back_test_error) -> _WhichOneofReturnType__back_test_error | None: ...
 
 Global___CapacityForecast: _TypeAlias = CapacityForecast  # noqa: Y015
+
+@_typing.final
+class HorizonProbability(_message.Message):
+    """How likely something comes within some time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HORIZON_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    probability: _builtins.float
+    """How likely, in [0, 1]."""
+    @_builtins.property
+    def horizon(self) -> _duration_pb2.Duration:
+        """Within which time from now."""
+
+    def __init__(
+        self,
+        *,
+        horizon: _duration_pb2.Duration | None = ...,
+        probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["horizon", b"horizon"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["horizon", b"horizon", "probability", b"probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HorizonProbability: _TypeAlias = HorizonProbability  # noqa: Y015
 
 @_typing.final
 class TimeInterval(_message.Message):
@@ -675,6 +714,10 @@ class ScoreDetectionResponse(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     SERVER_COUNT_FIELD_NUMBER: _builtins.int
     ANOMALY_COUNT_FIELD_NUMBER: _builtins.int
+    FORECASTS_FIELD_NUMBER: _builtins.int
+    EXHAUSTION_FIELD_NUMBER: _builtins.int
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    OMISSIONS_FIELD_NUMBER: _builtins.int
     false_alarm_rate: _builtins.float
     """Runs of alarms that no fault explains, a server and day."""
     precision: _builtins.float
@@ -695,6 +738,24 @@ class ScoreDetectionResponse(_message.Message):
     def severities(self) -> _containers.RepeatedCompositeFieldContainer[Global___DetectionScore]:
         """By severity: those below 0.4, below 0.7, and the others."""
 
+    @_builtins.property
+    def forecasts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForecastScore]:
+        """How good forecasts of a day ahead of the headline metrics were, by metric; from several times, and of 20 servers, at
+        most. Empty: nowhere was there enough of the past.
+        """
+
+    @_builtins.property
+    def exhaustion(self) -> Global___ExhaustionScore:
+        """How good the times until these metrics reach their critical thresholds were. Unset: nowhere was there enough."""
+
+    @_builtins.property
+    def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictionScore]:
+        """How good the probabilities were that these pass their critical thresholds, by horizon. Empty: nowhere was there enough."""
+
+    @_builtins.property
+    def omissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What could not be scored, and why; empty where all could."""
+
     def __init__(
         self,
         *,
@@ -705,16 +766,201 @@ class ScoreDetectionResponse(_message.Message):
         precision: _builtins.float | None = ...,
         server_count: _builtins.int = ...,
         anomaly_count: _builtins.int = ...,
+        forecasts: _abc.Iterable[Global___ForecastScore] | None = ...,
+        exhaustion: Global___ExhaustionScore | None = ...,
+        predictions: _abc.Iterable[Global___PredictionScore] | None = ...,
+        omissions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_precision", b"_precision", "precision", b"precision", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_precision", b"_precision", "exhaustion", b"exhaustion", "precision", b"precision", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_precision", b"_precision", "anomaly_count", b"anomaly_count", "false_alarm_rate", b"false_alarm_rate", "patterns", b"patterns", "precision", b"precision", "server_count", b"server_count", "severities", b"severities", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_precision", b"_precision", "anomaly_count", b"anomaly_count", "exhaustion", b"exhaustion", "false_alarm_rate", b"false_alarm_rate", "forecasts", b"forecasts", "omissions", b"omissions", "patterns", b"patterns", "precision", b"precision", "predictions", b"predictions", "server_count", b"server_count", "severities", b"severities", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
     _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__precision) -> _WhichOneofReturnType__precision | None: ...
 
 Global___ScoreDetectionResponse: _TypeAlias = ScoreDetectionResponse  # noqa: Y015
+
+@_typing.final
+class ForecastScore(_message.Message):
+    """How good forecasts of one metric were."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    FORECAST_COUNT_FIELD_NUMBER: _builtins.int
+    RELATIVE_ERROR_FIELD_NUMBER: _builtins.int
+    COVERAGE_80_FIELD_NUMBER: _builtins.int
+    COVERAGE_95_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """The metric."""
+    forecast_count: _builtins.int
+    """How many forecasts were made: of a series from a time."""
+    relative_error: _builtins.float
+    """Mean absolute error over that of the last day again: below 1 is better. Unset where the last day again made none."""
+    coverage_80: _builtins.float
+    """Which share of what came was within the 80 % interval, in [0, 1]."""
+    coverage_95: _builtins.float
+    """Which share of what came was within the 95 % interval, in [0, 1]."""
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        forecast_count: _builtins.int = ...,
+        relative_error: _builtins.float | None = ...,
+        coverage_80: _builtins.float = ...,
+        coverage_95: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_relative_error", b"_relative_error", "relative_error", b"relative_error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_relative_error", b"_relative_error", "coverage_80", b"coverage_80", "coverage_95", b"coverage_95", "forecast_count", b"forecast_count", "metric", b"metric", "relative_error", b"relative_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__relative_error: _TypeAlias = _typing.Literal["relative_error"]  # noqa: Y015
+    _WhichOneofArgType__relative_error: _TypeAlias = _typing.Literal["_relative_error", b"_relative_error"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__relative_error) -> _WhichOneofReturnType__relative_error | None: ...
+
+Global___ForecastScore: _TypeAlias = ForecastScore  # noqa: Y015
+
+@_typing.final
+class ExhaustionScore(_message.Message):
+    """How good times to a limit were. What came after the range is not known: each answer counts up to its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_COUNT_FIELD_NUMBER: _builtins.int
+    REACHED_COUNT_FIELD_NUMBER: _builtins.int
+    MEDIAN_ERROR_FIELD_NUMBER: _builtins.int
+    COVERAGE_80_FIELD_NUMBER: _builtins.int
+    MISSED_SHARE_FIELD_NUMBER: _builtins.int
+    FALSE_SHARE_FIELD_NUMBER: _builtins.int
+    answer_count: _builtins.int
+    """How many answers were given: of a series below its threshold, from a time."""
+    reached_count: _builtins.int
+    """For how many of them the threshold was reached in the range."""
+    median_error: _builtins.float
+    """Median error of the time, as a share of the time that it took, of those. Unset without one that was foreseen."""
+    coverage_80: _builtins.float
+    """Share of those whose 80 % interval held the time, in [0, 1]. Unset without one."""
+    missed_share: _builtins.float
+    """Share of those that were said not to reach it in the range, in [0, 1]. Unset without one."""
+    false_share: _builtins.float
+    """Share of those that did not reach it and were said to do so in the range, in [0, 1]. Unset without one."""
+    def __init__(
+        self,
+        *,
+        answer_count: _builtins.int = ...,
+        reached_count: _builtins.int = ...,
+        median_error: _builtins.float | None = ...,
+        coverage_80: _builtins.float | None = ...,
+        missed_share: _builtins.float | None = ...,
+        false_share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_coverage_80", b"_coverage_80", "_false_share", b"_false_share", "_median_error", b"_median_error", "_missed_share", b"_missed_share", "coverage_80", b"coverage_80", "false_share", b"false_share", "median_error", b"median_error", "missed_share", b"missed_share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_coverage_80", b"_coverage_80", "_false_share", b"_false_share", "_median_error", b"_median_error", "_missed_share", b"_missed_share", "answer_count", b"answer_count", "coverage_80", b"coverage_80", "false_share", b"false_share", "median_error", b"median_error", "missed_share", b"missed_share", "reached_count", b"reached_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__coverage_80: _TypeAlias = _typing.Literal["coverage_80"]  # noqa: Y015
+    _WhichOneofArgType__coverage_80: _TypeAlias = _typing.Literal["_coverage_80", b"_coverage_80"]  # noqa: Y015
+    _WhichOneofReturnType__false_share: _TypeAlias = _typing.Literal["false_share"]  # noqa: Y015
+    _WhichOneofArgType__false_share: _TypeAlias = _typing.Literal["_false_share", b"_false_share"]  # noqa: Y015
+    _WhichOneofReturnType__median_error: _TypeAlias = _typing.Literal["median_error"]  # noqa: Y015
+    _WhichOneofArgType__median_error: _TypeAlias = _typing.Literal["_median_error", b"_median_error"]  # noqa: Y015
+    _WhichOneofReturnType__missed_share: _TypeAlias = _typing.Literal["missed_share"]  # noqa: Y015
+    _WhichOneofArgType__missed_share: _TypeAlias = _typing.Literal["_missed_share", b"_missed_share"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__coverage_80) -> _WhichOneofReturnType__coverage_80 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__false_share) -> _WhichOneofReturnType__false_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__median_error) -> _WhichOneofReturnType__median_error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__missed_share) -> _WhichOneofReturnType__missed_share | None: ...
+
+Global___ExhaustionScore: _TypeAlias = ExhaustionScore  # noqa: Y015
+
+@_typing.final
+class PredictionScore(_message.Message):
+    """How good the probabilities for one horizon were."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HORIZON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    EVENT_COUNT_FIELD_NUMBER: _builtins.int
+    BRIER_FIELD_NUMBER: _builtins.int
+    SKILL_FIELD_NUMBER: _builtins.int
+    LEAD_FIELD_NUMBER: _builtins.int
+    BINS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many probabilities there were: of a series below its threshold, from a time."""
+    event_count: _builtins.int
+    """After how many of them the threshold was passed in time."""
+    brier: _builtins.float
+    """Mean squared difference of probability and what came (Brier 1950): 0 is best."""
+    skill: _builtins.float
+    """How much less that is than of the share that came, said always: 1 is best, 0 no better. Unset where all or nothing came."""
+    @_builtins.property
+    def horizon(self) -> _duration_pb2.Duration:
+        """The horizon."""
+
+    @_builtins.property
+    def lead(self) -> _duration_pb2.Duration:
+        """Median time from the first probability of at least one half until the threshold was passed. Unset without one."""
+
+    @_builtins.property
+    def bins(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReliabilityBin]:
+        """What came of probabilities of about one size, from the least."""
+
+    def __init__(
+        self,
+        *,
+        horizon: _duration_pb2.Duration | None = ...,
+        count: _builtins.int = ...,
+        event_count: _builtins.int = ...,
+        brier: _builtins.float = ...,
+        skill: _builtins.float | None = ...,
+        lead: _duration_pb2.Duration | None = ...,
+        bins: _abc.Iterable[Global___ReliabilityBin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_skill", b"_skill", "horizon", b"horizon", "lead", b"lead", "skill", b"skill"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skill", b"_skill", "bins", b"bins", "brier", b"brier", "count", b"count", "event_count", b"event_count", "horizon", b"horizon", "lead", b"lead", "skill", b"skill"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__skill: _TypeAlias = _typing.Literal["skill"]  # noqa: Y015
+    _WhichOneofArgType__skill: _TypeAlias = _typing.Literal["_skill", b"_skill"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__skill) -> _WhichOneofReturnType__skill | None: ...
+
+Global___PredictionScore: _TypeAlias = PredictionScore  # noqa: Y015
+
+@_typing.final
+class ReliabilityBin(_message.Message):
+    """What came of probabilities of about one size."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many."""
+    predicted: _builtins.float
+    """Their mean, in [0, 1]."""
+    observed: _builtins.float
+    """The share of them that came, in [0, 1]."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        predicted: _builtins.float = ...,
+        observed: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "observed", b"observed", "predicted", b"predicted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReliabilityBin: _TypeAlias = ReliabilityBin  # noqa: Y015
 
 @_typing.final
 class DetectionScore(_message.Message):
@@ -899,6 +1145,7 @@ class ListAnomaliesResponse(_message.Message):
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    RISKS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty on the last."""
     total_count: _builtins.int
@@ -913,6 +1160,12 @@ class ListAnomaliesResponse(_message.Message):
     def provenance(self) -> _provenance_pb2.Provenance:
         """How far the detector is with the log."""
 
+    @_builtins.property
+    def risks(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailureRisk]:
+        """On which servers an anomaly is likely to begin, the likeliest first: at most 100 that the caller sees and on which none
+        goes on. On the first page only; the filter and the range do not choose among them.
+        """
+
     def __init__(
         self,
         *,
@@ -921,14 +1174,43 @@ class ListAnomaliesResponse(_message.Message):
         total_count: _builtins.int = ...,
         provenance: _provenance_pb2.Provenance | None = ...,
         threshold: _builtins.float = ...,
+        risks: _abc.Iterable[Global___FailureRisk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomalies", b"anomalies", "next_page_token", b"next_page_token", "provenance", b"provenance", "threshold", b"threshold", "total_count", b"total_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomalies", b"anomalies", "next_page_token", b"next_page_token", "provenance", b"provenance", "risks", b"risks", "threshold", b"threshold", "total_count", b"total_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAnomaliesResponse: _TypeAlias = ListAnomaliesResponse  # noqa: Y015
+
+@_typing.final
+class FailureRisk(_message.Message):
+    """How likely an anomaly begins on a server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """The server."""
+    @_builtins.property
+    def probabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___HorizonProbability]:
+        """How likely within 15 minutes, an hour and 6 hours: by how near the evidence is to an alarm, and how fast it rises."""
+
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        probabilities: _abc.Iterable[Global___HorizonProbability] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["probabilities", b"probabilities", "server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailureRisk: _TypeAlias = FailureRisk  # noqa: Y015
 
 @_typing.final
 class WatchAnomaliesRequest(_message.Message):

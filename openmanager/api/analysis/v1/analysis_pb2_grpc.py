@@ -75,8 +75,8 @@ class AnalysisServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ScoreDetection(self, request, context):
-        """Holds the anomalies that were found in [start_time, end_time) against the faults that the simulator recorded there.
-        Idempotent. FAILED_PRECONDITION, reason `TOO_LITTLE_DATA`, when nothing was watched or no fault was recorded there.
+        """Holds the anomalies that were found in [start_time, end_time) against the faults that the simulator recorded there, and
+        what would have been forecast in that time, each from what was known then, against what came. Idempotent. FAILED_PRECONDITION, reason `TOO_LITTLE_DATA`, when nothing was watched or no fault was recorded there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -131,7 +131,7 @@ class Outlooks:
         for servers in await asyncio.to_thread(self._portions, rule):
             chosen = Selection(servers=tuple(servers), metrics=rule.selection.metrics)
             try:
-                answer = await self._analyst.capacities(chosen, span, condition.limit, hours)
+                answer = await self._analyst.capacities(chosen, span, condition.limit, hours, now)
             except FailedPreconditionError:
                 continue
             looks = [
