@@ -225,7 +225,7 @@ def test_bytes_in_a_form_like_that_of_a_frame_are_refused_quickly(wire: bytes):
 
 
 def test_whole_numbers_are_written_as_what_they_are_and_other_things_refused():
-    frame = Frame(times=np.array([7], np.int32), servers=("a",), metrics=("m",), values=np.array([[[95]]], np.int64))
+    frame = Frame(times=np.array([START]), servers=("a",), metrics=("m",), values=np.array([[[95]]], np.int64))
     assert decode(frame_pb2.Frame.FromString(encode(frame))).values.tolist() == [[[95.0]]]
     for wrong, field in (
         (replace(frame, times=np.array([7.5])), "frame.times"),
