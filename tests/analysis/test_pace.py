@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openmanager_analysis.collector import Span
+from alerting import Desk, Hook, StillClock
+from openmanager_analysis.collector import Names, Span
 from openmanager_analysis.pace import MOST_STRIDE, Pace
 from openmanager_analysis.watcher import Watcher
 
@@ -64,7 +65,8 @@ async def test_the_status_says_what_is_left_out(tmp_path: Path):
         path=tmp_path / "state",
         interval_nanos=SECOND,
         save_seconds=60,
-        max_series=10,
+        names=Names(most=10),
+        alerts=Desk(tmp_path, Hook(), StillClock()).keeper,
     )
     seen = []
     watcher._lookout.look = lambda millis, values: seen.append(millis) or []  # type: ignore[method-assign]
