@@ -179,6 +179,7 @@ class Feed:
             request = analysis_pb2.ListAnomaliesRequest(page_size=MAX_ANOMALIES // 2)
             found = await self._client.rpc.call(rpc.LIST_ANOMALIES, request)
             self.anomalies = {each.id: as_dict(each) for each in reversed(found.anomalies)}
+            self._well(ANOMALIES)
         watch = analysis_pb2.WatchAnomaliesRequest(resume_token=self._tokens.get(ANOMALIES, ""))
         async for message in self._stream(rpc.WATCH_ANOMALIES, watch):
             self._tokens[ANOMALIES] = message.resume_token
@@ -187,7 +188,7 @@ class Feed:
                 self.anomalies[each.id] = as_dict(each)
             while len(self.anomalies) > MAX_ANOMALIES:
                 del self.anomalies[next(iter(self.anomalies))]
-            if message.anomalies or ANOMALIES not in self.trouble or self.trouble[ANOMALIES] is not None:
+            if message.anomalies or self.trouble[ANOMALIES] is not None:
                 self._well(ANOMALIES)
 
     async def _stream(self, method: rpc.Method[Any], request: Any) -> AsyncIterator[Any]:
@@ -217,28 +218,6 @@ class Feed:
                 changed.add(name)
         self.left_out = len(self._beyond)
         return changed
-
-    async def _anomalies(self, away: Callable[[OpenManagerError], None]) -> None:
-        found = await self._client.rpc.call(
-            rpc.LIST_ANOMALIES, analysis_pb2.ListAnomaliesRequest(page_size=MAX_ANOMALIES // 2)
-        )
-        self.anomalies = {each.id: as_dict(each) for each in reversed(found.anomalies)}
-        self._well(ANOMALIES)
-        token = ""
-
-        def begin() -> AsyncIterator[analysis_pb2.WatchAnomaliesResponse]:
-            request = analysis_pb2.WatchAnomaliesRequest(resume_token=token)
-            return self._client.rpc.stream(rpc.WATCH_ANOMALIES, request, seconds=None)
-
-        async for message in self._client.rpc.resumed(begin, away):
-            token = message.resume_token
-            for each in message.anomalies:
-                self.anomalies.pop(each.id, None)
-                self.anomalies[each.id] = as_dict(each)
-            while len(self.anomalies) > MAX_ANOMALIES:
-                del self.anomalies[next(iter(self.anomalies))]
-            if message.anomalies or self.trouble[ANOMALIES] is not None:
-                self._well(ANOMALIES)
 
 
 def row(server: server_pb2.Server) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,8 +197,10 @@ class ConsoleService:
         with showing(credential), self._feeds.follow(self._who(request, credential), credential) as (feed, page):
             await self._check(credential)
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
-            await response.prepare(request)
-            await self._tell(response, feed, page, credential)
+            # A page that goes is the usual end.
+            with contextlib.suppress(ConnectionError):
+                await response.prepare(request)
+                await self._tell(response, feed, page, credential)
         return response
 
     async def _tell(self, response: web.StreamResponse, feed: Feed, page: Page, credential: Credential) -> None:
@@ -205,13 +208,13 @@ class ConsoleService:
         checked = now()
         while True:
             news = feed.news(page)
-            await response.write(b"".join(event(topic, content) for topic, content in news.items()) or b": \n\n")
+            await response.write(b"".join(event(topic, content) for topic, content in news.items()) or event("beat", {}))
             await asyncio.sleep(PACE_SECONDS)
             try:
                 async with asyncio.timeout(HEARTBEAT_SECONDS):
                     await page.told.wait()
             except TimeoutError:
-                pass  # an empty message shows whether the page is still there
+                pass  # each side sees by a beat that the other is still there
             if now() - checked > RECHECK_SECONDS:
                 checked = now()
                 try:
