@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -45,6 +45,9 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Server": "openmanager",
 }
+
+# A name or an address, and a port: nothing else that a URL could hold before its path.
+_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +118,11 @@ class Guard:
             raise PermissionDeniedError("pages of other sites may not call this console")
 
     def _is_ours(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+        found = _HOST.fullmatch(host.lower())
+        if found is None:
             return False
-        if name.rstrip(".") in self._names:
+        name = found["name"].strip("[]")
+        if name.removesuffix(".") in self._names:
             return True
         try:
             ipaddress.ip_address(name)
