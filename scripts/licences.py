@@ -28,6 +28,11 @@ beside, as numpy does OpenBLAS, is in the licence files that they install. This 
 | package | licence | for |
 |---|---|---|
 """
+VENDORED = """
+These files of others are in the package as they were published, with their licences beside them:
+
+- uPlot 1.6.32, MIT: `services/console/openmanager_console/page/vendor/uplot`
+"""
 EXCEPTIONS = """
 These are not among the permissive licences that any dependency may have, and are there for a reason each:
 
@@ -130,7 +135,7 @@ def render(found: Mapping[str, str], used: Mapping[str, Use], policy: Policy) ->
     """Return the page."""
     rows = "".join(f"| {name} | {text} | {used[name]} |\n" for name, text in found.items())
     reasons = "".join(f"- {name}, {each.licence}: {each.reason}\n" for name, each in policy.exceptions.items())
-    return HEAD + rows + EXCEPTIONS + reasons
+    return HEAD + rows + VENDORED + EXCEPTIONS + reasons
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
 from client.mesh import LocalMesh, local_mesh
+
 from console.served import Console, serving
 
 

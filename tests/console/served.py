@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
+from client.mesh import NOBODY
 from openmanager_console.config import ConsoleConfig
 from openmanager_console.module import running
 
-from client.mesh import NOBODY
 from openmanager.config import load
 from openmanager.runtime.module import MeshConfig, ServerConfig
 

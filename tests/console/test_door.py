@@ -44,6 +44,7 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 
 async def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(lonely: Console):
     async with connected(lonely) as (reader, writer):
+
         async def drip() -> None:
             with contextlib.suppress(ConnectionError):
                 for each in HEALTH * 100:

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from client.mesh import LocalMesh, frame_of
 from openmanager_console import feed as feeding
 from openmanager_console.feed import FLEET, Feed, Page
 
-from client.mesh import LocalMesh, frame_of
 from console.served import Console, serving
 from openmanager.api.gateway.v1 import gateway_pb2 as pb
 from openmanager.api.server.v1 import server_pb2
@@ -164,7 +164,11 @@ async def test_a_gateway_that_goes_is_said_in_words_and_found_again(local: Local
         await first(page, "fleet", lambda content: len(content.get("servers", ())) == 2)
         await local.stop_gateway()
         lost = await first(page, "status", lambda content: content["trouble"])
-        assert lost["trouble"]["message"] in {"the gateway cannot be reached", "the server is going down", "the gateway ended the watch"}
+        assert lost["trouble"]["message"] in {
+            "the gateway cannot be reached",
+            "the server is going down",
+            "the gateway ended the watch",
+        }
         await local.start_gateway()
         await first(page, "status", lambda content: content["trouble"] is None and "board" in content)
 
@@ -212,7 +216,9 @@ async def test_a_chart_holds_what_was_written(console: Console, local: LocalMesh
     async with Client(local.gateway) as client:
         await client.write_frame(frame)
     start, end = int(frame.times[0]) // 10**6, int(frame.times[-1]) // 10**6 + 1
-    status, body, _ = await console.ask("GET", f"/api/chart?server=web-01&metric=cpu_usage&start={start}&end={end}&step=10000")
+    status, body, _ = await console.ask(
+        "GET", f"/api/chart?server=web-01&metric=cpu_usage&start={start}&end={end}&step=10000"
+    )
     assert status == 200
     assert body["mean"] == pytest.approx(frame.values[:, 1, 0].tolist())
     assert body["low"] == body["high"] == pytest.approx(body["mean"])

@@ -15,7 +15,8 @@ async def test_names_of_this_machine_and_addresses_are_taken(lonely: Console, ho
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:50080", "evil.example@127.0.0.1:x", "[::1", ""]
+    "host",
+    ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:50080", "evil.example@127.0.0.1:x", "[::1", ""],
 )
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/api/session", "/api/events", "/nothing"])
 async def test_a_name_that_an_attacker_leads_here_is_refused(lonely: Console, host, path):
@@ -31,7 +32,14 @@ async def test_a_name_of_the_configuration_is_taken():
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/"), ("GET", "/api/session"), ("GET", "/metrics"), ("POST", "/v1/metrics"), ("POST", "/api/session"), ("DELETE", "/api/session")],
+    [
+        ("GET", "/"),
+        ("GET", "/api/session"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/metrics"),
+        ("POST", "/api/session"),
+        ("DELETE", "/api/session"),
+    ],
 )
 @pytest.mark.parametrize("origin", [STRANGER, "null", "http://127.0.0.1:1", "https://HOST", "file://"])
 async def test_a_page_of_another_origin_is_refused(lonely: Console, method, path, origin):
@@ -87,7 +95,18 @@ async def test_the_page_has_no_script_or_style_in_it_and_needs_nobody_else(lonel
     assert text.count("<script") == 1
 
 
-@pytest.mark.parametrize("path", ["/../config.py", "/%2e%2e/config.py", "/page/index.html", "/vendor/uplot/", "/vendor/uplot/LICENSE", "//etc/passwd", "/index.html"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../config.py",
+        "/%2e%2e/config.py",
+        "/page/index.html",
+        "/vendor/uplot/",
+        "/vendor/uplot/LICENSE",
+        "//etc/passwd",
+        "/index.html",
+    ],
+)
 async def test_only_the_files_of_the_page_are_served(lonely: Console, path):
     assert (await lonely.ask("GET", path))[0] == 404
 
@@ -98,7 +117,10 @@ async def test_a_file_is_sent_again_only_when_it_has_changed(lonely: Console):
     assert (await lonely.ask("GET", "/main.js", headers={"If-None-Match": told["ETag"]}))[:2] == (304, b"")
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("POST", "/", 405), ("GET", "/v1/metrics", 405), ("PUT", "/api/session", 405), ("GET", "/api/nothing", 404)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "/", 405), ("GET", "/v1/metrics", 405), ("PUT", "/api/session", 405), ("GET", "/api/nothing", 404)],
+)
 async def test_what_there_is_not_is_said_in_words(lonely: Console, method, path, status):
     found, body, _ = await lonely.ask(method, path)
     assert found == status

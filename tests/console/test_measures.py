@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from client.mesh import LocalMesh, frame_of, replica_filled
 from prometheus_client.parser import text_string_to_metric_families
 
-from client.mesh import LocalMesh, frame_of, replica_filled
 from console.served import Console
 from openmanager.client import Client
 
@@ -19,7 +19,9 @@ async def measured(console: Console) -> dict[str, dict[tuple[tuple[str, str], ..
     assert all(family.documentation for family in families)
     assert len({family.name for family in families}) == len(families)
     return {
-        each.name: {tuple(sorted(sample.labels.items())): sample.value for sample in family.samples if sample.name == each.name}
+        each.name: {
+            tuple(sorted(sample.labels.items())): sample.value for sample in family.samples if sample.name == each.name
+        }
         for family in families
         for each in family.samples
     }

@@ -75,8 +75,6 @@ class Guard:
         endless = getattr(handler, "is_endless", False)
         try:
             self.check(request)
-            if self.draining:
-                raise UnavailableError("the console is going down")
             if endless:
                 return await handler(request)
             return await self._serve(request, handler)
@@ -104,7 +102,12 @@ class Guard:
             self._serving -= 1
 
     def check(self, request: web.Request) -> None:
-        """Raise PermissionDeniedError for a request that is not for us, or comes from another site's page."""
+        """Raise PermissionDeniedError for a request that is not for us, or comes from another site's page.
+
+        UnavailableError when it comes too late.
+        """
+        if self.draining:
+            raise UnavailableError("the console is going down")
         host = request.headers.getall("Host", [])
         if len(host) != 1 or not self._is_ours(host[0]):
             raise PermissionDeniedError("this is not a name of this console: see console.hosts in its configuration")

@@ -64,13 +64,13 @@ async def running(configuration: Configuration) -> AsyncIterator[str]:
         service = ConsoleService(client, clock=SystemClock(), feeds=feeds, secure=files is not None)
         guard = Guard(_names(config.hosts, address))
         yield await stack.enter_async_context(
-            _listening(service, guard, address, config.max_connections, server, files)
+            _listening(service, guard, address, most=config.max_connections, config=server, files=files)
         )
 
 
 @contextlib.asynccontextmanager
 async def _listening(
-    service: ConsoleService, guard: Guard, address: str, most: int, config: ServerConfig, files: tls.Files | None
+    service: ConsoleService, guard: Guard, address: str, *, most: int, config: ServerConfig, files: tls.Files | None
 ) -> AsyncIterator[str]:
     app = web.Application(middlewares=[guard])
     app.add_routes(service.routes())

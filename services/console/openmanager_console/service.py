@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from openmanager_console import measure, reading
 from openmanager_console.feed import Feed, Feeds, Page
 from openmanager_console.guard import endless
 from openmanager_console.otlp import Receiver
-from openmanager_console.session import ANYBODY, Sessions, showing
+from openmanager_console.session import ANYBODY, Session, Sessions, showing
 from openmanager_console.wire import JSON, Budget, as_dict, dumps, json_response, read_body
 
 COOKIE = "openmanager-session"
@@ -54,7 +54,7 @@ MAX_FORM_BYTES = 8 * 1024
 
 
 class ConsoleService:
-    """Every handler; `connections` says how many there are."""
+    """Every handler; `connections` is set to what says how many there are."""
 
     def __init__(self, client: Client, *, clock: Clock, feeds: Feeds, secure: bool) -> None:
         self._client = client
@@ -65,10 +65,11 @@ class ConsoleService:
         self._budget = Budget(BODY_BUDGET)
         self._receiver = Receiver(client, self._budget)
         self._secure = secure
-        self.connections: Any = lambda: 0
+        self.connections: Callable[[], int] = lambda: 0
 
     def routes(self) -> list[web.RouteDef]:
         """Return what is answered."""
+        client = self._client
         return [
             *(web.get(path, serve) for path, serve in _files()),
             web.get("/healthz", self.health),
@@ -78,11 +79,17 @@ class ConsoleService:
             web.get("/api/session", self.session),
             web.post("/api/session", self.sign_in),
             web.delete("/api/session", self.sign_out),
-            web.get("/api/servers/{id}", self.server),
-            web.get("/api/servers/{id}/anomalies", self.anomalies),
-            web.get("/api/servers/{id}/faults", self.faults),
-            web.get("/api/chart", self.chart),
-            web.get("/api/forecast", self.forecast),
+            web.get("/api/servers/{id}", self._read(lambda ask: reading.server(client, ask.match_info["id"]))),
+            web.get(
+                "/api/servers/{id}/anomalies",
+                self._read(lambda ask: reading.anomalies(client, ask.match_info["id"], ask.query)),
+            ),
+            web.get(
+                "/api/servers/{id}/faults",
+                self._read(lambda ask: reading.faults(client, ask.match_info["id"], ask.query)),
+            ),
+            web.get("/api/chart", self._read(lambda ask: reading.chart(client, ask.query))),
+            web.get("/api/forecast", self._read(lambda ask: reading.forecast(client, ask.query))),
         ]
 
     async def health(self, _: web.Request) -> web.Response:
@@ -100,30 +107,14 @@ class ConsoleService:
         with showing(_bearer(request) or ANYBODY):
             return await self._receiver.export(request)
 
-    async def server(self, request: web.Request) -> web.Response:
-        """Return a server."""
-        with showing(self._credential(request)):
-            return json_response(await reading.server(self._client, request.match_info["id"]))
+    def _read(self, read: Callable[[web.Request], Awaitable[Any]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        """Return the handler that answers with what is read for whoever asks."""
 
-    async def anomalies(self, request: web.Request) -> web.Response:
-        """Return the anomalies of a server."""
-        with showing(self._credential(request)):
-            return json_response(await reading.anomalies(self._client, request.match_info["id"], request.query))
+        async def answer(request: web.Request) -> web.Response:
+            with showing(self._credential(request)):
+                return json_response(await read(request))
 
-    async def faults(self, request: web.Request) -> web.Response:
-        """Return the faults of a server."""
-        with showing(self._credential(request)):
-            return json_response(await reading.faults(self._client, request.match_info["id"], request.query))
-
-    async def chart(self, request: web.Request) -> web.Response:
-        """Return the history of a series."""
-        with showing(self._credential(request)):
-            return json_response(await reading.chart(self._client, request.query))
-
-    async def forecast(self, request: web.Request) -> web.Response:
-        """Return the forecast of a series."""
-        with showing(self._credential(request)):
-            return json_response(await reading.forecast(self._client, request.query))
+        return answer
 
     # ── being somebody ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -151,10 +142,9 @@ class ConsoleService:
         """End the session."""
         response = json_response({})
         response.del_cookie(COOKIE, path="/api/")
-        try:
+        # Here it has ended, and there it will.
+        with contextlib.suppress(OpenManagerError):
             await self._sessions.end(request.cookies.get(COOKIE, ""))
-        except OpenManagerError:
-            pass  # here it has ended, and there it will
         return response
 
     async def _form(self, request: web.Request) -> tuple[str, str]:
@@ -179,22 +169,13 @@ class ConsoleService:
             return self._sessions.find(ident)
         return ANYBODY
 
-    def _who(self, request: web.Request, credential: Credential) -> str:
-        """Return the same for all pages of the same person."""
-        if credential is ANYBODY:
-            return ""
-        name = getattr(credential, "name", None)
-        if name is not None:
-            return f"user {name}"
-        return "key " + hashlib.sha256(repr(credential.metadata()).encode()).hexdigest()
-
     # ── what happens ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @endless
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Stream what happens, as server-sent events, until the page goes or may not see it any more."""
         credential = self._credential(request)
-        with showing(credential), self._feeds.follow(self._who(request, credential), credential) as (feed, page):
+        with showing(credential), self._feeds.follow(_who(credential), credential) as (feed, page):
             await self._check(credential)
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
             # A page that goes is the usual end.
@@ -208,7 +189,9 @@ class ConsoleService:
         checked = now()
         while True:
             news = feed.news(page)
-            await response.write(b"".join(event(topic, content) for topic, content in news.items()) or event("beat", {}))
+            await response.write(
+                b"".join(event(topic, content) for topic, content in news.items()) or event("beat", {})
+            )
             await asyncio.sleep(PACE_SECONDS)
             try:
                 async with asyncio.timeout(HEARTBEAT_SECONDS):
@@ -243,6 +226,14 @@ class ConsoleService:
 def event(topic: str, content: Any) -> bytes:
     """Return a server-sent event; JSON has no line breaks."""
     return b"event: %s\ndata: %s\n\n" % (topic.encode(), dumps(content))
+
+
+def _who(credential: Credential) -> str:
+    """Return the same for all pages of the same person."""
+    if isinstance(credential, Session):
+        return f"user {credential.name}"
+    shown = repr(credential.metadata())
+    return "" if credential is ANYBODY else f"key {hashlib.sha256(shown.encode()).hexdigest()}"
 
 
 def _bearer(request: web.Request) -> Token | None:
