@@ -15,6 +15,7 @@ from openmanager_console.module import running
 from openmanager.config import load
 from openmanager.runtime.module import MeshConfig, ServerConfig
 
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
 SECTIONS = {"mesh": MeshConfig, "server": ServerConfig, "console": ConsoleConfig}
 
 

@@ -19,9 +19,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 # Deque Labs' checks of accessibility; from npm, and only here.
 AXE = Path(os.environ.get("TEST_AXE", "/usr/lib/node_modules/axe-core/axe.min.js"))
 PICTURE = Path(__file__).parents[2] / "docs/console.png"
-SECONDS = 20_000
+# Milliseconds; what is measured, is measured by the page.
+PATIENCE = 60_000
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
 ]
 sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -30,8 +31,8 @@ sync = pytest.importorskip("playwright.sync_api", reason="playwright is not inst
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Mesh]:
     """A mesh of its own, with a store that may be stopped."""
-    with running_mesh("--seed", "7", "--servers", "24") as running:
-        end = time.monotonic() + 30
+    with running_mesh("--seed", "7", "--servers", "24", "--interval", "5s") as running:
+        end = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{running.console}/healthz", timeout=2).close()
@@ -64,7 +65,7 @@ def wide(chromium: sync.Browser, mesh: Mesh) -> Iterator[sync.Page]:
 def opened(chromium: sync.Browser, mesh: Mesh, width: int, scheme: str) -> Iterator[sync.Page]:
     context = chromium.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme)
     page = context.new_page()
-    page.set_default_timeout(SECONDS)
+    page.set_default_timeout(PATIENCE)
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if "Content Security" in message.text else None)

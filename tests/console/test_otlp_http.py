@@ -28,11 +28,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
-from console.served import Console, serving
+from console.served import PROTOBUF, Console, serving
 from openmanager.client import Client
 from openmanager.errors import InvalidArgumentError, ResourceExhaustedError
 
-PROTOBUF = {"Content-Type": "application/x-protobuf"}
 JSON = {"Content-Type": "application/json"}
 PATH = "/v1/metrics"
 
@@ -184,8 +183,8 @@ async def test_a_gateway_that_is_away_is_to_be_tried_again(lonely: Console):
 async def test_a_key_that_nobody_has_is_refused_as_by_grpc(console: Console):
     # metadata, who would know keys, is away in this mesh; a credential in a wrong form is refused at once.
     headers = {**PROTOBUF, "Authorization": "Basic YTpi"}
-    status, _, _ = await console.ask("POST", PATH, data=export(1.0).SerializeToString(), headers=headers)
-    assert status == 401
+    status, reply, _ = await console.ask("POST", PATH, data=export(1.0).SerializeToString(), headers=headers)
+    assert (status, status_pb2.Status.FromString(reply).code) == (401, 16)
 
 
 def test_bodies_share_their_memory_and_give_it_back():

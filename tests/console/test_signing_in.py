@@ -8,12 +8,11 @@ import aiohttp
 import pytest
 from conftest import Mesh, child, environment, running_mesh, wait_until
 
-from console.served import Console, serving
+from console.served import PROTOBUF, Console, serving
 from openmanager.client import Client
 from openmanager.client.people import Grant
 
 PASSWORD = "correct horse battery staple"
-PROTOBUF = {"Content-Type": "application/x-protobuf"}
 pytestmark = pytest.mark.timeout(180)
 
 

@@ -32,7 +32,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # Longer than anything that is asked of the gateway may take.
 REQUEST_SECONDS = 35.0
-MAX_REQUESTS = 64
+# With the watches of all pages fewer than the gateway takes by one connection (server.connection_streams).
+MAX_REQUESTS = 48
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"

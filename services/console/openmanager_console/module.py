@@ -16,6 +16,7 @@ from openmanager.client import Client
 from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError
 from openmanager.runtime import telemetry, tls
+from openmanager.runtime.address import is_loopback
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.module import MeshConfig, ServerConfig
 from openmanager.runtime.server import check_address, port_is_taken
@@ -61,7 +62,13 @@ async def running(configuration: Configuration) -> AsyncIterator[str]:
         )
         feeds = Feeds(client, most_pages=config.max_pages, most_people=config.max_identities)
         stack.push_async_callback(feeds.close)
-        service = ConsoleService(client, clock=SystemClock(), feeds=feeds, secure=files is not None)
+        service = ConsoleService(
+            client,
+            clock=SystemClock(),
+            feeds=feeds,
+            secure=files is not None,
+            anonymous=server.allow_insecure or is_loopback(address.rpartition(":")[0]),
+        )
         guard = Guard(_names(config.hosts, address))
         yield await stack.enter_async_context(
             _listening(service, guard, address, most=config.max_connections, config=server, files=files)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -17,8 +18,10 @@ from google.rpc import status_pb2
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 
 from openmanager.client import Client
+from openmanager.client.credential import Credential
 from openmanager.client.rpc import Method
 from openmanager.errors import InvalidArgumentError, OpenManagerError, Reason
+from openmanager_console.session import showing
 from openmanager_console.wire import JSON, MAX_BODY_BYTES, Budget, http_status, read_body, retry_headers, too_large
 
 EXPORT: Method[Any] = Method(
@@ -39,14 +42,14 @@ class Receiver:
         self._budget = budget
         self._reading = asyncio.Semaphore(JSON_AT_ONCE)
 
-    async def export(self, request: web.Request) -> web.Response:
-        """Write the metrics of a request."""
+    async def export(self, request: web.Request, credential: Callable[[], Credential]) -> web.Response:
+        """Write the metrics of a request in the name of whose `credential` it comes with."""
         kind = request.content_type
         if kind not in {PROTOBUF, JSON}:
             refused = InvalidArgumentError(f"Content-Type must be {PROTOBUF} or {JSON}", field="Content-Type")
             return _answer(_status(refused), JSON, status=415)
         try:
-            with self._budget.account() as account:
+            with showing(credential()), self._budget.account() as account:
                 data = await read_body(request, account)
                 if kind == JSON:
                     async with self._reading:

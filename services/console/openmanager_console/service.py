@@ -56,8 +56,10 @@ MAX_FORM_BYTES = 8 * 1024
 class ConsoleService:
     """Every handler; `connections` is set to what says how many there are."""
 
-    def __init__(self, client: Client, *, clock: Clock, feeds: Feeds, secure: bool) -> None:
+    def __init__(self, client: Client, *, clock: Clock, feeds: Feeds, secure: bool, anonymous: bool) -> None:
         self._client = client
+        # Whether the gateway may be called without credentials, which makes one the local administrator where it is local.
+        self._anonymous = anonymous
         self._feeds = feeds
         self._sessions = Sessions(client.sessions, clock)
         # Fewer than the gateway allows an address, which is ours for everybody here.
@@ -104,8 +106,7 @@ class ConsoleService:
 
     async def export(self, request: web.Request) -> web.Response:
         """Take an export of OpenTelemetry metrics; who sends it comes with a key of their own, if one is needed."""
-        with showing(_bearer(request) or ANYBODY):
-            return await self._receiver.export(request)
+        return await self._receiver.export(request, lambda: _bearer(request) or self._nobody())
 
     def _read(self, read: Callable[[web.Request], Awaitable[Any]]) -> Callable[[web.Request], Awaitable[web.Response]]:
         """Return the handler that answers with what is read for whoever asks."""
@@ -167,6 +168,11 @@ class ConsoleService:
             return token
         if (ident := request.cookies.get(COOKIE)) is not None:
             return self._sessions.find(ident)
+        return self._nobody()
+
+    def _nobody(self) -> Credential:
+        if not self._anonymous:
+            raise UnauthenticatedError("credentials are required")
         return ANYBODY
 
     # ── what happens ───────────────────────────────────────────────────────────────────────────────────────────────
