@@ -172,7 +172,7 @@ def test_a_server_has_charts_and_another_metric_is_added(page: sync.Page):
         return d.some((each) => each > 0); }"""
     )
     assert painted
-    page.click("text=15 min")
+    page.check("input[name=range][value='15']")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

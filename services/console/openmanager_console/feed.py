@@ -220,7 +220,7 @@ class Feed:
         return changed
 
 
-def row(server: server_pb2.Server) -> list[Any]:
+def row(server: Any) -> list[Any]:
     """Return a server as the page keeps it: short, for there may be thousands."""
     return [
         server.id,

@@ -72,7 +72,8 @@ def from_json(data: bytes) -> bytes:
 
 
 def _status(error: OpenManagerError) -> Message:
-    return status_pb2.Status(code=error.code, message=error.message)
+    status: Message = status_pb2.Status(code=error.code, message=error.message)
+    return status
 
 
 def _answer(message: Message, kind: str, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
