@@ -13,6 +13,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -29,6 +30,7 @@ from openmanager_console.door import connection_of
 from openmanager_console.wire import error_response
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Longer than anything that is asked of the gateway may take.
 REQUEST_SECONDS = 35.0
@@ -142,7 +144,7 @@ async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.setdefault("Cache-Control", "no-store")
 
 
-def endless(handler: Handler) -> Handler:
+def endless(handler: F) -> F:
     """Mark a handler as having no end of its own."""
     handler.is_endless = True  # type: ignore[attr-defined]
     return handler

@@ -52,7 +52,8 @@ async def serve(configuration: Configuration) -> None:
 @contextlib.asynccontextmanager
 async def running(configuration: Configuration) -> AsyncIterator[str]:
     """Serve for the life of the context, and yield the address."""
-    config, server, mesh = (configuration.section(cls) for cls in (ConsoleConfig, ServerConfig, MeshConfig))
+    config, server = configuration.section(ConsoleConfig), configuration.section(ServerConfig)
+    mesh = configuration.section(MeshConfig)
     address = server.listen or mesh.console
     files = tls.server_files(server.tls_ca, server.tls_certificate, server.tls_key)
     check_address(address, allow_insecure=server.allow_insecure, encrypted=files is not None)
