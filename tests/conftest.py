@@ -27,6 +27,8 @@ STARTED = "OpenManager is up"
 PORTS = 6
 # Of `up`: the console's, from the gateway's on.
 CONSOLE = 30
+# A store is not away because this machine is busy.
+PATIENT = {"OPENMANAGER_METADATA_STATEMENT_TIMEOUT": "5s", "OPENMANAGER_METADATA_ACQUIRE_TIMEOUT": "2s"}
 WORKERS, WORKER_PORTS = 4, 3_000  # below the ports that the system gives to clients
 
 
@@ -159,9 +161,7 @@ def mesh() -> Iterator[Mesh]:
     variables = {
         # So that tests need not wait for a minute for one.
         "OPENMANAGER_METADATA_AUDIT_CHECKPOINT_INTERVAL": "1s",
-        # A store is not away because this machine is busy.
-        "OPENMANAGER_METADATA_STATEMENT_TIMEOUT": "5s",
-        "OPENMANAGER_METADATA_ACQUIRE_TIMEOUT": "2s",
+        **PATIENT,
     }
     with running_mesh("--seed", "7", environment=variables) as running:
         yield running

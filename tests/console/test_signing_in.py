@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
-from conftest import Mesh, child, environment, running_mesh, wait_until
+from conftest import PATIENT, Mesh, child, environment, running_mesh, wait_until
 
 from console.served import PROTOBUF, Console, serving
 from openmanager.client import Client
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Mesh]:
     """A mesh that asks everybody for credentials."""
-    with running_mesh(environment={"OPENMANAGER_AUTH": "required"}) as mesh:
+    with running_mesh(environment={"OPENMANAGER_AUTH": "required", **PATIENT}) as mesh:
         yield mesh
 
 
