@@ -33,6 +33,12 @@ class Gateway:
         self.changed = asyncio.Event()
         self.servers: list[server_pb2.Server] = []
 
+    def change(self, *servers: server_pb2.Server) -> None:
+        """Have watches told of servers; none misses it."""
+        self.servers = list(servers)
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
     @contextlib.contextmanager
     def _counted(self, topic: str):
         self.watching[topic] += 1
@@ -53,10 +59,10 @@ class Gateway:
             yield pb.WatchServersResponse(kind=server_pb2.WATCH_KIND_CREATED)
             kind = server_pb2.WATCH_KIND_SNAPSHOT
             while True:
+                changed = self.changed
                 yield pb.WatchServersResponse(kind=kind, servers=self.servers, resume_token="1")
                 kind = server_pb2.WATCH_KIND_DELTA
-                self.changed.clear()
-                await self.changed.wait()
+                await changed.wait()
 
     async def GetFleetSummary(self, request: Any, context: Any) -> Any:
         return pb.GetFleetSummaryResponse()
@@ -136,8 +142,7 @@ async def test_a_page_that_was_slow_is_told_the_newest_of_what_has_changed_only(
                     await asyncio.sleep(0.01)
             assert [each[0] for each in feed.news(page)[FLEET]["servers"]] == ["a", "b"]
             for cpu in range(50):
-                gateway.servers = [server("b", float(cpu))]
-                gateway.changed.set()
+                gateway.change(server("b", float(cpu)))
                 async with asyncio.timeout(5):
                     while feed.servers["b"][2] != cpu:
                         await asyncio.sleep(0.001)
