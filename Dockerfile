@@ -27,12 +27,13 @@ RUN groupadd --gid 10001 openmanager \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/openmanager --shell /usr/sbin/nologin openmanager \
     && install -d -o 10001 -g 10001 -m 0700 /var/lib/openmanager /etc/openmanager/tls \
        /etc/openmanager/certs/ca /etc/openmanager/certs/timeseries /etc/openmanager/certs/cache \
-       /etc/openmanager/certs/metadata /etc/openmanager/certs/analysis /etc/openmanager/certs/simulator /etc/openmanager/certs/gateway
+       /etc/openmanager/certs/metadata /etc/openmanager/certs/analysis /etc/openmanager/certs/simulator /etc/openmanager/certs/gateway \
+       /etc/openmanager/certs/console
 COPY --from=builder /opt/openmanager /opt/openmanager
 ENV PATH=/opt/openmanager/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /var/lib/openmanager
 USER 10001:10001
-EXPOSE 50050 50051 50052 50053 50054 50055 50056
+EXPOSE 50050 50051 50052 50053 50054 50055 50056 50080
 # Of the gateway; whoever runs another service names its port, as docker-compose.yml does.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --start-interval=2s --retries=3 CMD ["openmanager", "health"]
 ENTRYPOINT ["openmanager"]

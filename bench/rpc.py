@@ -20,10 +20,12 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from bench.pair import Row, at_most
+from openmanager import suite
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.cli.up import CONSOLE_OFFSET
 from openmanager.client import Client
 from openmanager.client.people import Grant
 from openmanager.runtime.peer import Peer
@@ -47,11 +49,14 @@ class Load:
 
 
 def free_ports(count: int) -> int:
-    """Return a port that is free with the ones after it; processes that look at once begin apart from each other."""
+    """Return a port that is free with the ones after it, and the console's for a mesh.
+
+    Processes that look at once begin apart from each other.
+    """
     for base in range(26_000 + os.getpid() * 16 % 4_000, 32_000, count):
         with contextlib.ExitStack() as stack:
             try:
-                for offset in range(count):
+                for offset in (*range(count), *([CONSOLE_OFFSET] if count == len(suite.NAMES) else [])):
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
             except OSError:
                 continue

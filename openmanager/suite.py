@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from openmanager.config import Configuration
 from openmanager.embedded import EmbeddedConfig
 from openmanager.runtime.module import MeshConfig, Module, ServerConfig
 
@@ -42,6 +43,9 @@ SERVICES: dict[str, tuple[str, ...]] = {
 }
 GATEWAY = "gateway"
 NAMES = (*SERVICES, GATEWAY)
+# Speaks HTTP, and is a client of the gateway: no server of the mesh, but run like one.
+CONSOLE = "console"
+PROGRAMS = (*NAMES, CONSOLE)
 
 
 def load_protos() -> None:
@@ -78,10 +82,23 @@ def load_module(name: str) -> Module:
     return MODULES[name]()
 
 
+async def serve(name: str, configuration: Configuration) -> None:
+    """Serve one of PROGRAMS until it is told to end; ConfigurationError when it cannot begin."""
+    if name == CONSOLE:
+        from openmanager_console.module import serve as serve_console
+
+        load_protos()
+        await serve_console(configuration)
+        return
+    from openmanager.runtime.server import serve as serve_module
+
+    await serve_module(load_module(name), configuration)
+
+
 def sections() -> dict[str, type[Any]]:
     """Return every section of the configuration."""
     found: dict[str, type[Any]] = {"mesh": MeshConfig, "server": ServerConfig, "embedded": EmbeddedConfig}
-    for name in NAMES:
+    for name in PROGRAMS:
         config = import_module(f"openmanager_{name}.config")
         found[name] = getattr(config, f"{name.capitalize()}Config")
     return found

@@ -28,12 +28,36 @@ beside, as numpy does OpenBLAS, is in the licence files that they install. This 
 | package | licence | for |
 |---|---|---|
 """
+KEPT = """
+These files of others are in the package as they were published, with their licences beside them:
+
+"""
 EXCEPTIONS = """
 These are not among the permissive licences that any dependency may have, and are there for a reason each:
 
 """
 
 _SPDX = get_spdx_licensing()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vendored:
+    """Files of others that are in the package; `name` is that of npm's registry."""
+
+    name: str
+    version: str
+    licence: str
+    folder: str
+
+
+VENDORED = (
+    Vendored(
+        name="uplot",
+        version="1.6.32",
+        licence="MIT",
+        folder="services/console/openmanager_console/page/vendor/uplot",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +154,8 @@ def render(found: Mapping[str, str], used: Mapping[str, Use], policy: Policy) ->
     """Return the page."""
     rows = "".join(f"| {name} | {text} | {used[name]} |\n" for name, text in found.items())
     reasons = "".join(f"- {name}, {each.licence}: {each.reason}\n" for name, each in policy.exceptions.items())
-    return HEAD + rows + EXCEPTIONS + reasons
+    kept = "".join(f"- {each.name} {each.version}, {each.licence}: `{each.folder}`\n" for each in VENDORED)
+    return HEAD + rows + KEPT + kept + EXCEPTIONS + reasons
 
 
 def main() -> None:

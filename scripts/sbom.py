@@ -1,12 +1,14 @@
 """Write dist/openmanager.cdx.json: a CycloneDX 1.6 bill of the materials that `make setup` installs from the lock.
 
-Each component has its licence, the SHA-256 of the files that the lock takes for it, what it needs, and a scope:
-`required` of the program, `optional` of an extra, `excluded` of development. On one system and Python the same lock gives
-the same bytes: the serial number is drawn from the content, and the time is SOURCE_DATE_EPOCH, or left out.
+Each component has its licence, the SHA-256 of the files that the lock takes for it, what it needs, and a scope: `required`
+of the program, `optional` of an extra, `excluded` of development; files of others that are in the package are among them.
+On one system and Python the same lock gives the same bytes: the serial number is drawn from the content, and the time is
+SOURCE_DATE_EPOCH, or left out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -23,7 +25,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from dependencies import LOCK, ROOT, Pin, Use, closure, own_needs, pins, project, uses
-from licences import Policy, licences
+from licences import VENDORED, Policy, Vendored, licences
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -58,6 +60,30 @@ def component(pin: Pin, licence: str, use: Use) -> Component:
     )
 
 
+def vendored(kept: Vendored) -> Component:
+    """Return files of others that are in the package, with the hash of each."""
+    purl = PackageURL("npm", None, kept.name, kept.version)
+    files = [
+        ExternalReference(
+            type=ExternalReferenceType.DISTRIBUTION,
+            url=XsUri(purl.to_string()),
+            comment=file.name,
+            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=hashlib.sha256(file.read_bytes()).hexdigest())],
+        )
+        for file in sorted((ROOT / kept.folder).iterdir())
+    ]
+    return Component(
+        type=ComponentType.LIBRARY,
+        name=kept.name,
+        version=kept.version,
+        bom_ref=purl.to_string(),
+        purl=purl,
+        scope=ComponentScope.REQUIRED,
+        licenses=[_LICENCES.make_from_string(kept.licence)],
+        external_references=files,
+    )
+
+
 def program() -> Component:
     """Return what all the others are there for."""
     own = project()["project"]
@@ -80,10 +106,13 @@ def bill() -> Bom:
     if other := [pin.name for pin in installed if version(pin.name) != pin.version]:
         sys.exit(f"these are not installed as the lock has them, run `make setup`: {', '.join(other)}")
     components = {pin.name: component(pin, found[pin.name], used[pin.name]) for pin in installed}
-    bom = Bom(components=components.values())
+    kept = [vendored(each) for each in VENDORED]
+    bom = Bom(components=[*components.values(), *kept])
     bom.metadata.component = program()
     own = own_needs(*project()["project"]["optional-dependencies"])
-    bom.register_dependency(bom.metadata.component, [components[canonicalize_name(need.name)] for need in own])
+    bom.register_dependency(
+        bom.metadata.component, [*(components[canonicalize_name(need.name)] for need in own), *kept]
+    )
     for name, needed in closure(Requirement(name) for name in components).items():
         bom.register_dependency(components[name], [components[each] for each in needed])
     return bom

@@ -25,17 +25,25 @@ suite.load_protos()
 
 STARTED = "OpenManager is up"
 PORTS = 6
+# Of `up`: the console's, from the gateway's on.
+CONSOLE = 30
+# A store is not away because this machine is busy.
+PATIENT = {"OPENMANAGER_METADATA_STATEMENT_TIMEOUT": "5s", "OPENMANAGER_METADATA_ACQUIRE_TIMEOUT": "2s"}
 WORKERS, WORKER_PORTS = 4, 3_000  # below the ports that the system gives to clients
 
 
 def free_ports(count: int = PORTS) -> int:
-    """Return a port that is free together with the ones after it; tests that run beside each other have ranges of their own."""
+    """Return a port that is free together with the ones after it, for a mesh with the console's too.
+
+    Tests that run beside each other have ranges of their own.
+    """
+    offsets = [*range(count), *([CONSOLE] if count == PORTS else [])]
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
     first = 20_000 + worker * WORKER_PORTS
-    for base in range(first + os.getpid() % (WORKER_PORTS // 2), first + WORKER_PORTS, count + 1):
-        sockets = [socket.socket() for _ in range(count)]
+    for base in range(first + os.getpid() % (WORKER_PORTS // 2), first + WORKER_PORTS - CONSOLE, count + 1):
+        sockets = [socket.socket() for _ in offsets]
         try:
-            for offset, each in enumerate(sockets):
+            for offset, each in zip(offsets, sockets, strict=True):
                 each.bind(("127.0.0.1", base + offset))
         except OSError:
             continue
@@ -66,6 +74,10 @@ class Mesh:
     @property
     def gateway(self) -> str:
         return f"127.0.0.1:{self.base}"
+
+    @property
+    def console(self) -> str:
+        return f"http://127.0.0.1:{self.base + CONSOLE}"
 
     def address(self, service: str) -> str:
         offsets = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4, "analysis": 5}
@@ -149,9 +161,7 @@ def mesh() -> Iterator[Mesh]:
     variables = {
         # So that tests need not wait for a minute for one.
         "OPENMANAGER_METADATA_AUDIT_CHECKPOINT_INTERVAL": "1s",
-        # A store is not away because this machine is busy.
-        "OPENMANAGER_METADATA_STATEMENT_TIMEOUT": "5s",
-        "OPENMANAGER_METADATA_ACQUIRE_TIMEOUT": "2s",
+        **PATIENT,
     }
     with running_mesh("--seed", "7", environment=variables) as running:
         yield running

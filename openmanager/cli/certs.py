@@ -71,11 +71,11 @@ def issue(folder: Path, names: tuple[str, ...], hosts: tuple[str, ...], *, make:
     if make:
         authority.make(folder, now=certificate.utc_now())
     signer = _open(folder)
-    for name in names or suite.NAMES:
+    for name in names or suite.PROGRAMS:
         if check_name(name) == _RESERVED:
             raise ConfigurationError(f"{_RESERVED} is the folder of the authority: choose another name")
-        identity = name if name in suite.NAMES else CLIENT + name
-        found = (*hosts, name, *LOOPBACK) if name in suite.NAMES else ()
+        identity = name if name in suite.PROGRAMS else CLIENT + name
+        found = (*hosts, name, *LOOPBACK) if name in suite.PROGRAMS else ()
         place = signer.issue(identity, found, now=certificate.utc_now(), lifetime=timedelta(days=days))
         click.echo(f"{place} holds for {days} days")
 

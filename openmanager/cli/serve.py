@@ -15,7 +15,7 @@ from openmanager.runtime.module import ServerConfig
 
 
 @click.command(epilog="Example: OPENMANAGER_ALLOW_INSECURE=1 openmanager serve timeseries")
-@click.argument("service", type=click.Choice(suite.NAMES))
+@click.argument("service", type=click.Choice(suite.PROGRAMS))
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen; default: the service's address in [mesh].")
 def serve(service: str, listen: str | None) -> None:
     """Run one service until SIGTERM, logging JSON lines to standard error.
@@ -28,6 +28,4 @@ def serve(service: str, listen: str | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     failpoint.arm(os.environ.get(failpoint.VARIABLE, ""))
     telemetry.set_up_logging(server.log_level)
-    from openmanager.runtime.server import serve as run
-
-    asyncio.run(run(suite.load_module(service), loaded))
+    asyncio.run(suite.serve(service, loaded))

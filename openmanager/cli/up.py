@@ -28,7 +28,9 @@ from openmanager.runtime.supervisor import ChildSpec, ChildStatus, State, Superv
 START_SECONDS = 60.0
 # For the first administrator's invitation, and for the gateway to find everybody.
 FIRST_SECONDS = 5.0
-FRONT = ("gateway", "simulator")
+FRONT = ("gateway", "simulator", suite.CONSOLE)
+# The console's port is that far from the gateway's.
+CONSOLE_OFFSET = 30
 # These end first, within 3 s, and what they wait for is about to end too.
 FRONT_GRACE = "1s"
 M = TypeVar("M", bound=Message)
@@ -36,7 +38,11 @@ M = TypeVar("M", bound=Message)
 
 @click.command(epilog="Example: openmanager up --servers 100 --interval 5s --data-dir ./data")
 @click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="Where everything is kept.")
-@click.option("--gateway", metavar="HOST:PORT", help="Where the gateway listens; the others take the next five ports.")
+@click.option(
+    "--gateway",
+    metavar="HOST:PORT",
+    help="Where the gateway listens; the others take the next five ports, the console the thirtieth after it.",
+)
 @click.option("--servers", type=click.IntRange(1, 100_000), help="Servers of the simulated fleet.  [default: 20]")
 @click.option("--interval", metavar="DURATION", help="Time between the fleet's ticks.  [default: 10s]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the fleet.  [default: 1]")
@@ -69,10 +75,13 @@ def _flags(options: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     gateway = options["gateway"] or os.environ.get("OPENMANAGER_GATEWAY")
     if gateway:
         host, _, port = gateway.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65531:
-            raise ConfigurationError(f"{gateway!r} is not an address: host:port with a port below 65531 is expected")
+        if not host or not port.isdigit() or not 0 < int(port) <= 65535 - CONSOLE_OFFSET:
+            raise ConfigurationError(
+                f"{gateway!r} is not an address: host:port with a port of {65535 - CONSOLE_OFFSET} at most is expected"
+            )
         for offset, name in enumerate(("gateway", "simulator", "cache", "timeseries", "metadata", "analysis")):
             flags["mesh", name] = f"{host}:{int(port) + offset}"
+        flags["mesh", suite.CONSOLE] = f"{host}:{int(port) + CONSOLE_OFFSET}"
     return {place: value for place, value in flags.items() if value is not None}
 
 
@@ -81,18 +90,22 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
     _check_addresses(mesh, loaded.section(ServerConfig))
     stores = _stores(data, loaded)
     is_first = not (data.credentials / "identity").exists()
-    services = _services(data, loaded, flags, stores)
+    services = {spec.name: spec for spec in _services(data, loaded, flags, stores)}
+    # Nobody waits for it: it starts when the mesh is up.
+    console = services.pop(suite.CONSOLE)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     progress = _Progress()
-    async with Supervisor([*(store.spec for store in stores.values()), *services], on_change=progress.show) as children:
+    specs = [*(store.spec for store in stores.values()), *services.values()]
+    async with Supervisor(specs, on_change=progress.show) as children:
         if await _ready_or(stop, children):
             await _within_reach(mesh.gateway, _identify(data, loaded))
             if is_first:
                 await _appears(admin_file(data))
             progress.end()
             _print_screen(data, mesh, stores, children, loaded.section(ServerConfig).auth)
+            children.start(console)
             await stop.wait()
         progress.end()
         click.echo("stopping", err=True)
@@ -104,7 +117,7 @@ def _check_addresses(mesh: MeshConfig, server: ServerConfig) -> None:
 
     if server.tls_certificate or server.tls_listen:
         raise ConfigurationError("`up` runs on loopback, unencrypted: server.tls_* is for `serve`")
-    for name in suite.NAMES:
+    for name in suite.PROGRAMS:
         address = getattr(mesh, name)
         check_address(address, allow_insecure=server.allow_insecure)
         if port_is_taken(address):
@@ -146,9 +159,13 @@ def _services(
             stop_group=0 if name in FRONT else 1,
             log_path=data.logs / f"{name}.log",
             lock_path=data.locks / name,
-            ready=_serving(getattr(loaded.section(MeshConfig), name), identify),
+            ready=(
+                _answering(loaded.section(MeshConfig).console)
+                if name == suite.CONSOLE
+                else _serving(getattr(loaded.section(MeshConfig), name), identify)
+            ),
         )
-        for name in suite.NAMES
+        for name in suite.PROGRAMS
     ]
 
 
@@ -162,8 +179,10 @@ def _url_files(data: DataDir, stores: Mapping[str, Store]) -> dict[str, str]:
 
 def _of_service(name: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without what other services, or commands, are told: it may be secret."""
-    others = {key.variable for key in config.keys(suite.sections()) if key.section in {*suite.NAMES} - {name}}
-    hidden = {*others, "OPENMANAGER_TOKEN"}
+    known = config.keys(suite.sections())
+    hidden = {"OPENMANAGER_TOKEN", *(key.variable for key in known if key.section in {*suite.PROGRAMS} - {name})}
+    if name == suite.CONSOLE:  # it speaks for nobody
+        hidden |= {key.variable for key in known if (key.section, key.name) == ("server", "mesh_key")}
     return {each: text for each, text in environment.items() if hidden.isdisjoint({each, each.removesuffix("_FILE")})}
 
 
@@ -261,6 +280,20 @@ async def _asked(address: str, identify: Identify, path: str, request: Message, 
         return None
 
 
+def _answering(address: str) -> Callable[[], Awaitable[bool]]:
+    """Return what asks the console at an address whether it answers."""
+
+    async def ready() -> bool:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        with contextlib.closing(writer):
+            writer.write(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            async with asyncio.timeout(1.0):
+                return (await reader.readline()).split()[1:2] == [b"200"]
+
+    return ready
+
+
 async def _ready_or(stop: asyncio.Event, children: Supervisor) -> bool:
     """Wait until everything serves; False when the stop came first."""
     ready = asyncio.create_task(children.wait_ready())
@@ -342,6 +375,7 @@ OpenManager is up ({seconds:.1f} s).
   gateway      {mesh.gateway}   everything is asked here: gRPC, OTLP, reflection
   simulator    {mesh.simulator}   cache {mesh.cache}   timeseries {mesh.timeseries}
   metadata     {mesh.metadata}   analysis {mesh.analysis}
+  console      http://{mesh.console}   a page for browsers; OTLP by HTTP, and /metrics
 
   hot state    {cache}
   history      log and Parquet blocks in {data.timeseries}

@@ -37,6 +37,7 @@ class MeshConfig:
     timeseries: str = setting("127.0.0.1:50053", "Address of the time-series service.")
     metadata: str = setting("127.0.0.1:50054", "Address of the metadata service.")
     analysis: str = setting("127.0.0.1:50055", "Address of the analysis service.")
+    console: str = setting("127.0.0.1:50080", "Address of the console, and of OTLP by HTTP.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,9 @@ COMPOSE: dict[str, Any] = interpolate(RAW, FILLED)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 # Gives certificates to the others and ends.
 CERTS = SERVICES["certs"]
-OWN = {name: service for name, service in SERVICES.items() if "build" in service and service is not CERTS}
+# Speaks HTTP, and is no server of the mesh.
+CONSOLE = SERVICES["console"]
+OWN = {name: service for name, service in SERVICES.items() if "build" in service and service not in (CERTS, CONSOLE)}
 # Where the stores listen in their containers.
 PORTS = {"postgres": 5432, "redis": 6379, "influxdb": 8086}
 

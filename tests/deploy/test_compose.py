@@ -17,6 +17,7 @@ import pytest
 from deploy.composed import (
     CERTS,
     COMPOSE,
+    CONSOLE,
     EXAMPLE,
     FILLED,
     OWN,
@@ -52,7 +53,7 @@ PROGRAMS = {
     "redis": {"redis-cli", "grep"},
     "influxdb": {"influx"},
     "grafana/grafana": {"wget"},
-    "openmanager": {"openmanager"},
+    "openmanager": {"openmanager", "python"},
     "otel/opentelemetry-collector-contrib": set(),
 }
 
@@ -113,11 +114,12 @@ def test_every_service_of_the_suite_runs_from_the_same_image():
     assert set(OWN) == set(suite.NAMES)
     assert {service["image"] for service in OWN.values()} == {"openmanager:local"}
     assert {json.dumps(service["build"]) for service in OWN.values()} == {json.dumps(OWN["gateway"]["build"])}
+    assert (CONSOLE["image"], CONSOLE["build"]) == (OWN["gateway"]["image"], OWN["gateway"]["build"])
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", suite.PROGRAMS)
 def test_the_command_serves_the_service_of_that_name(name):
-    command, *arguments = OWN[name]["command"]
+    command, *arguments = SERVICES[name]["command"]
     assert command in COMMANDS
     assert serve.make_context(command, arguments).params["service"] == name
 
@@ -135,7 +137,7 @@ def test_the_health_check_asks_the_port_that_the_service_listens_on(name):
     health.make_context("health", [])
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", suite.PROGRAMS)
 def test_every_variable_given_to_a_service_is_known(name):
     known = {key.variable for key in config.keys(suite.sections())} | config.RESERVED_VARIABLES
     given = {variable for variable in environment(name) if not variable.startswith("OTEL_")}
@@ -173,6 +175,18 @@ def test_a_service_reaches_its_store_with_the_stores_password(name, variable):
     assert url.password in environment(url.hostname).values()
 
 
+def test_the_console_listens_where_it_is_asked_and_finds_the_gateway():
+    loaded = config.load(suite.sections(), environ=environment("console"))
+    server, mesh = loaded.section(ServerConfig), loaded.section(MeshConfig)
+    port = MeshConfig().console.rpartition(":")[2]
+    assert server.listen == f"0.0.0.0:{port}"
+    check_address(server.listen, allow_insecure=False, encrypted=bool(server.tls_certificate))
+    assert mesh.gateway == f"gateway:{MeshConfig().gateway.rpartition(':')[2]}"
+    assert share_a_network("console", "gateway")
+    assert f"https://localhost:{port}/healthz" in CONSOLE["healthcheck"]["test"][-1]
+    compile(CONSOLE["healthcheck"]["test"][-1], "health check", "exec")
+
+
 def test_postgresql_is_asked_for_the_role_and_database_that_it_creates():
     url = urlsplit(environment("metadata")["DATABASE_URL"])
     store = environment("postgres")
@@ -197,12 +211,12 @@ def test_a_certificate_is_issued_to_every_service_before_it_starts():
     assert issue is not None
     given = issue.make_context("issue", arguments[1:]).params
     assert (given["names"], given["make"]) == ((), True)
-    assert set(mounts("certs")) == {f"{folder}/{name}" for name in ("ca", *suite.NAMES)}
-    for service in OWN.values():
+    assert set(mounts("certs")) == {f"{folder}/{name}" for name in ("ca", *suite.PROGRAMS)}
+    for service in (*OWN.values(), CONSOLE):
         assert service["depends_on"]["certs"] == {"condition": "service_completed_successfully"}
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", suite.PROGRAMS)
 def test_a_service_reads_its_own_certificate_and_no_others(name):
     server = config.load(suite.sections(), environ=environment(name)).section(ServerConfig)
     files = [Path(each) for each in (server.tls_ca, server.tls_certificate, server.tls_key)]
@@ -237,7 +251,7 @@ def test_the_folders_that_volumes_of_certificates_cover_belong_to_the_program_in
     text = (ROOT / "Dockerfile").read_text()
     (made,) = re.findall(r"install -d -o 10001 -g 10001 -m 0700 ((?:.*\\\n)*.*)\n", text)
     folders = {word for word in made.split() if word.startswith("/")}
-    used = {target for name in (*suite.NAMES, "certs") for target in mounts(name)}
+    used = {target for name in (*suite.PROGRAMS, "certs") for target in mounts(name)}
     assert used == folders
 
 
@@ -245,7 +259,7 @@ def test_the_folders_that_volumes_of_certificates_cover_belong_to_the_program_in
 
 
 def test_every_image_that_is_not_ours_can_be_named_by_its_digest():
-    images = {service["image"] for name, service in RAW["services"].items() if name not in {*OWN, "certs"}}
+    images = {service["image"] for name, service in RAW["services"].items() if name not in {*OWN, "certs", "console"}}
     named = {VARIABLE.fullmatch(image)[1]: VARIABLE.fullmatch(image)[3] for image in images}
     assert named == {name: EXAMPLE[name] for name in EXAMPLE if name.endswith("_IMAGE") and name != "BASE_IMAGE"}
     digest = "@sha256:" + "0" * 64
@@ -253,7 +267,7 @@ def test_every_image_that_is_not_ours_can_be_named_by_its_digest():
     jsonschema.validate(interpolate(RAW, pinned), SCHEMA)
 
 
-@pytest.mark.parametrize("name", sorted({*SERVICES} - {*OWN, "certs"}))
+@pytest.mark.parametrize("name", sorted({*SERVICES} - {*OWN, "certs", "console"}))
 def test_who_an_image_of_others_runs_as_is_said_here(name):
     assert re.fullmatch(r"[a-z]+|[1-9]\d*:\d+", SERVICES[name]["user"])
 
@@ -261,16 +275,20 @@ def test_who_an_image_of_others_runs_as_is_said_here(name):
 # --- the rest of the file -----------------------------------------------------------------------------------------
 
 
-def test_only_the_gateway_and_grafana_are_published():
+def test_only_the_gateway_the_console_and_grafana_are_published():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"gateway": ["127.0.0.1:50050:50050"], "grafana": ["127.0.0.1:3030:3030"]}
+    assert published == {
+        "gateway": ["127.0.0.1:50050:50050"],
+        "console": ["127.0.0.1:50080:50080"],
+        "grafana": ["127.0.0.1:3030:3030"],
+    }
     assert environment("grafana")["GF_SERVER_HTTP_PORT"] == "3030"
 
 
 def test_only_what_is_published_has_a_way_out():
     outward = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
     found = {name for name, service in SERVICES.items() if outward & set(service.get("networks", []))}
-    assert found == {"gateway", "grafana"}
+    assert found == {"gateway", "console", "grafana"}
     assert CERTS["network_mode"] == "none"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -118,6 +119,14 @@ def test_the_bill_is_valid_and_has_everything_that_is_installed_with_hashes_and_
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
     components = {each["name"]: each for each in json.loads(bill)["components"]}
     installed = {pin.name: pin for pin in pins(LOCK) if pin.is_installed}
+    for kept in licences.VENDORED:
+        found = components.pop(kept.name)
+        assert (found["version"], found["purl"]) == (kept.version, f"pkg:npm/{kept.name}@{kept.version}")
+        files = {each["comment"]: each["hashes"][0]["content"] for each in found["externalReferences"]}
+        for name, content in files.items():
+            assert hashlib.sha256((ROOT / kept.folder / name).read_bytes()).hexdigest() == content
+        assert "LICENSE" in files
+        assert f"{kept.version})" in (ROOT / kept.folder / "uPlot.esm.js").read_text()[:500]
     assert {name: each["version"] for name, each in components.items()} == {
         name: pin.version for name, pin in installed.items()
     }
