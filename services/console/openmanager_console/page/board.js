@@ -1,5 +1,8 @@
 import { badge, byId, count, h, integer, moment, seconds, setText, shortState, stateName, when } from "./text.js";
 
+// A reader that stores what it has learnt once a minute is not behind because of that.
+const BEHIND_SECONDS = 120;
+
 // The services and their stores, the worst said at the top of every page.
 export class Board {
   constructor(live) {
@@ -61,7 +64,7 @@ function unwell(board) {
 
 function ledgerText(ledger) {
   if (!ledger) return "The log cannot be seen.";
-  const behind = ledger.consumers.filter((each) => Number(each.waiting_sample_count) > 0 && Number.parseFloat(each.lag ?? "0") > 5);
+  const behind = ledger.consumers.filter((each) => Number(each.waiting_sample_count) > 0 && Number.parseFloat(each.lag ?? "0") > BEHIND_SECONDS);
   const dead = ledger.consumers.reduce((sum, each) => sum + Number(each.dead_lettered_sample_count), 0);
   const parts = [`${integer(ledger.accepted_sample_count)} samples kept`];
   if (behind.length) parts.push(`behind: ${behind.map((each) => each.name).join(", ")}`);
