@@ -151,6 +151,20 @@ async def test_a_stream_of_the_past_takes_nothing_from_the_ticks(ticker: Ticker,
     assert [len(frame.server_infos) for frame in store.frames[:2]] == [3, 0]
 
 
+async def test_a_stream_goes_on_with_the_fleet_that_it_began_with(ticker: Ticker):
+    whole = [frame async for frame in ticker.frames_between(DAY * 20_000, DAY * 20_000 + 60 * SECOND)]
+    assert len(whole) > 1
+    stream = ticker.frames_between(DAY * 20_000, DAY * 20_000 + 60 * SECOND)
+    found = [await anext(stream)]
+    await ticker.start(Settings(server_count=5, interval_millis=3_600_000, seed=2))
+    found.extend([frame async for frame in stream])
+    for one, other in zip(whole, found, strict=True):
+        assert (one.servers, one.times.tolist()) == (other.servers, other.times.tolist())
+        assert one.values.tobytes() == other.values.tobytes()
+    assert ticker.interval_nanos == 3600 * SECOND
+    await ticker.stop()
+
+
 async def test_only_a_frame_that_would_be_refused_again_is_dropped():
     unknown, internal = OpenManagerError("?"), OpenManagerError("?")
     unknown.code, internal.code = 2, 13  # type: ignore[misc]

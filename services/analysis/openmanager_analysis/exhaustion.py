@@ -228,7 +228,12 @@ def _profile(steps: Floats, day: int) -> Floats:
     centres = (np.arange(len(days)) + 0.5) * day - 0.5
     off = rows - np.interp(np.arange(rows.size), centres, np.median(days, axis=1)).reshape(rows.shape)
     profile = np.median(off, axis=0)
-    power, noise = float(np.var(profile)), 1.6 * float(np.mean((off - profile) ** 2)) / count
+    scale = float(np.abs(off).max())
+    if not 0 < scale < np.inf:
+        return np.zeros(size)
+    # Of squares of the largest numbers nothing would be left.
+    power = float(np.var(profile / scale))
+    noise = 1.6 * float(np.mean(((off - profile) / scale) ** 2)) / count
     return profile * max(0.0, 1 - noise / power) if power > 0 else np.zeros(size)
 
 

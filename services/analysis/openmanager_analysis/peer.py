@@ -86,7 +86,9 @@ class Peers:
         self._size(v, np.maximum(day / _MAGNITUDE_DAYS, fresh) * seen * np.minimum(rate, 1))
         x = np.arcsinh(v / self.magnitude)
         if self._few.any():
-            own = np.clip(np.where(np.isfinite(expected), expected, 0), -_HUGE, _HUGE).astype(np.float32)
+            own = np.clip(
+                np.where(np.isfinite(expected), expected, 0), -_HUGE, _HUGE
+            )  # may be far beyond the magnitude
             x -= np.where(self._few, np.arcsinh(own / self.magnitude), np.float32(0))
         self.level = np.where(seen & (self.count == 0), x, self.level)
         away = x - self.level

@@ -72,6 +72,36 @@ class Progress:
     waiting: deque[Frame] = field(default_factory=deque)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """What settings make. It is replaced as one: whoever is in the middle of a stream goes on with the one it began with."""
+
+    interval_nanos: int
+    fleet: tuple[Server, ...]
+    catalogue: Catalogue
+    simulation: Simulation
+    servers: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    def batches(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Yield the first tick, and the number, of what is made at once."""
+        size = max(1, BATCH_BYTES // (len(self.servers) * len(self.metrics) * 8))
+        for tick in range(first, first + count, size):
+            yield tick, min(size, first + count - tick)
+
+    def frames(self, tick: int, count: int, *, infos: bool) -> list[Frame]:
+        """Return the frames of some ticks, with what is known of servers and metrics or without it (in a thread)."""
+        whole = Frame(
+            times=self.simulation.times(tick, count),
+            servers=self.servers,
+            metrics=self.metrics,
+            values=self.simulation.values(tick, count),
+            server_infos=server_infos(self.fleet) if infos else (),
+            metric_infos=metric_infos(self.catalogue) if infos else (),
+        )
+        return list(split(whole))
+
+
 class Ticker:
     """The running simulation of one fleet."""
 
@@ -103,19 +133,33 @@ class Ticker:
         # Starting, stopping and advancing exclude each other.
         self._changing = asyncio.Lock()
         self._advancing = False
-        self._rebuild()
+        self._made = self._build(settings)
 
-    def _rebuild(self) -> None:
-        self.fleet = make_fleet(self.settings.server_count)
-        self.simulation = self._make(self.settings, self.fleet, self._faults)
-        self._servers = tuple(server.id for server in self.fleet)
-        self._metrics = tuple(metric.key for metric in self.catalogue.metrics)
-        self._info_in = 0
+    def _build(self, settings: Settings) -> _Made:
+        fleet = make_fleet(settings.server_count)
+        return _Made(
+            interval_nanos=settings.interval_millis * _NANOS_PER_MILLI,
+            fleet=fleet,
+            catalogue=self.catalogue,
+            simulation=self._make(settings, fleet, self._faults),
+            servers=tuple(server.id for server in fleet),
+            metrics=tuple(metric.key for metric in self.catalogue.metrics),
+        )
 
     @property
     def interval_nanos(self) -> int:
         """The nanoseconds between ticks."""
-        return self.settings.interval_millis * _NANOS_PER_MILLI
+        return self._made.interval_nanos
+
+    @property
+    def fleet(self) -> tuple[Server, ...]:
+        """The servers."""
+        return self._made.fleet
+
+    @property
+    def simulation(self) -> Simulation:
+        """What makes their values."""
+        return self._made.simulation
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -144,8 +188,11 @@ class Ticker:
             if settings.server_count > self.settings.server_count:
                 check_fits(settings.server_count, len(self.catalogue.metrics), self._available())
             if settings != self.settings:
-                self.settings = settings
-                await asyncio.to_thread(self._rebuild)
+                faults = self._faults
+                self._made = await asyncio.to_thread(self._build, settings)
+                self.settings, self._info_in = settings, 0
+                if faults is not self._faults:
+                    self.simulation.set_faults(self._faults)
             self.progress.running = True
             self._ticking = asyncio.create_task(self._tick_forever())
 
@@ -174,7 +221,7 @@ class Ticker:
             await asyncio.sleep(max(0, due * self.interval_nanos - now) / 1e9)
             try:
                 infos = self._info_in <= 0
-                frames = await asyncio.to_thread(self._frames, due, 1, infos=infos)
+                frames = await asyncio.to_thread(self._made.frames, due, 1, infos=infos)
             except Exception as err:
                 self.progress.last_error = f"a tick could not be made: {type(err).__name__}"
                 log.exception("tick %d could not be made", due)
@@ -185,18 +232,6 @@ class Ticker:
                 self.progress.tick_count += 1
                 self.progress.last_tick_nanos = due * self.interval_nanos
             last = due
-
-    def _frames(self, tick: int, count: int, *, infos: bool) -> list[Frame]:
-        """Return the frames of some ticks, with what is known of servers and metrics or without it (in a thread)."""
-        whole = Frame(
-            times=self.simulation.times(tick, count),
-            servers=self._servers,
-            metrics=self._metrics,
-            values=self.simulation.values(tick, count),
-            server_infos=server_infos(self.fleet) if infos else (),
-            metric_infos=metric_infos(self.catalogue) if infos else (),
-        )
-        return list(split(whole))
 
     def _buffer(self, frame: Frame) -> None:
         self.progress.waiting.append(frame)
@@ -256,21 +291,17 @@ class Ticker:
     async def _advance(self, count: int) -> None:
         last = self.progress.last_tick_nanos or self._clock.now_nanos()
         first = last // self.interval_nanos + (1 if self.progress.last_tick_nanos else 0)
-        for tick, some in self._batches(first, count):
-            frames = await asyncio.to_thread(self._frames, tick, some, infos=tick == first)
+        for tick, some in self._made.batches(first, count):
+            frames = await asyncio.to_thread(self._made.frames, tick, some, infos=tick == first)
             self.progress.acknowledged_sample_count += await self._writer.import_frames(iter(frames))
             self.progress.tick_count += some
             self.progress.last_tick_nanos = (tick + some - 1) * self.interval_nanos
 
-    def _batches(self, first: int, count: int) -> Iterator[tuple[int, int]]:
-        size = max(1, BATCH_BYTES // (len(self._servers) * len(self._metrics) * 8))
-        for tick in range(first, first + count, size):
-            yield tick, min(size, first + count - tick)
-
     async def frames_between(self, start: int, end: int) -> AsyncIterator[Frame]:
         """Yield the frames of [start, end) nanoseconds without writing them."""
-        first = -(-start // self.interval_nanos)
-        last = -(-end // self.interval_nanos)
-        for tick, some in self._batches(first, max(0, last - first)):
-            for frame in await asyncio.to_thread(self._frames, tick, some, infos=tick == first):
+        made = self._made
+        first = -(-start // made.interval_nanos)
+        last = -(-end // made.interval_nanos)
+        for tick, some in made.batches(first, max(0, last - first)):
+            for frame in await asyncio.to_thread(made.frames, tick, some, infos=tick == first):
                 yield frame
