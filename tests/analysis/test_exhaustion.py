@@ -148,6 +148,13 @@ def test_a_short_history_has_an_answer(count):
     assert found.hours == pytest.approx(100 - count, rel=0.35)
 
 
+def test_how_large_the_numbers_are_makes_no_difference():
+    values = 40 + 0.05 * HOURS + 3 * np.sin(2 * np.pi * HOURS / 24) + _noise()
+    plain = _ask(values, 90)
+
+    assert _ask(values * 2.0**600, 90 * 2.0**600).hours == pytest.approx(plain.hours)
+
+
 def test_too_little_and_bad_input_are_refused():
     with pytest.raises(FailedPreconditionError, match="there are 5 valid samples"):
         _ask(np.arange(5.0), 90)
