@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -77,7 +78,9 @@ def set_up(service: str, version: str, own_gateway: str) -> Callable[[], None]:
 
     # A collector that is away is reported once by our status, not by a line for every batch.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    resource = Resource.create({"service.name": f"openmanager-{service}", "service.version": version})
+    # Two of one service, on two machines, are told apart; OTEL_RESOURCE_ATTRIBUTES may say another name.
+    where = Resource({"service.instance.id": socket.gethostname()})
+    resource = where.merge(Resource.create({"service.name": f"openmanager-{service}", "service.version": version}))
     spans = TracerProvider(resource=resource, shutdown_on_exit=False)
     spans.add_span_processor(
         BatchSpanProcessor(

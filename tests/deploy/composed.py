@@ -1,8 +1,11 @@
-"""docker-compose.yml as Compose would read it with a complete .env, each of whose secrets can be recognised."""
+"""docker-compose.yml as Compose would read it beside what `make env` writes."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,14 @@ VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?::(-|\?)([^}]*))?\})")
 def dotenv(path: Path) -> dict[str, str]:
     """Return the variables of a .env file."""
     return dict(re.findall(r"^([A-Z][A-Z0-9_]*)=(.*)$", path.read_text(), re.MULTILINE))
+
+
+def prepared() -> dict[str, str]:
+    """Return the secrets that `make env` writes, by the names of their files."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["sh", str(ROOT / "scripts/env.sh")]
+        subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True, timeout=30)
+        return {file.name: file.read_text() for file in Path(folder, "secrets").iterdir()}
 
 
 def interpolate(node: Any, values: dict[str, str]) -> Any:
@@ -46,18 +57,47 @@ def texts(node: Any) -> list[str]:
 
 
 EXAMPLE = dotenv(ROOT / ".env.example")
-FILLED = {name: value or f"canary-{name.lower()}".ljust(40, "x") for name, value in EXAMPLE.items()}
-FILLED["AUDIT_KEY"] = "ca7a".ljust(64, "0")  # which is hexadecimal
+SECRETS = prepared()
 RAW: dict[str, Any] = yaml.safe_load(TEXT)
-COMPOSE: dict[str, Any] = interpolate(RAW, FILLED)
+COMPOSE: dict[str, Any] = interpolate(RAW, EXAMPLE)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 # Gives certificates to the others and ends.
 CERTS = SERVICES["certs"]
 # Speaks HTTP, and is no server of the mesh.
 CONSOLE = SERVICES["console"]
-OWN = {name: service for name, service in SERVICES.items() if "build" in service and service not in (CERTS, CONSOLE)}
+# Another one of a service, and of which.
+REPLICAS = {"gateway-2": "gateway"}
+OWN = {
+    name: service
+    for name, service in SERVICES.items()
+    if "build" in service and name not in REPLICAS and service not in (CERTS, CONSOLE)
+}
+OTHERS = {name: service for name, service in SERVICES.items() if "build" not in service}
 # Where the stores listen in their containers.
-PORTS = {"postgres": 5432, "redis": 6379, "influxdb": 8086}
+PORTS = {"postgres": 5432, "redis": 6379, "influxdb": 8086, "victoriametrics": 8428, "tempo": 3200}
+
+
+# Where containers find their secrets.
+MOUNT = "/run/secrets"
+
+
+def secrets_of(name: str) -> dict[str, str]:
+    """Return the secrets that are mounted in a container, by the paths of their files there."""
+    return {f"{MOUNT}/{each}": SECRETS[each] for each in SERVICES[name].get("secrets", [])}
+
+
+def placed(name: str, folder: Path) -> dict[str, str]:
+    """Return the environment of a container with its secrets, and no others, in a folder of this machine."""
+    kept = folder / name
+    kept.mkdir(parents=True, exist_ok=True)
+    for path, secret in secrets_of(name).items():
+        (kept / Path(path).name).write_text(secret)
+    return moved(environment(name), MOUNT, kept)
+
+
+def moved(variables: Mapping[str, str], place: str, folder: Path) -> dict[str, str]:
+    """Return variables with a path of the container replaced by one of this machine."""
+    return {variable: text.replace(place, str(folder)) for variable, text in variables.items()}
 
 
 def environment(name: str) -> dict[str, str]:

@@ -19,13 +19,14 @@ from typing import Any
 import grpc
 import pytest
 from conftest import clean_environment, free_ports
-from deploy.composed import CERTS, FILLED, OWN, environment
+from deploy.composed import CERTS, EXAMPLE, OWN, REPLICAS, SERVICES, environment, moved, placed, secrets_of
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from openmanager import embedded, suite
+from openmanager import Client, embedded, suite
 from openmanager.datadir import DataDir
 from openmanager.runtime.module import MeshConfig
 from openmanager.runtime.supervisor import Supervisor
+from openmanager.runtime.tls import Tls
 
 PROGRAM = (sys.executable, "-m", "openmanager.cli")
 HEALTHY_SECONDS = 30
@@ -46,24 +47,46 @@ class Machine:
         port = environment("gateway")["OPENMANAGER_SERVER_TLS_LISTEN"].rpartition(":")[2]
         services = f"127.0.0.1:{base + len(suite.NAMES)}"
         self._addresses |= {f"gateway:{port}": services, f"0.0.0.0:{port}": services}
+        # A replica has addresses of its own, where its container would have its own machine's.
+        first = base + len(suite.NAMES) + 1
+        self._replicas = {
+            name: dict(
+                zip(self._heard(name), (f"127.0.0.1:{first + 2 * at}", f"127.0.0.1:{first + 2 * at + 1}"), strict=True)
+            )
+            for at, name in enumerate(REPLICAS)
+        }
 
-    def translate(self, text: str) -> str:
+    @staticmethod
+    def _heard(name: str) -> list[str]:
+        return [environment(name)[f"OPENMANAGER_SERVER_{listen}"] for listen in ("LISTEN", "TLS_LISTEN")]
+
+    def address(self, name: str) -> str:
+        """Return where a gateway is asked."""
+        return self.environment(name)["OPENMANAGER_SERVER_LISTEN"]
+
+    def translate(self, text: str, name: str = "") -> str:
         """Return a text of the compose file with this machine's address or folder in it."""
         text = text.replace("/etc/openmanager/certs", str(self.folder / "certs"))
+        own = self._replicas.get(name, {})
+        if (at_loopback := text.replace("127.0.0.1:", "0.0.0.0:")) in own:
+            return own[at_loopback]
         return self._addresses.get(text, text.replace("/var/lib/openmanager", str(self.folder / "volume")))
 
     def environment(self, name: str) -> dict[str, str]:
-        given = {variable: self.translate(text) for variable, text in environment(name).items()}
-        own = str(self.folder / "certs" / name)
-        given = {variable: text.replace("/etc/openmanager/tls", own) for variable, text in given.items()}
-        stores = {variable: url for variable, url in self._stores.items() if variable in given}
+        secrets = placed(name, self.folder / "secrets")
+        given = {variable: self.translate(text, name) for variable, text in secrets.items()}
+        given = moved(given, "/etc/openmanager/tls", self.folder / "certs" / REPLICAS.get(name, name))
+        given["OTEL_RESOURCE_ATTRIBUTES"] = f"service.instance.id={name}"  # in a container its host's name is its own
+        given["OTEL_BSP_SCHEDULE_DELAY"] = "200"
+        for variable in self._stores.keys() & given.keys():  # the stores of this machine are elsewhere
+            Path(given[variable]).write_text(self._stores[variable])
         if "OPENMANAGER_SIMULATOR_INTERVAL" in given:
             given["OPENMANAGER_SIMULATOR_INTERVAL"] = "1s"  # nobody wants to wait ten for the first frame
-        return {**clean_environment(), **given, **stores, "XDG_CONFIG_HOME": str(self.folder / "sessions")}
+        return {**clean_environment(), **given, "XDG_CONFIG_HOME": str(self.folder / "sessions")}
 
     def run(self, name: str, words: list[str]) -> subprocess.CompletedProcess[str]:
         """Run the program as in the container of a service."""
-        command = [*PROGRAM, *map(self.translate, words)]
+        command = [*PROGRAM, *(self.translate(word, name) for word in words)]
         return subprocess.run(
             command,
             cwd=self.folder / "work",
@@ -78,7 +101,7 @@ class Machine:
     def serving(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [*PROGRAM, *OWN[name]["command"]],
+                [*PROGRAM, *SERVICES[name]["command"]],
                 cwd=self.folder / "work",
                 env=self.environment(name),
                 stderr=log,
@@ -96,11 +119,15 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __init__(self) -> None:
         self.services: set[str] = set()
+        # Instances and what they were asked.
+        self.calls: set[tuple[str, str]] = set()
 
     def Export(self, request, context):
         for each in request.resource_spans:
             attributes = {attribute.key: attribute.value.string_value for attribute in each.resource.attributes}
             self.services.add(attributes["service.name"])
+            instance = attributes["service.instance.id"]
+            self.calls |= {(instance, span.name) for scope in each.scope_spans for span in scope.spans}
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
@@ -126,13 +153,13 @@ async def machine(tmp_path: Path, collector: tuple[Collector, str]) -> AsyncIter
         async with Supervisor([valkey.spec, postgresql.spec]) as children:
             async with asyncio.timeout(HEALTHY_SECONDS):
                 await children.wait_ready()
-            urls = {"REDIS_URL": valkey.url.reveal(), "DATABASE_URL": postgresql.url.reveal()}
-            yield Machine(tmp_path, free_ports(), urls, collector[1])
+            urls = {"REDIS_URL_FILE": valkey.url.reveal(), "DATABASE_URL_FILE": postgresql.url.reveal()}
+            yield Machine(tmp_path, free_ports(len(suite.NAMES) + 1 + 2 * len(REPLICAS)), urls, collector[1])
 
 
 async def become_healthy(machine: Machine, name: str, process: subprocess.Popen[bytes]) -> None:
     """Ask as the health check does until it is content."""
-    program, *words = OWN[name]["healthcheck"]["test"][1:]
+    program, *words = SERVICES[name]["healthcheck"]["test"][1:]
     assert program == "openmanager"
     end = time.monotonic() + HEALTHY_SECONDS
     while (done := await asyncio.to_thread(machine.run, name, words)).returncode:
@@ -159,6 +186,30 @@ def storages(board: dict[str, Any]) -> dict[str, str]:
     }
 
 
+async def two_gateways_are_asked_in_turn_and_one_is_enough(
+    machine: Machine, stack: contextlib.ExitStack, collector: Collector
+) -> None:
+    second = stack.enter_context(machine.serving("gateway-2"))
+    await become_healthy(machine, "gateway-2", second)
+    done = await asyncio.to_thread(machine.run, "gateway", ["keys", "create", "reads", "--grant", "viewer", "--json"])
+    assert done.returncode == 0, done.stderr
+    both = ["gateway", "gateway-2"]
+    client = Client(
+        f"ipv4:{','.join(map(machine.address, both))}",
+        tls=Tls(ca=machine.folder / "certs" / "gateway" / "ca.pem", server_name="localhost"),
+        credential=json.loads(done.stdout)["secret"],
+    )
+    asked = {(name, "openmanager.api.gateway.v1.GatewayService/GetFleetSummary") for name in both}
+    async with client:
+        async with asyncio.timeout(HEALTHY_SECONDS):
+            while not asked <= collector.calls:
+                await client.fleet_summary()
+        second.kill()
+        second.wait(timeout=10)
+        for _ in range(40):
+            assert (await client.fleet_summary()).total == int(EXAMPLE["SIMULATOR_SERVERS"])
+
+
 @pytest.mark.timeout(150)
 async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gateway(machine, collector):
     waits = {name: set(service["depends_on"]) & set(OWN) for name, service in OWN.items()}
@@ -174,7 +225,7 @@ async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gatewa
         await sign_in(machine)
         fleet: list[Any] = []
         async with asyncio.timeout(HEALTHY_SECONDS):
-            while len(fleet) < int(FILLED["SIMULATOR_SERVERS"]):
+            while len(fleet) < int(EXAMPLE["SIMULATOR_SERVERS"]):
                 done = await asyncio.to_thread(machine.run, "gateway", ["servers", "--json"])
                 fleet = json.loads(done.stdout).get("servers", []) if done.returncode == 0 else []
         done = await asyncio.to_thread(machine.run, "gateway", ["status", "--json"])
@@ -184,17 +235,20 @@ async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gatewa
         # There is no InfluxDB here: history is read from the blocks, and nothing stops without it.
         away = {name: state for name, state in storages(board).items() if state != "STORAGE_STATE_OK"}
         assert away == {"timeseries/influxdb": "STORAGE_STATE_DOWN"}
+        await two_gateways_are_asked_in_turn_and_one_is_enough(machine, stack, collector[0])
         assert {name for name, process in processes.items() if process.poll() is not None} == set()
     assert {name: process.returncode for name, process in processes.items()} == dict.fromkeys(OWN, 0)
     assert collector[0].services == {f"openmanager-{name}" for name in OWN}
     assert list((machine.folder / "work").iterdir()) == []  # with a read-only root nothing could be written there
     assert any((machine.folder / "volume" / "timeseries").iterdir())
+    said = "".join(file.read_text() for file in machine.folder.glob("*.log"))
+    assert [path for name in OWN for path, secret in secrets_of(name).items() if secret in said] == []
 
 
 @pytest.mark.parametrize("name", sorted(OWN))
 def test_without_the_key_of_the_mesh_a_service_does_not_start(tmp_path, name):
-    variables = {**os.environ, **environment(name)}
-    del variables["OPENMANAGER_MESH_KEY"]
+    variables = {**os.environ, **placed(name, tmp_path)}
+    del variables["OPENMANAGER_MESH_KEY_FILE"]
     done = subprocess.run(
         [*PROGRAM, *OWN[name]["command"]],
         cwd=tmp_path,

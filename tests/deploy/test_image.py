@@ -126,7 +126,15 @@ def test_no_instruction_sets_a_secret():
 def test_the_build_sees_what_it_copies_and_nothing_private():
     copied = [source for rest in BUILDER.all("COPY") for source in shlex.split(rest)[:-1]]
     assert [source for source in copied if ignored(source) or not (ROOT / source).exists()] == []
-    private = [".env", ".env.local", ".git/config", ".venv/bin/python", "data/timeseries/log", "tests/conftest.py"]
+    private = [
+        "secrets/mesh_key",
+        ".env",
+        ".env.local",
+        ".git/config",
+        ".venv/bin/python",
+        "data/timeseries/log",
+        "tests/conftest.py",
+    ]
     private += [
         "openmanager/.env",
         "services/cache/.env.production",
