@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -31,6 +31,7 @@ check: $(STAMP) ## all static checks, fastest first
 	@$(BIN)/buf lint protos
 	@$(BIN)/python scripts/protos.py --check
 	@$(BIN)/python scripts/configuration.py --check
+	@$(BIN)/python scripts/dashboards.py --check
 	@$(BIN)/python scripts/licences.py --check
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
@@ -43,6 +44,9 @@ protos: $(STAMP) ## generate openmanager/api from protos/
 
 docs: $(STAMP) ## generate docs/configuration.md
 	@$(BIN)/python scripts/configuration.py
+
+dashboards: $(STAMP) ## generate deploy/grafana/dashboards
+	@$(BIN)/python scripts/dashboards.py
 
 sbom: $(STAMP) ## write dist/openmanager.cdx.json, a CycloneDX bill of what the lock installs
 	@$(BIN)/python scripts/sbom.py
@@ -96,7 +100,7 @@ lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 	@printf 'hatchling>=1.27\n' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header --constraint requirements.lock - -o requirements-build.lock
 
-env: ## write .env with fresh secrets for docker compose
+env: ## write .env, and fresh secrets into secrets/, for docker compose
 	@sh scripts/env.sh
 
 clean: ## remove what was built here

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from openmanager_analysis import wire
+from openmanager_analysis import measure, wire
 from openmanager_analysis.anomaly import MINUTE, Blame, Finding, Register, Severity, fitting, gravest
 from openmanager_analysis.explanation import explain
 from openmanager_analysis.listing import Query, list_page
 from openmanager_analysis.reach import everything
 from openmanager_analysis.watch import chooser, watch
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason
 from openmanager.watch import Bell
@@ -213,3 +215,28 @@ def test_pages_are_newest_first_of_what_is_meant_and_seen():
     assert [each.server for each in list_page(register, since, everything).found] == ["s2"]
     with pytest.raises(InvalidArgumentError):
         list_page(register, replace(query, filter="x = 1", page_token=first.next_page_token), everything)
+
+
+def test_what_goes_on_is_measured_and_what_is_over_no_longer(monkeypatch):
+    reader, register = InMemoryMetricReader(), Register()
+    meter = MeterProvider(metric_readers=[reader]).get_meter("test")
+    monkeypatch.setattr(measure.telemetry, "meter", meter)
+    measure.observe_anomalies(lambda: register)
+    register.see(finding("web-01"))
+    register.see(finding("web-02"))
+    assert measured(reader) == {("web-01", "info"): 0.7, ("web-02", "info"): 0.7}
+    register.pass_time(BEGIN + 3 * MINUTE)
+    register.see(finding("web-02", at=3 * MINUTE))
+    register.pass_time(BEGIN + 7 * MINUTE)
+    assert {server for server, _ in measured(reader)} == {"web-02"}
+
+
+def measured(reader):
+    data = reader.get_metrics_data()
+    metrics = [each for resource in data.resource_metrics for scope in resource.scope_metrics for each in scope.metrics]
+    (metric,) = metrics
+    assert (metric.name, metric.unit) == ("openmanager.anomaly.score", "")
+    return {
+        (point.attributes["openmanager.server.id"], point.attributes["openmanager.severity"]): point.value
+        for point in metric.data.data_points
+    }

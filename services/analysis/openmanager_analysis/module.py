@@ -23,6 +23,7 @@ from openmanager_analysis.collector import Names
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.faults import Faults
 from openmanager_analysis.history import History
+from openmanager_analysis.measure import observe_anomalies
 from openmanager_analysis.reach import Reach
 from openmanager_analysis.service import AnalysisService, AnomalyService
 from openmanager_analysis.watcher import Watcher
@@ -69,6 +70,7 @@ class AnalysisModule:
             policies = PolicyStore(metadata, keeper, runtime.clock)
             await keeper.load()
             await watcher.load()
+            observe_anomalies(lambda: watcher.register)
             watching = [
                 asyncio.create_task(work)
                 for work in (
