@@ -360,10 +360,11 @@ def test_only_gateways_the_console_and_grafana_are_published():
     assert environment("grafana")["GF_SERVER_HTTP_PORT"] == "3030"
 
 
-def test_only_what_is_published_has_a_way_out():
+def test_only_what_is_published_has_a_way_out_and_who_tells_of_alerts():
     outward = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
     found = {name for name, service in SERVICES.items() if outward & set(service.get("networks", []))}
-    assert found == {"gateway", *replicas_of("gateway"), "console", "grafana"}
+    assert found == {"gateway", *replicas_of("gateway"), "console", "grafana", "analysis"}
+    assert SERVICES["analysis"]["networks"] == ["mesh", "outward"]
     assert CERTS["network_mode"] == "none"
 
 
