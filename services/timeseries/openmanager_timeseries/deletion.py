@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from openmanager.errors import FailedPreconditionError, Reason, UnavailableError
+from openmanager.shield import shielded
 from openmanager_timeseries import head as recent
 from openmanager_timeseries import sealed, selection, span
 from openmanager_timeseries.catalog import NEVER, Catalog, Selection
@@ -28,7 +29,6 @@ from openmanager_timeseries.retention import Match
 from openmanager_timeseries.samples import Bools, Floats, Ints, merge
 from openmanager_timeseries.sealed import ByMetric, Rows, Sealed
 from openmanager_timeseries.sealed_store import SealedStore
-from openmanager_timeseries.shield import shielded
 from openmanager_timeseries.tier import RAW
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from openmanager import durable, failpoint
 from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import OutOfRangeError, Reason, UnavailableError, invalid
 from openmanager.runtime.clock import Clock
+from openmanager.shield import shielded
 from openmanager_timeseries.dead_letter import DeadLetter, DeadLetters, Refusal
 from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.log import Log
 from openmanager_timeseries.record import Record
-from openmanager_timeseries.shield import shielded
 
 POSITIONS = "positions.json"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from openmanager.errors import OutOfRangeError, Reason, ResourceExhaustedError, UnavailableError, invalid, missing
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, Frame
 from openmanager.rollup import COLUMNS, Grid, decode_grid
+from openmanager.shield import shielded
 from openmanager_timeseries import sealed, span
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.history import History
@@ -24,7 +25,6 @@ from openmanager_timeseries.rollup_file import ROLLUPS
 from openmanager_timeseries.samples import Bools, Floats, Ints
 from openmanager_timeseries.sealed import About, Batch, ByMetric, Rows, Sealed
 from openmanager_timeseries.series_index import Layout
-from openmanager_timeseries.shield import shielded
 from openmanager_timeseries.span import Spans
 from openmanager_timeseries.upkeep import tier_windows
 
