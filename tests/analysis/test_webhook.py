@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +120,31 @@ async def test_addresses_that_are_not_public_are_not_asked_unless_the_operator_a
 
 
 async def test_a_name_is_refused_when_any_of_its_addresses_is_not_public(monkeypatch):
-    async def resolved(*_: object, **__: object) -> list[Any]:
+    def resolved(*_: object, **__: object) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 80)) for each in ("8.8.8.8", "10.0.0.1")]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolved)
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
     async with opened("http://rebound.example/", allow_private=False) as hook:
         with pytest.raises(WebhookError, match=f"^{NOT_PUBLIC}$"):
             await hook.post(DOCUMENT)
+
+
+async def test_names_that_nobody_resolves_keep_no_thread_from_those_who_write_files(monkeypatch):
+    release = threading.Event()
+
+    def hangs(*_: object, **__: object) -> list[Any]:
+        release.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "nobody answers")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(release.set)
+        hooks = [await stack.enter_async_context(opened("http://ops.example/", seconds=0.1)) for _ in range(6)]
+        refused = await asyncio.gather(*(hook.post(DOCUMENT) for hook in hooks), return_exceptions=True)
+        assert {str(each) for each in refused} == {"does not answer"}
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: "written") == "written"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +152,7 @@ async def test_a_name_is_refused_when_any_of_its_addresses_is_not_public(monkeyp
     [
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
         "255.255.255.255", "::", "::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "64:ff9b::a00:1",
-        "2002:a00:1::",
+        "2002:a00:1::", "fec0::1", "64:ff9b:1::a00:1", "::127.0.0.1", "4000::1",
     ],
 )  # fmt: skip
 def test_these_addresses_are_not_public(address: str):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,10 @@ from openmanager_analysis.alerting.receivers import Receiver
 
 SECONDS = 10.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Nothing else of IPv6 is given to anybody; some of it leads to one's own network, such as fec0::/10 and 64:ff9b:1::/48.
+_GIVEN = ipaddress.ip_network("2000::/3")
+# A resolver that hangs holds a thread: these, and none that files are written with.
+_THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="webhook-names")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -39,21 +44,26 @@ def is_public(text: str) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if address not in _GIVEN:
+            return False
     return address.is_global and not address.is_multicast
 
 
 class _Resolver(AbstractResolver):
-    """Resolves names, and refuses those with an address that is not public: the connection goes to what was checked."""
+    """Resolves names, and refuses those with an address that must not be asked: the connection goes to what was checked."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._allow_private = allow_private
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the addresses of a name; PrivateAddressError when one of them must not be asked."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
+        look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, family=family)
+        found = await asyncio.get_running_loop().run_in_executor(_THREADS, look)
         results: list[ResolveResult] = []
         for kind, _, proto, _, place in found:
-            if not is_public(str(place[0])):
+            if not (self._allow_private or is_public(str(place[0]))):
                 raise PrivateAddressError
             address = str(place[0])
             results.append(
@@ -70,12 +80,9 @@ class _Resolver(AbstractResolver):
 class Webhook:
     """A receiver. Its session is opened with the first document."""
 
-    def __init__(
-        self, receiver: Receiver, *, seconds: float = SECONDS, resolver: Callable[[], Any] = _Resolver
-    ) -> None:
+    def __init__(self, receiver: Receiver, *, seconds: float = SECONDS) -> None:
         self._receiver = receiver
         self._seconds = seconds
-        self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -122,7 +129,7 @@ class Webhook:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            resolver = None if self._receiver.allow_private else self._resolver()
+            resolver = _Resolver(allow_private=self._receiver.allow_private)
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, limit=2, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None),  # ours is the only one
