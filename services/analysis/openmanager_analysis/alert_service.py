@@ -39,8 +39,9 @@ class RuleService:
 
     async def CreateRule(self, request: pb.CreateRuleRequest, context: Any) -> pb.CreateRuleResponse:  # noqa: ARG002, N802
         """Create a rule."""
-        rule, rules = wire.rule(request.rule), self._keeper.alerting.rules
+        rule = wire.rule(request.rule)
         async with self._store.changing:
+            rules = self._keeper.alerting.rules
             if rule.id in rules:
                 raise AlreadyExistsError("a rule of this id exists", resource=f"rule/{rule.id}")
             if len(rules) >= MAX_RULES:
@@ -104,12 +105,13 @@ class SilenceService:
 
     async def CreateSilence(self, request: pb.CreateSilenceRequest, context: Any) -> pb.CreateSilenceResponse:  # noqa: ARG002, N802
         """Create a silence."""
-        now, known = self._clock.now_nanos(), self._keeper.alerting.silences
+        now = self._clock.now_nanos()
         wanted = silences.check(wire.silence(request.silence, now), now)
         caller, key = access.caller(), wire.request_id(request)
         creator = caller.identity.subject if caller is not None else ""
         wanted = replace(wanted, creator=creator, id=_silence_id(creator, key))
         async with self._store.changing:
+            known = self._keeper.alerting.silences
             if wanted.id in known:
                 return pb.CreateSilenceResponse(silence=self._message(known[wanted.id]))
             if sum(1 for each in known.values() if each.end_nanos > now) >= MAX_SILENCES:

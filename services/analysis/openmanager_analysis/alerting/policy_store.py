@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 
@@ -30,6 +30,7 @@ AWAY = "the metadata service does not answer: the last known rules and silences 
 EMPTY = "the metadata service has no rules and silences: those that were known go on"
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class PolicyStore:
@@ -79,23 +80,9 @@ class PolicyStore:
     async def look(self) -> None:
         """Let what is stored apply as it is now; an OpenManagerError when nobody can say."""
         alerting, now = self._keeper.alerting, self._clock.now_nanos()
-        unread = 0
-        rules: dict[str, Rule] = {}
-        silences: dict[str, Silence] = {}
-        async for policy in self._list(RULE):
-            try:
-                found = wire.rule_from({**_document(policy), "id": policy.id})
-                update = policy.update_time.ToNanoseconds()
-                rules[found.id] = replace(found, etag=policy.etag, update_nanos=update)
-            except (LookupError, TypeError, ValueError, OpenManagerError) as err:
-                log.warning("the rule %s cannot be read: %s", policy.id, err)
-                unread += 1
-        async for policy in self._list(SILENCE):
-            try:
-                silences[policy.id] = wire.silence_from({**_document(policy), "id": policy.id})
-            except (LookupError, TypeError, ValueError, OpenManagerError) as err:
-                log.warning("the silence %s cannot be read: %s", policy.id, err)
-                unread += 1
+        rules, unread = await self._read(RULE, alerting.rules, _rule_of)
+        silences, more = await self._read(SILENCE, alerting.silences, _silence_of)
+        unread += more
         self.is_known = True
         if not rules and not silences and not unread and (alerting.rules or alerting.silences):
             self._keeper.rules_warning = EMPTY  # it may have lost them
@@ -108,6 +95,22 @@ class PolicyStore:
             self._adopt(rules)
         if silences != alerting.silences:
             self._adopt_silences(silences)
+
+    async def _read(
+        self, kind: str, known: Mapping[str, T], parse: Callable[[pb.Policy], T]
+    ) -> tuple[dict[str, T], int]:
+        """Return what is stored of a kind, and how much of it cannot be read: of that what is known goes on."""
+        found: dict[str, T] = {}
+        unread = 0
+        async for policy in self._list(kind):
+            try:
+                found[policy.id] = parse(policy)
+            except (LookupError, TypeError, ValueError, OpenManagerError) as err:
+                log.warning("the %s %s cannot be read: %s", kind, policy.id, err)
+                unread += 1
+                if policy.id in known:
+                    found[policy.id] = known[policy.id]
+        return found, unread
 
     def _adopt(self, rules: Mapping[str, Rule]) -> None:
         self._keeper.alerting.adopt(rules.values(), self._clock.now_nanos())
@@ -150,6 +153,15 @@ class PolicyStore:
             return  # somebody else did
         except DeadlineExceededError as err:
             raise store_unavailable("the metadata service") from err
+
+
+def _rule_of(policy: pb.Policy) -> Rule:
+    found = wire.rule_from({**_document(policy), "id": policy.id})
+    return replace(found, etag=policy.etag, update_nanos=policy.update_time.ToNanoseconds())
+
+
+def _silence_of(policy: pb.Policy) -> Silence:
+    return wire.silence_from({**_document(policy), "id": policy.id})
 
 
 def _document(policy: pb.Policy) -> dict[str, Any]:

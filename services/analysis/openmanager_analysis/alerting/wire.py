@@ -17,6 +17,7 @@ from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import invalid, missing
 from openmanager.frame import EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, check_text
 from openmanager.runtime import validate
+from openmanager_analysis.alerting import matcher
 from openmanager_analysis.alerting import rule as rules
 from openmanager_analysis.alerting.alert import Alert
 from openmanager_analysis.alerting.rule import Exhausting, Inhibitor, Rule, Threshold, Trouble, Unusual
@@ -252,7 +253,9 @@ def silence_document(found: Silence) -> dict[str, Any]:
 
 
 def silence_from(document: Mapping[str, Any]) -> Silence:
-    """Undo `silence_document`; LookupError, TypeError or ValueError when it is none."""
+    """Undo `silence_document`; LookupError, TypeError, ValueError or InvalidArgumentError when it is none."""
+    if matcher.parse(str(document["matcher"]), "silence.matcher") is None:
+        raise ValueError("a silence of everything is none")
     return Silence(
         id=str(document["id"]),
         matcher=str(document["matcher"]),
