@@ -122,6 +122,21 @@ def test_imported_history_and_an_imported_future_are_nobodys_present():
     assert judge.see(3602, 95) == [("web-1", "FIRING")]
 
 
+@pytest.mark.parametrize("hold", [0, 30])
+def test_a_clock_that_was_ahead_and_is_put_back_hides_nothing(hold):
+    day = 86_400
+    judge = Judge(rule(hold=hold))
+    judge.see(day, 10)
+    judge.see(day + 5, 95, server="web-2")
+    assert judge.see(10, 95)[0] == ("web-1", "PENDING" if hold else "FIRING")
+    assert judge.see(40, 95)[0] == ("web-1", "FIRING")
+    judge.see(41, 95, server="web-2")
+    assert judge.see(75, 96, server="web-2") == [("web-1", "FIRING"), ("web-2", "FIRING")]
+    judge.see(80, 10)
+    assert judge.see(80, 10, server="web-2") == []
+    assert [each.value for each in judge.over] == [10, 10]
+
+
 def test_each_series_is_judged_by_itself():
     judge = Judge(rule(metrics=("cpu*",)))
     judge.see(0, 95)
@@ -141,6 +156,20 @@ def test_a_selector_chooses_servers_by_what_is_known_of_them_as_soon_as_it_is():
     assert judge.one().labels == labels | {"environment": "production", "role": "web"}
 
 
+def test_a_server_that_becomes_another_is_no_longer_chosen_and_one_that_does_not_needs_no_new_plan():
+    judge = Judge(rule(selection=Selection(metrics=("cpu",), server_filter="role = web")))
+
+    def is_(role: str, rack: str = "") -> tuple[ServerInfo, ...]:
+        return (ServerInfo(id="web-1", role=role, labels={"rack": rack}),)
+
+    judge.see(0, 10, infos=is_("web"))
+    plan = judge.alerting._planner.plan(("web-1",), ("cpu",))
+    judge.see(1, 10, infos=is_("web", "r1"))
+    assert judge.alerting._planner.plan(("web-1",), ("cpu",)) is plan
+    assert judge.see(2, 95, infos=is_("database")) == []
+    assert judge.see(3, 95, infos=is_("web")) == [("web-1", "FIRING")]
+
+
 def test_texts_are_made_of_the_figures_of_now():
     judge = Judge(
         rule(
@@ -153,6 +182,12 @@ def test_texts_are_made_of_the_figures_of_now():
         "text": "cpu of web-1: cpu 97.5 > 90, a!",
         "summary": "web-1: cpu is 97.5, above 90 for 10 min",
     }
+
+
+def test_a_text_does_not_grow_with_its_placeholders():
+    judge = Judge(rule(labels={"a": "x" * 255}, annotations={"text": "{labels.a}" * 102}))
+    judge.see(0, 95)
+    assert judge.one().annotations["text"] == "x" * 1024
 
 
 def test_the_same_trouble_has_the_same_fingerprint_another_time_and_another_id():
@@ -205,6 +240,21 @@ def test_there_are_so_many_alerts_at_most_and_the_others_come_when_there_is_room
     assert (judge.states(), judge.alerting.left_out_count) == ([("web-1", "FIRING")], 1)
     judge.see(2, 10)
     assert judge.see(3, 95, server="web-2") == [("web-2", "FIRING")]
+
+
+def test_series_that_send_nothing_any_more_make_room_for_others_and_alerts_go_on(monkeypatch):
+    monkeypatch.setattr(engine, "MAX_SLOTS", 2)
+    day = 86_400
+    judge = Judge(rule())
+    judge.see(0, 10, server="gone")
+    judge.see(0, 95)
+    judge.see(day / 2, 95, server="new")
+    judge.alerting.pass_time(BEGIN + day // 2 * SECOND)
+    judge.see(day + 1, 95, server="new")
+    assert judge.states() == [("web-1", "FIRING")]
+    judge.alerting.pass_time(BEGIN + (day + 1) * SECOND)
+    assert judge.see(day + 2, 95, server="new") == [("new", "FIRING"), ("web-1", "FIRING")]
+    assert judge.see(day + 3, 10) == [("new", "FIRING")]
 
 
 def test_those_that_never_fired_are_let_go_before_those_that_did():

@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Any
 
 from openmanager.frame import ServerInfo
-from openmanager_analysis.alerting.rule import Exhausting, Rule, Threshold, Trouble, own_labels
+from openmanager_analysis.alerting.rule import MAX_ANNOTATION, Exhausting, Rule, Threshold, Trouble, own_labels
 from openmanager_analysis.anomaly import Severity
 from openmanager_analysis.explanation import figure, span
 from openmanager_analysis.told import Chronicle
@@ -201,7 +201,8 @@ def described(alert: Alert, rule: Rule, detail: str = "") -> Alert:
         name = match[1]
         return alert.labels.get(name.removeprefix("labels."), "") if name.startswith("labels.") else values[name]
 
-    texts = {name: _PLACEHOLDER.sub(fill, text) for name, text in rule.annotations.items()}
+    # A label in place of each placeholder would make 26 KB of one text.
+    texts = {name: _PLACEHOLDER.sub(fill, text)[:MAX_ANNOTATION] for name, text in rule.annotations.items()}
     texts.setdefault("summary", _summary(alert, rule, detail))
     return replace(alert, annotations=texts)
 

@@ -15,7 +15,7 @@ from openmanager_analysis.alerting.alert import MAX_ALIVE, Alert, Register, Stat
 from openmanager_analysis.alerting.plan import Planner, chooses
 from openmanager_analysis.alerting.rule import Exhausting, Rule, Threshold, Trouble, Unusual
 from openmanager_analysis.alerting.silence import Silence
-from openmanager_analysis.alerting.slots import IDLE, Judged, Moved, Slots
+from openmanager_analysis.alerting.slots import AHEAD_NANOS, IDLE, Judged, Moved, Slots
 from openmanager_analysis.alerting.suppression import Suppression
 from openmanager_analysis.anomaly import Anomaly
 from openmanager_analysis.collector import Names
@@ -23,8 +23,6 @@ from openmanager_analysis.explanation import explain
 from openmanager_analysis.history import DAY_NANOS
 
 MAX_SLOTS = 500_000
-# A sample that is further ahead than the log takes others is of an import, and is nobody's present.
-AHEAD_NANOS = 900 * 10**9
 # Without data an alert goes on so long.
 GONE_NANOS = 7 * DAY_NANOS
 RULE_CHANGED, RULE_DELETED, NO_DATA = "RULE_CHANGED", "RULE_DELETED", "NO_DATA"
@@ -152,7 +150,15 @@ class Alerting:
                 self._end(slot, now, NO_DATA)
             elif stale != alert.stale:
                 self.register.put(replace(self.now(alert), stale=stale))
+        self._make_room(now)
         self.register.trim()
+
+    def _make_room(self, now: int) -> None:
+        """Let go of what has sent nothing for a day, where there was no room for others: servers come and go."""
+        seen = self._slots.seen[: self._slots.count]
+        if self.unwatched_count and ((seen > 0) & (seen < now - DAY_NANOS)).any():
+            alerts = self.register.going_on()
+            self._begin_anew([(each, self._slots.document(self._places[each.subject])) for each in alerts])
 
     # ── rules and silences ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -169,18 +175,18 @@ class Alerting:
                 self._end(slot, now, RULE_CHANGED)
             else:
                 kept.append((alert, self._slots.document(slot)))
-        self._begin_anew()
-        for alert, stored in kept:
-            slot = self._slot(self.rules[alert.rule], alert.subject)
-            self._slots.restore(slot, stored)
+        self._begin_anew(kept)
         self.register.trim()
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, kept: Iterable[tuple[Alert, Mapping[str, Any]]]) -> None:
+        """Give places anew: to these alerts, as their slots were, and to what comes."""
         self._slots, self._places, self._subjects = Slots(), {}, []
         self.unwatched_count = 0
         active = [rule for rule in self.rules.values() if not rule.paused]
         self._planner = Planner(active, self.names.infos, self._slot)
         self._looked = ()
+        for alert, stored in kept:
+            self._slots.restore(self._slot(self.rules[alert.rule], alert.subject), stored)
 
     def adopt_silences(self, silences: Iterable[Silence]) -> None:
         """Let these silences apply and no others."""
@@ -199,6 +205,14 @@ class Alerting:
             if (silenced, inhibited) != (alert.silenced_by, alert.inhibited_by):
                 self.register.put(replace(self.now(alert), silenced_by=silenced, inhibited_by=inhibited))
         self._looked = (self.register.change, looked[1])
+
+    def suppressed(self, ended: Sequence[Alert], now: int) -> list[str]:
+        """Return the ids of those that are over and that nobody is to be told of at a time."""
+        if not ended:
+            return []
+        alerts = [*self.register.going_on(), *ended]
+        marks = self._suppression.marks(alerts, self.rules, self.silences.values(), now)
+        return [each.id for each in ended if any(marks[each.id])]
 
     def series_counts(self) -> Mapping[str, int]:
         """Return how many subjects each rule looks at, as far as they have come."""
@@ -236,7 +250,7 @@ class Alerting:
         slot, rule = self._places.get(alert.subject), self.rules.get(alert.rule)
         if slot is None or rule is None or alert.state is State.RESOLVED:
             return alert
-        if self._slots.seen[slot] <= alert.sample_nanos:
+        if self._slots.seen[slot] == alert.sample_nanos:
             return alert
         figures = replace(alert, value=float(self._slots.value[slot]), sample_nanos=int(self._slots.seen[slot]))
         # Of the others the words were made from more than figures.
@@ -326,12 +340,9 @@ class Alerting:
         register.forgotten, register.settled = int(stored["forgotten"]), int(stored["change"])
         register.over.extend(Alert.restored(each) for each in stored["over"])
         self.rules = {rule.id: rule for rule in rules}
-        self._begin_anew()
-        for each in stored["alerts"]:
-            alert = Alert.restored(each["alert"])
-            slot = self._slot(self.rules[alert.rule], alert.subject)
-            self._slots.restore(slot, each["slot"])
-            register.open[alert.subject] = alert
+        alerts = [(Alert.restored(each["alert"]), each["slot"]) for each in stored["alerts"]]
+        self._begin_anew(alerts)
+        register.open.update((alert.subject, alert) for alert, _ in alerts)
         self.register = register
         self.adopt_silences(silences)
         self.position, self._anomalies_nanos = int(stored["position"]), int(stored["anomalies_nanos"])

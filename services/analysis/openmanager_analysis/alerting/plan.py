@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from openmanager_analysis.alerting.slots import Floats, Ints, Judged
 
 MAX_LAYOUTS = 20_000
 SlotOf = Callable[[Rule, Subject], int]
-Layout = tuple[tuple[str, ...], tuple[str, ...]]
+# Of each distinct choice of servers that rules make: the rows of a frame.
+Rows = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,21 @@ def chooses(rule: Rule, server: str, info: ServerInfo | None) -> bool:
     chosen = rule.selection
     if chosen.servers and server not in chosen.servers:
         return False
-    node = filters.parse(chosen.server_filter, "rule.selector.server_filter")
+    return _fits(chosen.server_filter, server, info)
+
+
+def _fits(text: str, server: str, info: ServerInfo | None) -> bool:
+    node = filters.parse(text, "rule.selector.server_filter")
     return node is None or filters.matches(node, fields_of(info or ServerInfo(id=server)))
+
+
+@dataclass(slots=True)
+class _Fleet:
+    """The servers of frames: which rows rules choose, as of what was known `asked` questions ago, and plans by metrics."""
+
+    rows: Rows
+    asked: int
+    plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 
 
 class Planner:
@@ -56,43 +70,61 @@ class Planner:
         self._rules = [rule for rule in rules if isinstance(rule.condition, Threshold)]
         self._infos = infos
         self._slot_of = slot_of
-        self._plans: dict[Layout, Plan] = {}
+        self._choices = list(dict.fromkeys(_choice(rule) for rule in self._rules))
+        self._fleets: dict[tuple[str, ...], _Fleet] = {}
         self._columns: dict[tuple[str, ...], list[list[int]]] = {}
+        self._asked = self._count = 0
 
     def forget(self) -> None:
-        """Make all plans anew: something else is known of servers."""
-        self._plans.clear()
+        """Ask anew which servers rules choose: something else is known of some."""
+        self._asked += 1
 
     def plan(self, servers: tuple[str, ...], metrics: tuple[str, ...]) -> Plan:
         """Return the plan of frames of these servers and metrics."""
-        found = self._plans.get((servers, metrics))
+        fleet = self._fleets.get(servers)
+        if fleet is None or fleet.asked != self._asked:
+            rows = tuple(self._chosen(*choice, servers) for choice in self._choices)
+            # Most of what is learnt of a server changes no choice.
+            if fleet is None or fleet.rows != rows:
+                fleet = self._fleets[servers] = _Fleet(rows, self._asked)
+            fleet.asked = self._asked
+        found = fleet.plans.get(metrics)
         if found is None:
-            if len(self._plans) >= MAX_LAYOUTS:
-                self._plans.clear()
+            if self._count >= MAX_LAYOUTS:
+                self._fleets = {servers: _Fleet(fleet.rows, self._asked)}
                 self._columns.clear()
-            found = self._plans[servers, metrics] = self._make(servers, metrics)
+                self._count, fleet = 0, self._fleets[servers]
+            self._count += 1
+            found = fleet.plans[metrics] = self._make(servers, metrics, fleet.rows)
         return found
 
-    def _make(self, servers: tuple[str, ...], metrics: tuple[str, ...]) -> Plan:
+    def _chosen(self, named: tuple[str, ...], text: str, servers: tuple[str, ...]) -> tuple[int, ...]:
+        wanted = frozenset(named)
+        return tuple(
+            row
+            for row, server in enumerate(servers)
+            if (not wanted or server in wanted) and _fits(text, server, self._infos.get(server))
+        )
+
+    def _make(self, servers: tuple[str, ...], metrics: tuple[str, ...], rows: Rows) -> Plan:
         columns = self._columns.get(metrics)
         if columns is None:
             columns = self._columns[metrics] = [select(metrics, rule.selection.metrics) for rule in self._rules]
+        rows_of = dict(zip(self._choices, rows, strict=True))
         pairs: list[tuple[int, int, float, float, float]] = []
         for rule, chosen in zip(self._rules, columns, strict=True):
             condition = rule.condition
             if not chosen or not isinstance(condition, Threshold):
                 continue
             sign = 1.0 if condition.is_above else -1.0
-            for row, server in enumerate(servers):
-                if not chooses(rule, server, self._infos.get(server)):
-                    continue
+            bounds = sign, sign * condition.bound, sign * condition.clear
+            for row in rows_of[_choice(rule)]:
                 for column in chosen:
-                    slot = self._slot_of(rule, (rule.id, server, metrics[column]))
+                    slot = self._slot_of(rule, (rule.id, servers[row], metrics[column]))
                     if slot >= 0:
-                        place = row * len(metrics) + column
-                        pairs.append((place, slot, sign, sign * condition.bound, sign * condition.clear))
-        places, slots, *bounds = zip(*pairs, strict=True) if pairs else ((),) * 5
-        signs, limits, clears = (np.array(each, np.float64) for each in bounds)
+                        pairs.append((row * len(metrics) + column, slot, *bounds))
+        places, slots, *others = zip(*pairs, strict=True) if pairs else ((),) * 5
+        signs, limits, clears = (np.array(each, np.float64) for each in others)
         return Plan(
             places=np.array(places, np.int64),
             slots=np.array(slots, np.int64),
@@ -100,3 +132,7 @@ class Planner:
             bound=limits,
             clear=clears,
         )
+
+
+def _choice(rule: Rule) -> tuple[tuple[str, ...], str]:
+    return rule.selection.servers, rule.selection.server_filter

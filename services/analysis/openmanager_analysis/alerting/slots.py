@@ -13,6 +13,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 IDLE, PENDING, FIRING = 0, 1, 2
+# A sample that is further ahead than the log takes others is of an import, and is nobody's present.
+AHEAD_NANOS = 900 * 10**9
 _FIRST = 1024
 _KEPT = ("state", "value", "since", "clear_since", "seen", "heard")
 
@@ -90,9 +92,17 @@ class Slots:
         for name in _KEPT:
             getattr(self, name)[slot] = stored[name]
 
+    def _put_back(self, slots: Ints, time: int) -> None:
+        """Have slots go on from a time: a clock that was ahead and was put back must not hide what is measured now."""
+        for times in (self.seen, self.since, self.clear_since):
+            times[slots] = np.minimum(times[slots], time - 1)
+
     def observe(self, judged: Judged, time: int, heard: int | Ints) -> Moved:
         """Take what was measured at a time and came at `heard`; what is older than the newest sample of a slot is left out."""
         slots, over = judged.slots, judged.over
+        ahead = self.seen[slots] > heard + AHEAD_NANOS
+        if ahead.any():
+            self._put_back(slots[ahead], time)
         live = np.flatnonzero((over | (self.state[slots] != IDLE)) & (self.seen[slots] < time))
         seen = self.seen[slots]
         if not len(live):

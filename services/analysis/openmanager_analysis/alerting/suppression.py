@@ -40,7 +40,7 @@ class Suppression:
         firing = [each for each in alerts if each.state is State.FIRING]
         found: dict[str, dict[str, None]] = {}
         for name, targets in by_rule.items():
-            for inhibitor in rules[name].inhibitors:
+            for inhibitor in rules[name].inhibitors if name in rules else ():
                 test = self._test(inhibitor.source)
                 sources: dict[tuple[str, ...], list[str]] = {}
                 for each in firing:
