@@ -10,7 +10,7 @@ import numpy as np
 from openmanager_analysis.alerting.alert import Alert, State
 from openmanager_analysis.alerting.engine import Alerting
 from openmanager_analysis.alerting.keeper import Keeper
-from openmanager_analysis.alerting.outbox import Pace
+from openmanager_analysis.alerting.outbox import Cadence
 from openmanager_analysis.alerting.receivers import Receiver
 from openmanager_analysis.alerting.rule import Rule, Threshold, check
 from openmanager_analysis.alerting.webhook import WebhookError
@@ -115,7 +115,7 @@ class Hook:
 
 
 RECEIVER = Receiver(name="ops", url=Secret("http://127.0.0.1/"))
-PACE = Pace(wait_nanos=5 * SECOND, interval_nanos=60 * SECOND, repeat_nanos=3600 * SECOND)
+CADENCE = Cadence(wait_nanos=5 * SECOND, interval_nanos=60 * SECOND, repeat_nanos=3600 * SECOND)
 
 
 class Desk:
@@ -127,7 +127,7 @@ class Desk:
             names=Names(most=1000),
             path=folder / "alerts.state",
             clock=clock,
-            pace=PACE,
+            cadence=CADENCE,
             outlook_nanos=OUTLOOK,
             receivers=[(receiver, hook)],
         )

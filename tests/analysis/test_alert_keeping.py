@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,48 @@ async def test_too_much_for_a_receiver_is_dropped_counted_and_said(desk: Desk, h
     assert "webhook ops: 1 alerts that were over are lost to it" in (await desk.keeper.find()).warnings
 
 
+async def test_a_group_fires_as_long_as_one_of_it_does_even_if_that_is_left_out_of_the_message(
+    desk: Desk, hook: Hook, monkeypatch
+):
+    monkeypatch.setattr(outbox, "MAX_ALERTS", 2)
+    for name in ("a", "b", "c"):
+        await desk.see(95, server=name)
+    await desk.look(5)
+    await desk.look(60)
+    for name in ("a", "b"):
+        await desk.see(10, server=name)
+    await desk.look(60)
+    assert hook.statuses[-1] == (FIRING, [("a", RESOLVED), ("b", RESOLVED)])
+
+
+async def test_a_group_that_is_larger_than_a_message_waits_between_messages_as_others_do(
+    desk: Desk, hook: Hook, monkeypatch
+):
+    monkeypatch.setattr(outbox, "MAX_ALERTS", 2)
+    for name in ("a", "b", "c"):
+        await desk.see(95, server=name)
+    await desk.look(5)
+    await desk.look()
+    count = len(hook.told)
+    await desk.see(10, server="a")
+    await desk.look(10)
+    assert len(hook.told) == count
+    await desk.look(50)
+    assert len(hook.told) == count + 1
+
+
+async def test_a_clock_that_was_ahead_and_is_put_back_keeps_nobody_from_being_told(desk: Desk, hook: Hook):
+    desk.clock.go(86_400)
+    await desk.see(95)
+    await desk.look(5)
+    await desk.see(95, server="web-2")  # it waits by the clock that is wrong
+    desk.clock.go(-86_400)
+    desk.keeper._lines[0].asked_at = 0.0
+    await desk.look()
+    await desk.look(60)
+    assert hook.statuses[1:] == [(FIRING, [("web-2", FIRING), ("web-1", FIRING)])]
+
+
 # ── silences and inhibition ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -189,6 +233,77 @@ async def test_who_was_told_that_it_fires_is_told_that_it_is_over_silence_or_not
     await desk.see(10)
     await desk.look(60)
     assert hook.statuses == [(FIRING, [("web-1", FIRING)]), (RESOLVED, [("web-1", RESOLVED)])]
+
+
+async def test_who_may_have_been_told_that_it_fires_is_told_that_it_is_over_though_it_was_silenced_meanwhile(
+    desk: Desk, hook: Hook, monkeypatch
+):
+    post = hook.post
+
+    async def silenced_meanwhile(document):
+        await post(document)
+        monkeypatch.undo()
+        desk.alerting.adopt_silences([silence("server = web-1", 0, 1000)])
+        await desk.keeper.look()
+        desk.clock.go(1)
+        desk.keeper.take(frame(7, 10), desk.clock.nanos, 2)
+
+    monkeypatch.setattr(hook, "post", silenced_meanwhile)
+    desk.clock.go(0.001)
+    desk.keeper.take(frame(0.001, 95), desk.clock.nanos, 1)
+    await desk.look()
+    desk.clock.go(5)
+    await desk.keeper.look()
+    await desk.look()
+    await desk.look(60)
+    await desk.look(5)
+    assert hook.statuses == [(FIRING, [("web-1", FIRING)]), (RESOLVED, [("web-1", RESOLVED)])]
+
+
+async def test_who_may_have_been_told_before_a_crash_is_told_that_it_is_over_silenced_or_not(desk: Desk, hook: Hook):
+    await desk.see(95)
+    stored = []
+    post = hook.post
+
+    async def seen(document):
+        stored.append((desk.folder / "alerts.state").read_bytes())
+        await post(document)
+
+    hook.post = seen
+    await desk.look(5)
+    (desk.folder / "alerts.state").write_bytes(stored[0])
+    again = await desk.restarted()
+    again.alerting.adopt_silences([silence("server = web-1", 0, 1000)])
+    await again.look()
+    await again.see(10)
+    await again.look(60)
+    assert hook.statuses[1:] == [(RESOLVED, [("web-1", RESOLVED)])]
+
+
+@pytest.mark.parametrize("source", ["", "disk"])
+async def test_what_begins_and_ends_between_two_looks_is_suppressed_as_all_else(desk: Desk, hook: Hook, source: str):
+    grave = rule("grave", metrics=("disk",), severity=Severity.CRITICAL)
+    desk.adopt(rule(inhibitors=(Inhibitor(source="rule = grave"),)), grave)
+    if source:
+        desk.keeper.take(frame(0, 95, metric=source), BEGIN, 1)
+    else:
+        desk.alerting.adopt_silences([silence("rule = cpu", 0, 1000)])
+    desk.keeper.take(frame(0, 95), BEGIN, 2)
+    desk.keeper.take(frame(1, 10), BEGIN + SECOND, 3)
+    await desk.look(1)
+    for _ in range(3):
+        await desk.look(60)
+    told = {alert["labels"]["alertname"] for each in hook.told for alert in each["alerts"]}
+    assert told == ({"grave"} if source else set())
+
+
+async def test_a_rule_that_is_deleted_as_its_alerts_end_keeps_nobody_from_being_told(desk: Desk, hook: Hook):
+    await desk.see(95)
+    await desk.look(5)
+    desk.adopt()
+    await desk.look(60)
+    await desk.look(5)
+    assert hook.statuses[1:] == [(RESOLVED, [("web-1", RESOLVED)])]
 
 
 async def test_an_alert_is_inhibited_while_another_of_its_server_fires(desk: Desk, hook: Hook):
@@ -315,6 +430,42 @@ async def test_a_damaged_file_is_not_read_and_alerts_begin_anew(desk: Desk, hook
     file.write_bytes(damage(file.read_bytes()))
     again = await desk.restarted()
     assert (again.states(), again.alerting.position) == ([], 0)
+
+
+async def test_storing_goes_to_its_end_though_nobody_waits_for_it_before_it_is_stored_again(
+    desk: Desk, hook: Hook, monkeypatch
+):
+    writes, replaced = [], durable.replace
+    begun, release = threading.Event(), threading.Event()
+
+    def slow(path, content):
+        writes.append("begins")
+        begun.set()
+        assert release.wait(30)
+        replaced(path, content)
+        writes.append("ends")
+
+    monkeypatch.setattr(durable, "replace", slow)
+    first = asyncio.create_task(desk.keeper.save())
+    await asyncio.to_thread(begun.wait, 30)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.create_task(desk.keeper.save())
+    await asyncio.sleep(0)
+    await asyncio.to_thread(lambda: None)
+    release.set()
+    await second
+    assert writes == ["begins", "ends"] * 2
+
+
+async def test_a_stored_rule_that_can_be_none_any_more_keeps_nobody_from_beginning_anew(desk: Desk, caplog):
+    await desk.see(95)
+    file = desk.folder / "alerts.state"
+    document = durable.load(file)
+    document["rules"][0]["threshold"]["clear"] = 99.0
+    file.write_bytes(durable.encode(document))
+    again = await desk.restarted()
+    assert (again.states(), "begin anew" in caplog.text) == ([], True)
 
 
 async def test_a_disk_that_takes_nothing_is_said_and_alerts_are_told_nevertheless(desk: Desk, hook: Hook, monkeypatch):

@@ -13,7 +13,7 @@ from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
 from openmanager_analysis.alert_service import AlertService, RuleService, SilenceService
 from openmanager_analysis.alerting.keeper import Keeper
-from openmanager_analysis.alerting.outbox import Pace
+from openmanager_analysis.alerting.outbox import Cadence
 from openmanager_analysis.alerting.policy_store import PolicyStore
 from openmanager_analysis.alerting.polling import Inventory, Outlooks, Stores
 from openmanager_analysis.alerting.receivers import load
@@ -128,7 +128,7 @@ def _keeper(config: AnalysisConfig, names: Names, clock: Clock) -> Keeper:
         names=names,
         path=config.data_dir / ALERTS,
         clock=clock,
-        pace=Pace(wait_nanos=wait, interval_nanos=interval, repeat_nanos=repeat),
+        cadence=Cadence(wait_nanos=wait, interval_nanos=interval, repeat_nanos=repeat),
         outlook_nanos=round(config.outlook_interval.total_seconds() * 1e9),
         receivers=[(receiver, Webhook(receiver)) for receiver in load(config.receivers)],
         external_url=config.external_url,

@@ -14,15 +14,17 @@ import orjson
 
 from openmanager import durable
 from openmanager.api.provenance.v1 import provenance_pb2
+from openmanager.errors import OpenManagerError
 from openmanager.frame import Frame
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
+from openmanager.shield import shielded
 from openmanager.watch import Bell
 from openmanager_analysis.alerting import wire
 from openmanager_analysis.alerting.alert import Alert
 from openmanager_analysis.alerting.engine import MAX_SLOTS, Alerting
-from openmanager_analysis.alerting.outbox import Message, Outbox, Pace
+from openmanager_analysis.alerting.outbox import Cadence, Message, Outbox
 from openmanager_analysis.alerting.payload import payload
 from openmanager_analysis.alerting.receivers import Receiver
 from openmanager_analysis.alerting.suppression import tester
@@ -83,7 +85,7 @@ class Keeper:
         names: Names,
         path: Path,
         clock: Clock,
-        pace: Pace,
+        cadence: Cadence,
         outlook_nanos: int,
         receivers: Sequence[tuple[Receiver, Post]] = (),
         external_url: str = "",
@@ -100,17 +102,18 @@ class Keeper:
         self._save_seconds = save_seconds
         self._external_url = external_url
         self._jitter = jitter or random.Random()  # noqa: S311  (jitter)
-        self._lines = [_Line(receiver, post, self._outbox(receiver, pace)) for receiver, post in receivers]
+        self._lines = [_Line(receiver, post, self._outbox(receiver, cadence)) for receiver, post in receivers]
         self._stored_bytes = 0
         self._unsaved = self._must_save = False
+        self._ended: list[Alert] = []  # since the last look
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
         self._followed_at = self._saved_at = clock.monotonic()
         self.is_following: Callable[[], bool] = lambda: True
 
     @staticmethod
-    def _outbox(receiver: Receiver, pace: Pace) -> Outbox:
-        return Outbox(receiver.group_by, tester(receiver.matcher), pace)
+    def _outbox(receiver: Receiver, cadence: Cadence) -> Outbox:
+        return Outbox(receiver.group_by, tester(receiver.matcher), cadence)
 
     # ── what arrives ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -161,6 +164,11 @@ class Keeper:
         if self._followed_at == moment or moment - self._followed_at > self._patience():
             self.alerting.pass_time(now)
         self.alerting.suppress(now)
+        # What began and ended since the last look was not marked yet.
+        ended, self._ended = self._ended, []
+        for alert_id in self.alerting.suppressed(ended, now):
+            for line in self._lines:
+                line.outbox.suppress(alert_id)
         register = self.alerting.register
         messages = [
             (line, replace(message, alerts=tuple(map(self.alerting.now, message.alerts))))
@@ -168,6 +176,8 @@ class Keeper:
             if line.sending is None and moment >= line.asked_at and line.is_to_look(register.change, moment)
             for message in line.outbox.due(register.open.values(), now)[:1]
         ]
+        for line, message in messages:
+            self._must_save |= line.outbox.offer(message)
         if self._must_save or register.change != register.settled or moment - self._saved_at >= self._save_seconds:
             self._must_save = False
             await self.save()
@@ -178,6 +188,7 @@ class Keeper:
         return min((rule.stale_nanos for rule in self.alerting.rules.values()), default=0) / 10**9
 
     def _on_over(self, alert: Alert) -> None:
+        self._ended.append(alert)
         for line in self._lines:
             line.outbox.over(alert)
 
@@ -212,11 +223,17 @@ class Keeper:
             stored = await asyncio.to_thread(_load, self._path)
             if stored is not None:
                 self._restore(stored)
-        except (OSError, ValueError, LookupError, TypeError) as err:
+        except (OSError, ValueError, LookupError, TypeError, OpenManagerError) as err:
             log.error("alerts cannot be read, and begin anew: %s", err)  # noqa: TRY400  (it says all)
 
     async def save(self) -> None:
-        """Store alerts, rules, silences and books; what cannot be stored is told nevertheless, and the status says so."""
+        """Store alerts, rules, silences and books; what cannot be stored is told nevertheless, and the status says so.
+
+        It goes to its end even when nobody waits for it any more: two writers at once would spoil the file.
+        """
+        await shielded(self._save())
+
+    async def _save(self) -> None:
         async with self._saving:
             document, change = self._document(), self.alerting.register.change
             try:

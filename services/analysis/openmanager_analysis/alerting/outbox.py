@@ -20,7 +20,7 @@ MAX_ALERTS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class Cadence:
     """How long a new group waits for more, how long it waits between messages, and after how long it is told again."""
 
     wait_nanos: int
@@ -34,7 +34,9 @@ class Message:
 
     group: Group
     alerts: tuple[Alert, ...]
+    is_firing: bool  # whether one of the group fires, be it among those that are left out
     truncated_count: int = 0
+    has_more: bool = False  # something new is left out
 
 
 @dataclass(slots=True)
@@ -43,23 +45,39 @@ class Outbox:
 
     group_by: tuple[str, ...]
     chooses: Callable[[Alert], bool]
-    pace: Pace
+    cadence: Cadence
     dropped_count: int = 0
     _told: set[str] = field(default_factory=set)  # ids of those that it knows to fire
+    _offered: set[str] = field(default_factory=set)  # and of those that it may know to fire: a message may have come
     _owed: dict[str, Alert] = field(default_factory=dict)  # those that are over, and it has yet to be told so
     _times: dict[Group, int] = field(default_factory=dict)  # when a group was told last
     _more: set[Group] = field(default_factory=set)  # groups whose last message did not hold all
     _waiting: dict[Group, int] = field(default_factory=dict)  # since when one has something new
 
     def over(self, alert: Alert) -> None:
-        """Note that an alert is over. Who was told that it fires is told, silence or not."""
-        if alert.id not in self._told and (alert.suppressed or not self.chooses(alert)):
+        """Note that an alert is over. Who may have been told that it fires is told, silence or not."""
+        if alert.id not in self._offered and (alert.suppressed or not self.chooses(alert)):
             return
         self._owed[alert.id] = alert
         if len(self._owed) > MAX_OWED:
-            self._told.discard(alert_id := next(iter(self._owed)))
-            del self._owed[alert_id]
+            self._forget(next(iter(self._owed)))
             self.dropped_count += 1
+
+    def suppress(self, alert_id: str) -> None:
+        """Note of one that is over that nobody was to be told of it; who may have been told that it fires is told."""
+        if alert_id not in self._offered:
+            self._owed.pop(alert_id, None)
+
+    def offer(self, message: Message) -> bool:
+        """Note that a message is about to be sent; say whether it may tell something new, which is to be stored before."""
+        new = {each.id for each in message.alerts if each.state is State.FIRING} - self._offered
+        self._offered |= new
+        return bool(new)
+
+    def _forget(self, alert_id: str) -> None:
+        self._told.discard(alert_id)
+        self._offered.discard(alert_id)
+        self._owed.pop(alert_id, None)
 
     @property
     def is_waiting(self) -> bool:
@@ -82,10 +100,10 @@ class Outbox:
                 groups.setdefault(self._group(each), ([], [], []))[2 if known else 0].append(each)
         for each in self._owed.values():
             groups.setdefault(self._group(each), ([], [], []))[1].append(each)
-        self._waiting = {group: since for group, since in self._waiting.items() if group in groups}
+        self._waiting = {group: min(since, now) for group, since in self._waiting.items() if group in groups}
         self._more &= groups.keys()
-        for group in [each for each in self._times if each not in groups]:
-            del self._times[group]
+        # A clock that was put back must not keep a receiver waiting for what was the present once.
+        self._times = {group: min(time, now) for group, time in self._times.items() if group in groups}
         return [
             _message(group, groups[group])
             for group in sorted(groups, key=lambda each: self._waiting.get(each, now))
@@ -97,9 +115,9 @@ class Outbox:
         if parts[0] or parts[1]:
             if group in self._more:
                 return True
-            ready = self._waiting.setdefault(group, now) + self.pace.wait_nanos
-            return now >= max(ready, 0 if told is None else told + self.pace.interval_nanos)
-        return told is None or now - told >= self.pace.repeat_nanos
+            ready = self._waiting.setdefault(group, now) + self.cadence.wait_nanos
+            return now >= max(ready, 0 if told is None else told + self.cadence.interval_nanos)
+        return told is None or now - told >= self.cadence.repeat_nanos
 
     def taken(self, message: Message, now: int) -> None:
         """Note that the receiver has taken a message."""
@@ -107,10 +125,9 @@ class Outbox:
             if each.state is State.FIRING:
                 self._told.add(each.id)
             else:
-                self._told.discard(each.id)
-                self._owed.pop(each.id, None)
+                self._forget(each.id)
         self._times[message.group] = now
-        (self._more.add if message.truncated_count else self._more.discard)(message.group)
+        (self._more.add if message.has_more else self._more.discard)(message.group)
         self._waiting.pop(message.group, None)
 
     def _group(self, alert: Alert) -> Group:
@@ -122,6 +139,7 @@ class Outbox:
         """Return the books, for `restore`."""
         return {
             "told": sorted(self._told),
+            "offered": sorted(self._offered - self._told),
             "owed": [each.document() for each in self._owed.values()],
             "times": [[group, time] for group, time in self._times.items()],
             "dropped_count": self.dropped_count,
@@ -131,7 +149,9 @@ class Outbox:
         """Undo `document`, with the ids of the alerts that go on; LookupError, TypeError or ValueError when it is none."""
         owed = [Alert.restored(each) for each in stored["owed"]]
         self._owed = {each.id: each for each in owed}
-        self._told = set(stored["told"]).intersection({*going_on, *self._owed})
+        alive = {*going_on, *self._owed}
+        self._told = alive.intersection(stored["told"])
+        self._offered = self._told | alive.intersection(stored.get("offered", ()))
         self._times = {tuple((name, value) for name, value in group): time for group, time in stored["times"]}
         self.dropped_count = int(stored["dropped_count"])
 
@@ -139,4 +159,11 @@ class Outbox:
 def _message(group: Group, parts: Sequence[Sequence[Alert]]) -> Message:
     """Return a message of a group: what is new first, then what is over, then what is known."""
     alerts = [each for part in parts for each in part]
-    return Message(group=group, alerts=tuple(alerts[:MAX_ALERTS]), truncated_count=max(0, len(alerts) - MAX_ALERTS))
+    begun, over, known = map(len, parts)
+    return Message(
+        group=group,
+        alerts=tuple(alerts[:MAX_ALERTS]),
+        is_firing=begun + known > 0,
+        truncated_count=max(0, len(alerts) - MAX_ALERTS),
+        has_more=begun + over > MAX_ALERTS,
+    )

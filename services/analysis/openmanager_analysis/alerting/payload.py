@@ -15,15 +15,14 @@ NEVER = "0001-01-01T00:00:00Z"
 
 
 def payload(message: Message, receiver: str, external_url: str) -> dict[str, Any]:
-    """Return the document of a message; it fires as long as one of its alerts does."""
-    firing = any(each.state is State.FIRING for each in message.alerts)
+    """Return the document of a message; it fires as long as one of its group does."""
     labels = dict(message.group)
     shown = ", ".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
     return {
         "version": VERSION,
         "groupKey": f"{{}}:{{{shown}}}",
         "truncatedAlerts": message.truncated_count,
-        "status": "firing" if firing else "resolved",
+        "status": "firing" if message.is_firing else "resolved",
         "receiver": receiver,
         "groupLabels": labels,
         "commonLabels": _common([each.labels for each in message.alerts]),
