@@ -234,12 +234,23 @@ def test_alerts_go_on_when_only_bounds_change_and_are_judged_by_the_new_ones():
 
 def test_there_are_so_many_alerts_at_most_and_the_others_come_when_there_is_room(monkeypatch):
     monkeypatch.setattr(engine, "MAX_ALIVE", 1)
+    monkeypatch.setattr(engine, "RESERVED", 0)
     judge = Judge(rule())
     judge.see(0, 95)
     judge.see(1, 95, server="web-2")
     assert (judge.states(), judge.alerting.left_out_count) == ([("web-1", "FIRING")], 1)
     judge.see(2, 10)
     assert judge.see(3, 95, server="web-2") == [("web-2", "FIRING")]
+
+
+def test_a_rule_that_is_about_everything_leaves_room_for_what_is_critical(monkeypatch):
+    monkeypatch.setattr(engine, "MAX_ALIVE", 2)
+    monkeypatch.setattr(engine, "RESERVED", 1)
+    judge = Judge(rule(metrics=("*",)), rule("grave", metrics=("disk",), severity=Severity.CRITICAL))
+    judge.see(0, 95)
+    assert judge.see(1, 95, server="web-2") == [("web-1", "FIRING")]
+    assert judge.see(2, 95, server="web-3", metric="disk") == [("web-1", "FIRING"), ("web-3", "FIRING")]
+    assert judge.alerting.left_out_count == 2
 
 
 def test_series_that_send_nothing_any_more_make_room_for_others_and_alerts_go_on(monkeypatch):

@@ -16,7 +16,8 @@ from openmanager_analysis.anomaly import Severity
 from openmanager_analysis.explanation import figure, span
 from openmanager_analysis.told import Chronicle
 
-MAX_ALIVE, MAX_KEPT = 10_000, 1_000
+# Of those that are alive, some are for critical ones only: a rule that is about everything must not hide what is grave.
+MAX_ALIVE, RESERVED, MAX_KEPT = 10_000, 1_000, 1_000
 MESSAGE_BYTES = 3 << 20
 NANOS = 10**9
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")

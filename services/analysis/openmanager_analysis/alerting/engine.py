@@ -11,13 +11,13 @@ import numpy as np
 
 from openmanager.frame import Frame
 from openmanager.metric import select
-from openmanager_analysis.alerting.alert import MAX_ALIVE, Alert, Register, State, Subject, begun, described
+from openmanager_analysis.alerting.alert import MAX_ALIVE, RESERVED, Alert, Register, State, Subject, begun, described
 from openmanager_analysis.alerting.plan import Planner, chooses
 from openmanager_analysis.alerting.rule import Exhausting, Rule, Threshold, Trouble, Unusual
 from openmanager_analysis.alerting.silence import Silence
 from openmanager_analysis.alerting.slots import AHEAD_NANOS, IDLE, Judged, Moved, Slots
 from openmanager_analysis.alerting.suppression import Suppression
-from openmanager_analysis.anomaly import Anomaly
+from openmanager_analysis.anomaly import Anomaly, Severity
 from openmanager_analysis.collector import Names
 from openmanager_analysis.explanation import explain
 from openmanager_analysis.history import DAY_NANOS
@@ -289,11 +289,11 @@ class Alerting:
 
     def _begin(self, slot: int, time: int, detail: str) -> Alert | None:
         subject = self._subjects[slot]
-        if len(self.register.open) >= MAX_ALIVE:
+        rule, info = self.rules[subject[0]], self.names.infos.get(subject[1])
+        if len(self.register.open) >= MAX_ALIVE - (0 if rule.severity is Severity.CRITICAL else RESERVED):
             self.left_out_count += 1
             self._slots.state[slot] = IDLE
             return None
-        rule, info = self.rules[subject[0]], self.names.infos.get(subject[1])
         alert = begun(rule, subject, info, time=time, value=float(self._slots.value[slot]), detail=detail)
         self.register.put(alert)
         return alert
