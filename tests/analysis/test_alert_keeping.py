@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from analysis.alerting import BEGIN, SECOND, Desk, Hook, StillClock, frame, rule
-from openmanager_analysis.alerting import matcher, outbox
+from openmanager_analysis.alerting import engine, matcher, outbox
 from openmanager_analysis.alerting.payload import NEVER
 from openmanager_analysis.alerting.rule import OPEN_LABELS, Inhibitor, check, check_acyclic
 from openmanager_analysis.alerting.silence import Silence
@@ -194,6 +194,37 @@ async def test_a_clock_that_was_ahead_and_is_put_back_keeps_nobody_from_being_to
     await desk.look()
     await desk.look(60)
     assert hook.statuses[1:] == [(FIRING, [("web-2", FIRING), ("web-1", FIRING)])]
+
+
+async def test_storing_and_telling_takes_half_of_the_time_at_most(desk: Desk, monkeypatch):
+    rests = []
+
+    class RestedError(Exception):
+        pass
+
+    async def look() -> None:
+        desk.clock.go(0.5)
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+        raise RestedError
+
+    monkeypatch.setattr(desk.keeper, "look", look)
+    desk.keeper.changed()
+    monkeypatch.setattr(asyncio, "sleep", rest)
+    with pytest.raises(RestedError):
+        await desk.keeper.run()
+    assert rests == [0.5]
+
+
+async def test_the_status_says_that_alerts_are_left_out_as_long_as_there_is_no_room(desk: Desk, monkeypatch):
+    monkeypatch.setattr(engine, "MAX_ALIVE", 2)
+    monkeypatch.setattr(engine, "RESERVED", 1)
+    await desk.see(95)
+    await desk.see(95, server="web-2")
+    assert (await desk.keeper.find()).warnings == ("alerts are left out: 1 are alive",)
+    await desk.see(10)
+    assert (await desk.keeper.find()).warnings == ()
 
 
 # ── silences and inhibition ────────────────────────────────────────────────────────────────────────────────────────

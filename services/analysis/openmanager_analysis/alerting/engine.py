@@ -53,7 +53,7 @@ class Alerting:
         self.rules: dict[str, Rule] = {}
         self.silences: dict[str, Silence] = {}
         self.position = 0
-        # Alerts, and pairs of a series and a rule, that there was no room for.
+        # How often there was no room for an alert since there was some, and for a pair of a series and a rule.
         self.left_out_count = self.unwatched_count = 0
         # Expectations come so seldom: until three are missing they are what is known.
         self._outlook_nanos = outlook_nanos
@@ -150,6 +150,8 @@ class Alerting:
                 self._end(slot, now, NO_DATA)
             elif stale != alert.stale:
                 self.register.put(replace(self.now(alert), stale=stale))
+        if len(self.register.open) < MAX_ALIVE - RESERVED:
+            self.left_out_count = 0  # they have room again
         self._make_room(now)
         self.register.trim()
 

@@ -143,10 +143,13 @@ class Keeper:
                 except TimeoutError:
                     pass
                 self._changed.clear()
+                begin = self._clock.monotonic()
                 try:
                     await self.look()
                 except Exception:  # nobody else goes on telling
                     log.exception("alerts could not be told")
+                # All alerts are stored after each change: where there are many, others need the processor too.
+                await asyncio.sleep(min(self._clock.monotonic() - begin, TICK_SECONDS))
         finally:
             tasks = [line.sending for line in self._lines if line.sending is not None]
             for task in tasks:
@@ -289,7 +292,7 @@ class Keeper:
         if self._unsaved:
             warnings.append("alerts cannot be stored: a restart may tell some again")
         if self.alerting.left_out_count:
-            warnings.append(f"{self.alerting.left_out_count:,} alerts are left out: there are too many")
+            warnings.append(f"alerts are left out: {len(register.open):,} are alive")
         if self.alerting.unwatched_count:
             warnings.append(f"rules look at more than {MAX_SLOTS:,} series: the others are left out")
         for line in self._lines:
