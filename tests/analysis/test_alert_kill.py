@@ -28,6 +28,7 @@ from openmanager_analysis.alerting.keeper import Keeper
 from openmanager_analysis.collector import Names
 
 from openmanager.client import Client
+from openmanager.errors import DeadlineExceededError, UnavailableError
 from openmanager.frame import Frame
 from openmanager.runtime.clock import SystemClock
 
@@ -148,7 +149,14 @@ class Fleet:
             metrics=("cpu_usage",),
             values=np.full((1, 1, 1), 10.0 if is_well else 95.0),
         )
-        await self._client.write_frame(frame)
+
+        async def is_written() -> bool:
+            with contextlib.suppress(UnavailableError, DeadlineExceededError):
+                await self._client.write_frame(frame)
+                return True
+            return False
+
+        await wait_until(is_written, PATIENCE)
         at = f"{datetime.fromtimestamp(self._last // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{self._last % 1000:03d}Z"
         if is_well:
             self.over[server, self.going_on.pop(server)] = at
