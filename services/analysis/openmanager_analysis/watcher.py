@@ -18,6 +18,7 @@ from openmanager.frame import ServerInfo, decode_trusted
 from openmanager.log_follower import LogFollower
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer
+from openmanager.shield import shielded
 from openmanager.runtime.status import Finding
 from openmanager.watch import Bell
 from openmanager_analysis import state
@@ -100,7 +101,10 @@ class Watcher:
             log.error("what was learnt cannot be read, and is learnt anew: %s", err)  # noqa: TRY400  (it says all)
 
     async def save(self) -> None:
-        """Store what was learnt."""
+        """Store what was learnt; whoever is cancelled meanwhile leaves it to its end, and nobody else stores beside it."""
+        await shielded(self._save())
+
+    async def _save(self) -> None:
         async with self._busy:
             document = self._document()
             try:
