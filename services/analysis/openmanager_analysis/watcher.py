@@ -18,8 +18,8 @@ from openmanager.frame import ServerInfo, decode_trusted
 from openmanager.log_follower import LogFollower
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer
-from openmanager.shield import shielded
 from openmanager.runtime.status import Finding
+from openmanager.shield import shielded
 from openmanager.watch import Bell
 from openmanager_analysis import state
 from openmanager_analysis.alerting.keeper import Keeper
