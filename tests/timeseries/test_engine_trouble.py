@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from timeseries.shard import StillClock, asked, opened
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.frame import Frame
+from openmanager.runtime.breaker import FAILURES
 
 
 class SlowEngine(PickyEngine):
@@ -25,7 +27,7 @@ class SlowEngine(PickyEngine):
         self.refuses.clear()
         self.clock = clock
         self.seconds = 0.0
-        self.locked = False
+        self.locked = self.hangs = False
 
     async def check(self) -> EngineState:
         self.clock.seconds += self.seconds
@@ -38,6 +40,8 @@ class SlowEngine(PickyEngine):
         return await super().write(frames, info_of)
 
     async def read(self, wanted: Wanted) -> Coded:
+        if self.hangs:
+            await asyncio.Event().wait()
         self.clock.seconds += self.seconds
         nothing = np.empty(0, np.int64)
         return Coded(
@@ -99,6 +103,27 @@ async def test_an_engine_whose_answers_are_slow_is_not_asked_any_more(tmp_path: 
         assert not link.writes.is_open
         answer = await history.query_range(asked(-9, 1), 20)
         assert answer.degraded_reason == "influxdb answers slowly: p95 1,200 ms; read from blocks"
+
+
+async def test_an_engine_that_hangs_leaves_the_blocks_time_to_answer(tmp_path: Path):
+    async with opened(tmp_path) as history:
+        engine = SlowEngine(history.clock)
+        link = EngineLink(engine, history, history.clock, tmp_path / "engine.json")
+        history.engine = EngineReader(link, history.catalog, 20.0, history.clock)
+        await written(history, ["a"])
+        await history.seal()
+        history.head.drop(-1)
+        await link.look()
+        link._visible = history.log.state.head_position
+        engine.hangs = True
+        for _ in range(FAILURES):  # callers in a hurry say nothing of the engine
+            assert (await history.query_range(asked(-9, 1), 0.1)).degraded_reason
+        assert not link.reads.is_open
+        async with asyncio.timeout(1):
+            found = await asyncio.gather(*(history.query_range(asked(-9, 1), 1.0) for _ in range(FAILURES)))
+        for answer in found:
+            assert answer.degraded_reason == "influxdb does not answer in time; read from blocks"
+        assert link.reads.is_open
 
 
 async def test_an_engine_that_refuses_the_credentials_says_so(tmp_path: Path):

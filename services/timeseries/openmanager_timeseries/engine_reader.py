@@ -19,6 +19,11 @@ from openmanager_timeseries.retention import Match
 from openmanager_timeseries.samples import Long
 from openmanager_timeseries.span import Span
 
+# The share of the caller's time that is the engine's: the rest is for the blocks.
+SHARE = 0.25
+# An engine that had less time than this and did not answer need not be in trouble: the caller was in a hurry.
+FAIR_SECONDS = 0.25
+
 log = logging.getLogger(__name__)
 
 
@@ -31,8 +36,8 @@ class EngineReader:
         self._catalog = catalog
         self._seconds = read_seconds
 
-    async def read(self, plan: Plan, first_position: int) -> tuple[Borrowed | None, str]:
-        """Return what the engine has of a plan, or None and why the blocks are read instead.
+    async def read(self, plan: Plan, first_position: int, seconds: float) -> tuple[Borrowed | None, str]:
+        """Return what the engine has of a plan, or None and why the blocks are read instead, in the rest of `seconds`.
 
         The head holds everything from `first_position` on.
         """
@@ -40,11 +45,13 @@ class EngineReader:
         if why := self._why_not(first_position):
             return None, f"{link.name} {why}; read from blocks"
         start = self._clock.monotonic()
+        own = min(self._seconds, SHARE * seconds)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(own):
                 found = await self._read(plan)
         except (UnavailableError, TimeoutError) as err:
-            link.reads.failed(start, *trouble(err))
+            if own >= FAIR_SECONDS or not isinstance(err, TimeoutError):
+                link.reads.failed(start, *trouble(err))
             return None, f"{link.name} does not answer{' in time' * isinstance(err, TimeoutError)}; read from blocks"
         except OpenManagerError:
             return None, f"{link.name} does not answer; read from blocks"

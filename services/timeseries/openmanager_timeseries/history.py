@@ -235,7 +235,7 @@ class History:
         borrowed, degraded = None, ""
         try:
             if self.engine is not None and plan.blocks and not own:
-                borrowed, degraded = await self.engine.read(plan, self.head.first_position)
+                borrowed, degraded = await self.engine.read(plan, self.head.first_position, seconds)
             if self._planner.is_light(plan):
                 return self._planner.compute(plan, stop)
             loop = asyncio.get_running_loop()

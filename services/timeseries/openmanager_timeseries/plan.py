@@ -64,8 +64,11 @@ class Borrowed:
 class RawSource(Protocol):
     """Another place than the blocks for raw samples: it is asked first, and the blocks answer when it cannot."""
 
-    async def read(self, plan: Plan, first_position: int) -> tuple[Borrowed | None, str]:
-        """Return what it has of a plan, or None and why not; the head holds everything from a position on."""
+    async def read(self, plan: Plan, first_position: int, seconds: float) -> tuple[Borrowed | None, str]:
+        """Return what it has of a plan, or None and why not; the head holds everything from a position on.
+
+        It leaves the blocks time enough to answer within `seconds`.
+        """
         ...
 
     async def delete(self, match: Match, start: int, end: int) -> None:
