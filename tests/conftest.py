@@ -17,11 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from openmanager import suite
 from openmanager.runtime.peer import Peer
 
 suite.load_protos()
+# The same examples every time; and how long one takes is the affair of the machine.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 STARTED = "OpenManager is up"
 PORTS = 6

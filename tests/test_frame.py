@@ -66,7 +66,7 @@ def frames(draw):
 
 
 @given(frames())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_what_is_written_by_hand_is_what_protobuf_writes(frame: Frame):
     wire = encode(frame)
     message = frame_pb2.Frame.FromString(wire)
@@ -74,7 +74,7 @@ def test_what_is_written_by_hand_is_what_protobuf_writes(frame: Frame):
 
 
 @given(frames())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_the_reader_gives_what_protobuf_gives_the_first_time_and_every_time(frame: Frame):
     try:
         expected = decode(frame_pb2.Frame.FromString(encode(frame)))
@@ -88,7 +88,7 @@ def test_the_reader_gives_what_protobuf_gives_the_first_time_and_every_time(fram
 
 
 @given(frames(), st.binary(max_size=30), st.integers(0, 400))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_a_damaged_frame_is_read_as_protobuf_reads_it(frame: Frame, noise: bytes, at: int):
     wire = encode(frame)
     reader = FrameReader()

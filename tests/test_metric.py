@@ -11,7 +11,7 @@ attributes = st.dictionaries(st.text(min_size=1, max_size=10), st.text(max_size=
 
 
 @given(attributes)
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_a_key_comes_apart_into_what_it_was_made_of(found: dict[str, str]):
     name, parsed = parse_key(make_key("system.x", found))
     assert (name, dict(parsed)) == ("system.x", found)
@@ -64,7 +64,7 @@ globs = st.builds(
 
 
 @given(st.lists(keys, max_size=12), st.lists(st.one_of(keys, globs), min_size=1, max_size=12))
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500)
 def test_many_patterns_choose_what_each_of_them_chooses(found: list[str], patterns: list[str]):
     matchers = [Pattern.parse(pattern).matcher() for pattern in patterns]
     expected = [at for at, key in enumerate(found) if any(matches(key) for matches in matchers)]

@@ -19,7 +19,7 @@ from openmanager.frame import MetricInfo, ServerInfo
 from openmanager.rollup import COLUMNS, Grid, coarsen, decode_grid, encode_grid, reduce_samples, reduce_ticks, settle
 
 HOUR = 3600 * 10**9
-property_test = settings(max_examples=150, deadline=None, derandomize=True)
+property_test = settings(max_examples=150)
 
 
 @st.composite

@@ -207,7 +207,7 @@ async def test_more_than_memory_allows_is_to_be_tried_again(local: LocalMesh, mo
         assert status == 200
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),

@@ -138,12 +138,12 @@ async def test_a_session_that_is_revoked_ends_its_stream(browser: Console, guard
     assert (await browser.ask("GET", "/api/session"))[0] == 401
 
 
-def test_the_console_is_told_no_secret(guarded: Mesh):
+async def test_the_console_is_told_no_secret(guarded: Mesh, browser: Console):
     told = environment(child(guarded, "serve\0console"))
     assert not [name for name in told if "KEY" in name or name.endswith("_URL_FILE")]
 
 
-def test_what_it_logs_names_no_session(guarded: Mesh):
+async def test_what_it_logs_names_no_session(guarded: Mesh, browser: Console):
     text = (guarded.data / "logs/console.log").read_text()
     assert PASSWORD not in text
     assert "openmanager-session" not in text

@@ -48,7 +48,7 @@ async def test_what_was_found_once_is_not_found_again(local: dict[str, Method], 
     assert (await told(local[CORPUS[name]["method"]], *messages)).fault == ""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_any_message_of_any_method_gets_an_answer_that_a_client_may_get(local: dict[str, Method], data):
     name = data.draw(st.sampled_from(sorted(BY_NAME.keys() & local.keys())))

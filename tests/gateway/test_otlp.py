@@ -261,7 +261,7 @@ def test_the_headline_comes_from_totals_where_there_is_no_utilization():
         max_size=20,
     )
 )
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_every_point_is_taken_or_rejected(points):
     out = converted(request(*(gauge(name, value, NOW + at * 10**6, **labels) for name, value, at, labels in points)))
     taken = {

@@ -12,7 +12,7 @@ words = st.integers(0, 2**32 - 1)
 
 
 @given(st.lists(st.integers(0, 2**70), min_size=1, max_size=6), st.lists(words, min_size=1, max_size=5))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_the_states_are_those_of_numpy(same: list[int], own: list[int]):
     found = sfc64_states((*same, np.asarray(own)), (len(own),))
     for state, word in zip(found, own, strict=True):
@@ -21,7 +21,7 @@ def test_the_states_are_those_of_numpy(same: list[int], own: list[int]):
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 100_000), st.integers(-3, 2**34))
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 def test_noise_is_that_of_the_addressed_streams(seed: int, first: int, block: int):
     noise = Normals(seed)
     out = np.empty((2, 3 * BLOCK, 5), np.float32)

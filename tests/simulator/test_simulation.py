@@ -68,7 +68,7 @@ def test_the_default_fleet_has_the_roles_and_environments_it_should():
 
 
 @given(st.integers(0, 200), st.integers(1, 70))
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 def test_any_window_is_a_part_of_any_larger_one(first: int, count: int):
     start = tick(MONDAY + 9 * 3600)
     whole = simulation().values(start, 280)

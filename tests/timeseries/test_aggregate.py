@@ -76,7 +76,7 @@ rows = st.lists(
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
 @given(rows=rows, start=st.integers(0, 20), length=st.integers(1, 50), step=st.integers(1, 25))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_buckets_are_what_one_sample_at_a_time_gives(name: str, rows, start: int, length: int, step: int):
     samples = ragged(*rows)
     found = computed(samples, name, start=start, end=start + length, step=step)
@@ -124,7 +124,7 @@ def test_a_group_pools_samples_but_sums_growth():
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.floats(-10, 10, allow_nan=False)), max_size=40),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_of_two_samples_of_one_time_the_later_position_wins_whatever_order_they_come_in(found, shuffle):
     expected: dict[tuple[int, int], float] = {}
     pieces = []

@@ -61,7 +61,7 @@ frames = st.lists(
 
 
 @given(frames, st.sampled_from([1, 5, 1 << 20]))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_whoever_wrote_when_the_last_write_by_position_is_kept_in_the_order_of_the_block(frames, group_rows: int):
     catalog, generation, expected = Catalog(1000), Generation(first=1), {}
     for number, (writer, times, holes) in enumerate(frames):

@@ -181,7 +181,7 @@ def ask(catalog: Catalog, model: Model, *query) -> None:
 
 
 @given(st.lists(steps, max_size=25), st.sampled_from([5, 12, 1000]))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_the_catalogue_says_what_dictionaries_say(done: list[tuple], limit: int):
     catalog, model = Catalog(limit), Model(limit)
     for step, *arguments in done:
@@ -488,7 +488,7 @@ def test_a_page_says_what_is_known():
     ),
     st.integers(1, 5),
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_what_lives_throughout_is_listed_once_whatever_comes_and_goes(size: int, changes: list, pace: int):
     catalog = Catalog(1000)
     first = [(server, metric) for server in SERVERS for metric in METRICS[::2]]

@@ -33,7 +33,7 @@ def rolled(samples: Ragged) -> Cells:
 @pytest.mark.parametrize("name", [*cell.NEEDS])
 @pytest.mark.parametrize("grouped", [False, True])
 @given(rows=series, border=st.integers(0, 10), step=st.sampled_from([10, 20, 50]))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_buckets_and_samples_side_by_side_give_what_samples_give(name: str, grouped, rows, border: int, step: int):
     if grouped and name in cell.OF_ONE_SERIES:
         return

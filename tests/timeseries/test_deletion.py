@@ -193,7 +193,7 @@ steps = st.one_of(
 
 
 @given(st.lists(steps, min_size=3, max_size=14))
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_what_was_deleted_stays_gone_and_all_else_stays(tmp_path_factory, wanted):
     """Writes, deletions, seals, roll-ups, merges, restarts and damaged blocks in any order."""
     shard = Shard(tmp_path_factory.mktemp("deletion"))

@@ -99,7 +99,7 @@ async def fill(history: History, servers: Sequence[str] = ("a", "b", "c")) -> No
     st.sampled_from([1, 100, 10_000]),
     st.sampled_from([1, 2, 10_000]),
 )
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_row_comes_once_and_in_order_and_resumed_after_every_chunk(
     tmp_path_factory, raw_rows: int, bucket_rows: int, read_rows: int, decode_rows: int, max_series: int
 ):
@@ -368,7 +368,7 @@ async def test_a_token_is_bound_to_the_rest_of_the_request(tmp_path: Path, monke
         st.binary(max_size=60).map(lambda data: base64.urlsafe_b64encode(data).decode().rstrip("=")),
     )
 )
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_what_is_no_token_is_refused(tmp_path_factory, text: str):
     async with opened(tmp_path_factory.mktemp("export")) as history:
         await write(history, [START], load=[1.0])

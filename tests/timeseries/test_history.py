@@ -38,7 +38,7 @@ writes = st.lists(
 
 
 @given(writes, st.sets(st.integers(0, 25)), st.booleans())
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_sample_is_read_as_written_across_seals_and_restarts(tmp_path_factory, found, seals, restart: bool):  # noqa: FBT001
     folder = tmp_path_factory.mktemp("history")
     expected: dict[tuple[str, str], dict[int, float]] = {}
@@ -273,7 +273,7 @@ VALUES = [0.0, -0.0, 5e-324, 1.7976931348623157e308, 2.0**53, 2.0**53 + 2, 0.1, 
         max_size=6,
     )
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_scaled_integers_are_used_only_where_they_give_the_double_back(values: list[float]):
     series = np.asarray(values)
     starts = np.arange(0, len(values), 2)

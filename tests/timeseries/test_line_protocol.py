@@ -199,7 +199,7 @@ def expected_lines(given_frames: Sequence[Frame], info_of=unknown) -> set[Line]:
 
 
 @given(frames(), infos)
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @example(make_frame([[[1.0, 2.0]]], ["x{a=b\\\\}", "x{a=\\\\\\\\\\,}"]), ("prod\\", "a b"))
 def test_each_reader_finds_in_the_lines_what_the_frame_holds(frame: Frame, about: tuple[str, str]):
     def info_of(server: str) -> ServerInfo:
@@ -214,7 +214,7 @@ def test_each_reader_finds_in_the_lines_what_the_frame_holds(frame: Frame, about
 
 
 @given(frames(), infos)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_the_lines_say_what_influxdb_client_would_write(frame: Frame, about: tuple[str, str]):
     def info_of(server: str) -> ServerInfo:
         return ServerInfo(id=server, environment=about[0], role=about[1])
@@ -224,7 +224,7 @@ def test_the_lines_say_what_influxdb_client_would_write(frame: Frame, about: tup
 
 
 @given(st.dictionaries(attribute_names, texts, max_size=5))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_attributes_come_back_from_their_tags(attributes: dict[str, str]):
     tags = tags_of(attributes.items())
     assert attributes == attributes_of(tags)
@@ -234,7 +234,7 @@ def test_attributes_come_back_from_their_tags(attributes: dict[str, str]):
 
 
 @given(texts)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_names_and_values_come_back_one_by_one(text: str):
     assert text == attribute_value(tag_value(text))
     assert text == attribute_name(tag_name(text))
@@ -356,7 +356,7 @@ def test_another_measurement_is_escaped():
 
 
 @given(st.lists(st.text("ab", max_size=12), max_size=20), st.integers(1, 40))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_pieces_end_where_lines_end(lines: list[str], limit: int):
     data = "".join(f"{line}\n" for line in lines).encode()
     pieces = list(split(data, limit))
@@ -366,7 +366,7 @@ def test_pieces_end_where_lines_end(lines: list[str], limit: int):
 
 
 @given(frames(), infos)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_what_was_written_is_read_back(frame: Frame, about: tuple[str, str]):
     info = {server: ServerInfo(id=server, environment=about[0], role=about[1]) for server in frame.servers}
     found = parse(LineEncoder().encode([frame], info.__getitem__), precision="ms")
@@ -501,14 +501,14 @@ def test_no_line_is_no_sample():
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500)
 def test_any_bytes_are_read_or_told(data: bytes):
     found = parse(b"x,host=a v=1 1\n" + data)
     assert len(found.samples.values) >= 1 or found.error_count
 
 
 @given(st.lists(st.sampled_from(['"', "\\", " ", ",", "=", "x", "host=a", "v=1", "\n", "1", "i"]), max_size=30))
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500)
 def test_any_mixture_of_what_is_special_is_read_or_told(parts: list[str]):
     found = parse(f"x,host=a v=1 1\n\n{''.join(parts)}".encode())
     assert "a" in found.samples.servers

@@ -17,7 +17,7 @@ from openmanager_timeseries.record import (
 )
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-properties = settings(max_examples=150, derandomize=True, database=None, deadline=None)
+properties = settings(max_examples=150, database=None)
 
 
 def encode(record):

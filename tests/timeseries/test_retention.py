@@ -323,7 +323,7 @@ async def test_a_series_that_is_kept_for_a_shorter_time_is_missed_by_name_of_its
     ),
     st.lists(st.tuples(st.sampled_from([("a",), ("b",)]), st.integers(1, 10), st.integers(1, 4)), max_size=2),
 )
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_what_stays_is_what_the_rules_and_holds_say(tmp_path_factory, rules, holds):
     folder = tmp_path_factory.mktemp("retention")
     async with opened(folder, tiers="5m:8d,1h:10d") as history:

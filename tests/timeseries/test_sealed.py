@@ -102,7 +102,7 @@ samples = st.dictionaries(
 
 
 @given(st.lists(samples, min_size=1, max_size=6), st.data())
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_merging_any_neighbours_changes_no_answer(tmp_path_factory, files: list[Samples], data):
     folder = tmp_path_factory.mktemp("sealed")
     target = store(folder)

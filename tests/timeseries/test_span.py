@@ -23,7 +23,7 @@ def canonical(found: span.Spans) -> bool:
 
 
 @given(spans, spans, st.integers(1, 9))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_sets_of_time_are_those_of_their_moments(some, others, width: int):
     assert moments(span.union((*some, *others))) == moments(some) | moments(others)
     assert moments(span.intersection(some, others)) == moments(some) & moments(others)
@@ -47,7 +47,7 @@ def test_sets_of_time_are_those_of_their_moments(some, others, width: int):
 
 
 @given(st.integers(0, 50), st.integers(1, 60), spans, spans, st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_every_moment_is_answered_once_by_the_coarsest_tier_that_may(start, length, dirty, dirtier, hour, minute, raw):
     wanted = (start, start + length)
     offers = [

@@ -129,7 +129,7 @@ writes = st.lists(
 
 
 @given(writes)
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_order_of_writes_seals_and_restarts_gives_the_buckets_of_the_samples(tmp_path_factory, found):
     """Late, early, overwritten, sealed in between, restarted: the tiers say what the samples say."""
     folder = tmp_path_factory.mktemp("tiers")
