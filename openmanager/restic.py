@@ -54,6 +54,7 @@ _KEPT = (
 _MISSING = "restic is not installed: backups need it on the PATH (apt install restic, or the container image)"
 # From version 0.17 on the exit code says it, before that the text alone.
 _NO_REPOSITORY, _LOCKED, _WRONG_PASSWORD, _NOT_ALL_READ = 10, 11, 12, 3
+_ABSENT = re.compile(r"unable to open config file: .*(not exist|no such file)")
 
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -109,40 +110,10 @@ class Repository:
         """Whether it is elsewhere than in a folder."""
         return self.place.startswith(S3)
 
-    def exists(self) -> bool:
-        """Say whether there is a repository, that our password opens."""
-        if not self.is_remote and not (Path(self.place) / "config").exists():
-            return False
-        try:
-            self._run(["cat", "config"])
-        except NotFoundError:
-            return False
-        return True
-
-    def make(self) -> None:
-        """Make it. A folder has its name when it is complete: a crash leaves none that is half made."""
-        if self.is_remote:
-            self._run(["init"])
-            return
-        path = Path(self.place)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FailedPreconditionError(f"{path} holds something else than backups")
-        aside = path.with_name(f".{path.name}.new")
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._run(["init"], place=str(aside))
-            try:
-                aside.rename(path)
-            except OSError:  # a volume is mounted there
-                shutil.rmtree(aside)
-                self._run(["init"])
-        except OSError as err:
-            raise FailedPreconditionError(f"{path} cannot be made: {err.strerror}") from err
-
     def backup(self, folder: Path, facts: Mapping[str, str], show: Show) -> Summary:
-        """Store what is in a folder as a new snapshot; `show` hears how far it is."""
-        self.unlock()
+        """Store what is in a folder as a new snapshot; `show` hears how far it is. The first one makes the repository."""
+        if not self.is_remote and not (Path(self.place) / "config").exists():
+            self._make()
         tags = ",".join([TAG, *(f"{name}={value}" for name, value in facts.items())])
         found: dict[str, Any] = {}
 
@@ -155,7 +126,11 @@ class Repository:
         # The copy is made of links, which have a new time of change each time: content, size and inode tell.
         arguments = ["backup", "--json", "--ignore-ctime", "--tag", tags, "."]
         try:
-            self._run(arguments, cwd=folder, hear=hear)
+            try:
+                self._run(arguments, cwd=folder, hear=hear)
+            except NotFoundError:
+                self._make()
+                self._run(arguments, cwd=folder, hear=hear)
         except DataLossError:
             if "snapshot_id" in found:  # what could not be read is missing in it
                 self._run(["forget", found["snapshot_id"]])
@@ -190,7 +165,7 @@ class Repository:
 
     def check(self, *, read_all: bool, tick: Callable[[], None] = lambda: None) -> None:
         """Look whether everything that the backups need is there, and undamaged where all is read; else DataLossError."""
-        self.unlock()
+        self._unlock()
         try:
             self._run(["check", *(["--read-data"] if read_all else [])], tick=tick)
         except UnavailableError as err:
@@ -202,14 +177,35 @@ class Repository:
 
     def forget(self, keep: Mapping[str, int], tick: Callable[[], None] = lambda: None) -> list[str]:
         """Delete old backups, and what only they needed; return the ids of those that went."""
-        self.unlock()
+        self._unlock()
         options = [part for name, count in keep.items() for part in (f"--keep-{name}", str(count))]
         before = {each.id for each in self.snapshots()}
         self._run(["forget", "--tag", TAG, "--group-by", "", "--prune", *options], tick=tick)
         return sorted(before - {each.id for each in self.snapshots()})
 
-    def unlock(self) -> None:
-        """Remove the locks of those that were killed; those of living ones stay."""
+    def _make(self) -> None:
+        """Make it. A folder has its name when it is complete: a crash leaves none that is half made."""
+        if self.is_remote:
+            self._run(["init"])
+            return
+        path = Path(self.place)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FailedPreconditionError(f"{path} holds something else than backups")
+        aside = path.with_name(f".{path.name}.new")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._run(["init"], place=str(aside))
+            try:
+                aside.rename(path)
+            except OSError:  # a volume is mounted there
+                shutil.rmtree(aside)
+                self._run(["init"])
+        except OSError as err:
+            raise FailedPreconditionError(f"{path} cannot be made: {err.strerror}") from err
+
+    def _unlock(self) -> None:
+        """Remove the locks of those that were killed; those of living ones stay. Who only adds needs no lock alone."""
         self._run(["unlock"])
 
     def _run(
@@ -265,15 +261,17 @@ class Repository:
 
     def _failure(self, code: int, text: str) -> OpenManagerError:
         """Return what an end of restic means."""
-        if code == _NO_REPOSITORY or "Is there a repository at" in text:
+        told = [line.removeprefix("Fatal: ").strip() for line in text.splitlines() if line.strip()]
+        if code == _NO_REPOSITORY or _ABSENT.search(text):
             return NotFoundError(f"there are no backups in {self.place}")
+        if "unable to open config file" in text:
+            return UnavailableError(f"{self.place} cannot be read: {told[0].removeprefix('unable to open config file: ')}")
         if code == _WRONG_PASSWORD or "wrong password" in text:
             return ConfigurationError(f"the password is not that of the backups in {self.place}")
         if code == _LOCKED or "already locked" in text:
             return FailedPreconditionError(f"{self.place} is in use by another backup: try again when it has ended")
         if code == _NOT_ALL_READ:
             return DataLossError("not everything could be read: no backup was made")
-        told = [line.removeprefix("Fatal: ").strip() for line in text.splitlines() if line.strip()]
         return UnavailableError(f"restic failed: {told[-1] if told else f'exit code {code}'}")
 
 

@@ -51,9 +51,7 @@ def backup(ctx: click.Context, *, data_dir: Path | None, place: str | None, as_j
     sources = backup_copy.sources(data_dir)
     repository = open_repository(place, cache=sources.work / "cache")
     began = time.monotonic()
-    with Bar("opening the repository") as bar, backup_copy.working(sources) as copy:
-        if not repository.exists():
-            repository.make()
+    with Bar("copying") as bar, backup_copy.working(sources) as copy:
         manifest = backup_copy.make(sources, copy, bar.retitle)
         bar.retitle("storing")
         summary = repository.backup(copy, _facts(manifest), lambda status: _show(bar, status))
