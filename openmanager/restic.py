@@ -54,6 +54,7 @@ _KEPT = (
 _MISSING = "restic is not installed: backups need it on the PATH (apt install restic, or the container image)"
 # From version 0.17 on the exit code says it, before that the text alone.
 _NO_REPOSITORY, _LOCKED, _WRONG_PASSWORD, _NOT_ALL_READ = 10, 11, 12, 3
+_ERRORS = re.compile(r"There were \d+ errors")
 _ABSENT = re.compile(r"unable to open config file: .*(not exist|no such file)")
 
 Show = Callable[[Mapping[str, Any]], None]
@@ -265,13 +266,17 @@ class Repository:
         if code == _NO_REPOSITORY or _ABSENT.search(text):
             return NotFoundError(f"there are no backups in {self.place}")
         if "unable to open config file" in text:
-            return UnavailableError(f"{self.place} cannot be read: {told[0].removeprefix('unable to open config file: ')}")
+            return UnavailableError(
+                f"{self.place} cannot be read: {told[0].removeprefix('unable to open config file: ')}"
+            )
         if code == _WRONG_PASSWORD or "wrong password" in text:
             return ConfigurationError(f"the password is not that of the backups in {self.place}")
         if code == _LOCKED or "already locked" in text:
             return FailedPreconditionError(f"{self.place} is in use by another backup: try again when it has ended")
         if code == _NOT_ALL_READ:
             return DataLossError("not everything could be read: no backup was made")
+        if _ERRORS.fullmatch(told[-1] if told else ""):  # each was told before
+            return DataLossError(f"the backup cannot be read as a whole: {told[0]}")
         return UnavailableError(f"restic failed: {told[-1] if told else f'exit code {code}'}")
 
 

@@ -83,10 +83,10 @@ def sources(data_dir: Path | None) -> Sources:
             root=None, timeseries=Path(own["timeseries"].value), analysis=analysis, database_url=url, loaded=loaded
         )
     root = (data_dir or default_data_dir()).resolve()
-    if not (root / "VERSION").exists():
-        raise ConfigurationError(f"{root} is no data directory: name another with --data-dir")
     if (root / RESTORING).exists():
         raise ConfigurationError(f"the data directory {root} holds a restore that has not ended")
+    if not (root / "VERSION").exists():
+        raise ConfigurationError(f"{root} is no data directory: name another with --data-dir")
     return Sources(
         root=root, timeseries=root / "timeseries", analysis=root / "analysis", database_url=url, loaded=loaded
     )
@@ -126,10 +126,10 @@ def make(place: Sources, copy: Path, say: Say) -> dict[str, Any]:
     if place.root is not None:
         for name in DATA:
             _copy(place.root / name, copy / "data" / name)
-    copy_files(place.timeseries, copy / "timeseries")
+    newest = copy_files(place.timeseries, copy / "timeseries")
     if place.analysis is not None:
         _copy(place.analysis, copy / "analysis")
-    copy_log(place.timeseries, copy / "timeseries")
+    copy_log(place.timeseries, copy / "timeseries", newest)
     say("copying the database")
     database = asyncio.run(_dump(place, copy / "database"))
     say("computing checksums")

@@ -4,7 +4,8 @@ Files that have their names never change, so they are linked; the newest segment
 so are the small files of state, which are replaced as a whole. What makes a start after a crash right makes the copy
 right: each part may be newer or older than another only as after a crash. So they are taken in this order:
 
-1. The segments of the log, but for the newest: whatever is deleted from now on is in the copy.
+1. The segments of the log, but for the newest: what is deleted of these from now on is in the copy. Segments go oldest
+   first, so that none after them has gone as long as the one that was the newest is there at the end.
 2. The consumers' positions, and after them the dead letters, which are durable before positions count them.
 3. How far the tiers have come, and what is known of engines: older than the files that they speak of.
 4. The files, with the deletions that were asked for: if these change meanwhile, the files are taken again.
@@ -35,13 +36,18 @@ FILES = ("blocks", "tiers", "sketches")
 ATTEMPTS = 10
 
 
-def copy_files(folder: Path, into: Path) -> None:
-    """Copy all but the end of the log (blocking); `into` is to be on the same volume, or it costs as much again."""
+def copy_files(folder: Path, into: Path) -> str:
+    """Copy all but the end of the log (blocking), and return what `copy_log` wants to know: the segment that was the newest.
+
+    `into` is to be on the same volume, or it costs as much room again.
+    """
     if not (folder / LOG).is_dir():
         raise FailedPreconditionError(f"{folder} holds no history")
     (into / LOG).mkdir(mode=0o750, parents=True)
-    for name in _segments(folder)[:-1]:
-        _link(folder / LOG / name, into / LOG / name)
+    *closed, newest = [*_segments(folder)] or [""]
+    for name in closed:
+        with contextlib.suppress(FileNotFoundError):  # it goes, for everybody has passed it
+            _link(folder / LOG / name, into / LOG / name)
     _copy(folder / LOG / POSITIONS, into / LOG / POSITIONS)
     _copy(folder / LOG / LETTERS, into / LOG / LETTERS)
     for path in folder.glob("*.json"):
@@ -50,16 +56,19 @@ def copy_files(folder: Path, into: Path) -> None:
     _copy_sealed(folder, into)
     _copy(folder / RETENTION, into / RETENTION)
     _copy(folder / CATALOG, into / CATALOG)
+    return newest
 
 
-def copy_log(folder: Path, into: Path) -> None:
-    """Copy what `copy_files` has left of the log (blocking)."""
+def copy_log(folder: Path, into: Path, newest: str) -> None:
+    """Copy what `copy_files` has left of the log (blocking); UnavailableError when some of it has gone meanwhile."""
     names = _segments(folder)
     for name in names[:-1]:
         if not (into / LOG / name).exists():
             _link(folder / LOG / name, into / LOG / name)
     for name in names[-1:]:
         _copy(folder / LOG / name, into / LOG / name)
+    if newest and newest not in _segments(folder):
+        raise UnavailableError("the log is deleted faster than it can be copied: try again later")
 
 
 def _segments(folder: Path) -> list[str]:
