@@ -260,7 +260,7 @@ class Repository:
             "AWS_SECRET_ACCESS_KEY": config.s3_secret_key.reveal(),
         }
 
-    def _failure(self, code: int, text: str) -> OpenManagerError:
+    def _failure(self, code: int, text: str) -> OpenManagerError:  # noqa: PLR0911  (a line for each end)
         """Return what an end of restic means."""
         told = [line.removeprefix("Fatal: ").strip() for line in text.splitlines() if line.strip()]
         if code == _NO_REPOSITORY or _ABSENT.search(text):

@@ -133,7 +133,7 @@ def make(place: Sources, copy: Path, say: Say) -> dict[str, Any]:
     say("copying the database")
     database = asyncio.run(_dump(place, copy / "database"))
     say("computing checksums")
-    found = checksums(copy / "timeseries")
+    found = checksums(copy / "timeseries", place.work / "checksums")
     pq.write_table(found.table, copy / CHECKSUMS, compression="zstd")
     manifest = {
         "format": FORMAT,

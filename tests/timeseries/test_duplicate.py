@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openmanager_timeseries import duplicate
+from openmanager_timeseries import checksum, duplicate
 from openmanager_timeseries.checksum import checksums, differences
 from openmanager_timeseries.duplicate import copy_files, copy_log
 from openmanager_timeseries.history import History
@@ -121,6 +121,29 @@ async def test_checksums_know_no_files(tmp_path: Path):
         assert len(files) == 4
         assert differences(several.table, merged.table) == []
         assert merged.table.to_pylist()[0]["row_count"] == 4
+
+
+async def test_what_was_computed_of_files_is_kept_as_long_as_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read = []
+    real = checksum._of_file
+    monkeypatch.setattr(checksum, "_of_file", lambda tier, path, kind: read.append(path) or real(tier, path, kind))
+    cache = tmp_path / "cache"
+    async with opened(tmp_path / "source") as history:
+        for number in range(2):
+            await add(history, number)
+            await history.seal()
+        first, second = checksums(tmp_path / "source", cache), checksums(tmp_path / "source", cache)
+        assert (len(read), first.table) == (2, second.table)
+        for path in cache.iterdir():
+            path.write_bytes(b"damaged")
+        assert checksums(tmp_path / "source", cache).table == first.table
+        assert len(read) == 4
+        history.blocks.replace(history.blocks.files[:1], None)
+        history.blocks.delete_replaced(-1.0)
+        checksums(tmp_path / "source", cache)
+        assert len(list(cache.iterdir())) == 1
 
 
 async def test_a_sample_that_is_another_is_found_in_the_log_and_in_blocks(tmp_path: Path):

@@ -6,6 +6,7 @@ It finds what went wrong by accident; against those who forge a backup stands it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from openmanager import durable
 from openmanager.api.frame.v1 import frame_pb2
 from openmanager.frame import decode_trusted
 from openmanager_timeseries import block
@@ -23,7 +26,7 @@ from openmanager_timeseries.log import SUFFIX
 from openmanager_timeseries.record import SEGMENT_HEADER, Record, scan
 from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
 from openmanager_timeseries.sealed import SUFFIX as SEALED
-from openmanager_timeseries.sealed import Format, Reader, open_sealed
+from openmanager_timeseries.sealed import Format, Name, Reader, open_sealed
 
 Hashes = NDArray[np.uint64]
 KEYS = ["tier", "server", "metric"]
@@ -42,21 +45,29 @@ class Checksums:
     damaged: tuple[str, ...]
 
 
-def checksums(folder: Path) -> Checksums:
-    """Return the checksums of a folder that nobody writes to (blocking)."""
+def checksums(folder: Path, cache: Path | None = None) -> Checksums:
+    """Return the checksums of a folder that nobody writes to (blocking).
+
+    Those of sealed files, which never change, are kept in `cache` and not computed again; without one all are.
+    """
     damaged: list[str] = []
     parts: list[pa.Table] = []
     last = 0
+    kept = set()
     for tier, path, kind in _sealed_files(folder):
         try:
-            number, found = _of_file(tier, path, kind)
+            found = _of_file(tier, path, kind) if cache is None else _cached(cache, tier, path, kind)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             damaged.append(path.name)
             continue
-        last = max(last, number) if tier == "raw" else last
+        kept.add(_cached_name(tier, path))
+        last = max(last, Name.parse(path.name).last) if tier == "raw" else last
         parts.append(found)
         if sum(map(len, parts)) > _MANY:
             parts = [_summed(parts)]
+    for path in cache.iterdir() if cache is not None and cache.is_dir() else ():
+        if path.name not in kept:
+            path.unlink()
     log, position, accepted = _of_log(folder / "log", last)
     table = _summed([*parts, log]).sort_by([(name, "ascending") for name in KEYS])
     return Checksums(table=table, position=position, accepted=accepted, damaged=tuple(damaged))
@@ -82,8 +93,27 @@ def _sealed_files(folder: Path) -> Iterator[tuple[str, Path, Format]]:
         yield f"{path.parent.name} sketches", path, SKETCHES
 
 
-def _of_file(tier: str, path: Path, kind: Format) -> tuple[int, pa.Table]:
-    """Return the last number that a file covers, and the checksums of its series."""
+def _cached_name(tier: str, path: Path) -> str:
+    return f"{tier}.{path.name}"
+
+
+def _cached(cache: Path, tier: str, path: Path, kind: Format) -> pa.Table:
+    """Return the checksums of a file's series, as they were computed before; a file's name tells its content."""
+    place = cache / _cached_name(tier, path)
+    with contextlib.suppress(pa.ArrowException, OSError):  # not there, or damaged
+        found = pq.read_table(place, page_checksum_verification=True)
+        if found.schema.equals(SCHEMA):
+            return found
+    made = _of_file(tier, path, kind)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(made, buffer, compression="zstd", write_page_checksum=True)
+    cache.mkdir(mode=0o700, exist_ok=True)
+    durable.replace(place, buffer.getvalue().to_pybytes())
+    return made
+
+
+def _of_file(tier: str, path: Path, kind: Format) -> pa.Table:
+    """Return the checksums of a file's series."""
     sealed = open_sealed(path)
     parts = []
     with Reader(sealed, kind) as reader:
@@ -106,7 +136,7 @@ def _of_file(tier: str, path: Path, kind: Format) -> tuple[int, pa.Table]:
                     np.add.reduceat(hashes, starts),
                 )
             )
-    return sealed.about.last, _summed(parts)
+    return _summed(parts)
 
 
 def _of_log(folder: Path, after: int) -> tuple[pa.Table, int, int]:
