@@ -262,7 +262,9 @@ class Repository:
 
     def _failure(self, code: int, text: str) -> OpenManagerError:  # noqa: PLR0911  (a line for each end)
         """Return what an end of restic means."""
-        told = [line.removeprefix("Fatal: ").strip() for line in text.splitlines() if line.strip()]
+        # Newer versions say it in JSON where the rest is JSON.
+        lines = [str(_message(line).get("message", line)) for line in text.splitlines()]
+        told = [line.removeprefix("Fatal: ").strip() for line in lines if line.strip()]
         if code == _NO_REPOSITORY or _ABSENT.search(text):
             return NotFoundError(f"there are no backups in {self.place}")
         if "unable to open config file" in text:
