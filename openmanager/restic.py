@@ -7,6 +7,7 @@ its arguments. A snapshot is there as a whole or not at all: restic writes it la
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import select
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ TAG = "openmanager"
 S3 = "s3:"
 TICK_SECONDS = 0.25
 END_SECONDS = 5.0
+# For what is small. Of the rest restic itself gives up what does not answer, after a quarter of an hour.
+OPEN_SECONDS = 60.0
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 # Of our environment what it needs; anything else, such as RESTIC_PASSWORD_COMMAND, would change what it does.
 _KEPT = (
@@ -113,7 +117,7 @@ class Repository:
 
     def backup(self, folder: Path, facts: Mapping[str, str], show: Show) -> Summary:
         """Store what is in a folder as a new snapshot; `show` hears how far it is. The first one makes the repository."""
-        if not self.is_remote and not (Path(self.place) / "config").exists():
+        if not self._is_there():
             self._make()
         tags = ",".join([TAG, *(f"{name}={value}" for name, value in facts.items())])
         found: dict[str, Any] = {}
@@ -127,11 +131,7 @@ class Repository:
         # The copy is made of links, which have a new time of change each time: content, size and inode tell.
         arguments = ["backup", "--json", "--ignore-ctime", "--tag", tags, "."]
         try:
-            try:
-                self._run(arguments, cwd=folder, hear=hear)
-            except NotFoundError:
-                self._make()
-                self._run(arguments, cwd=folder, hear=hear)
+            self._run(arguments, cwd=folder, hear=hear)
         except DataLossError:
             if "snapshot_id" in found:  # what could not be read is missing in it
                 self._run(["forget", found["snapshot_id"]])
@@ -144,7 +144,7 @@ class Repository:
 
     def snapshots(self) -> list[Snapshot]:
         """Return the backups, oldest first."""
-        found = json.loads(self._run(["snapshots", "--json", "--no-lock", "--tag", TAG])) or []
+        found = json.loads(self._run(["snapshots", "--json", "--no-lock", "--tag", TAG], seconds=OPEN_SECONDS)) or []
         made = [
             Snapshot(
                 id=each["short_id"],
@@ -184,6 +184,16 @@ class Repository:
         self._run(["forget", "--tag", TAG, "--group-by", "", "--prune", *options], tick=tick)
         return sorted(before - {each.id for each in self.snapshots()})
 
+    def _is_there(self) -> bool:
+        """Say whether there is a repository; UnavailableError when storage elsewhere does not answer."""
+        if not self.is_remote:
+            return (Path(self.place) / "config").exists()
+        try:
+            self.snapshots()
+        except NotFoundError:
+            return False
+        return True
+
     def _make(self) -> None:
         """Make it. A folder has its name when it is complete: a crash leaves none that is half made."""
         if self.is_remote:
@@ -217,8 +227,16 @@ class Repository:
         cwd: Path | None = None,
         hear: Show | None = None,
         tick: Callable[[], None] = lambda: None,
+        seconds: float = math.inf,
     ) -> str:
         """Run restic and return what it printed; `hear` gets each line of JSON, `tick` is called now and then."""
+        end = time.monotonic() + seconds
+
+        def on_time() -> None:
+            tick()
+            if time.monotonic() > end:
+                raise UnavailableError(f"{self.place} does not answer")
+
         lines: list[str] = []
         with _in_memory(self._config.password) as secret, tempfile.TemporaryFile() as errors:
             cache = ["--cache-dir", str(self._cache)] if self._cache else ["--no-cache"]
@@ -240,7 +258,7 @@ class Repository:
                 stderr=errors,
             )
             try:
-                for line in _lines(process, tick):
+                for line in _lines(process, on_time):
                     lines.append(line) if hear is None else hear(_message(line))
                 code = process.wait()
             finally:

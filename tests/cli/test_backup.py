@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from openmanager import restic
 from openmanager.cli.main import main
 from openmanager.config import Secret
 from openmanager.restic import BackupConfig, Repository
@@ -90,8 +91,12 @@ def test_s3_without_keys(refused: Refused, with_restic: None):
 def test_s3_that_is_away_is_not_said_to_be_empty(refused: Refused, with_restic: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setattr(restic, "OPEN_SECONDS", 10.0)  # newer versions try for long
     code, said = refused("backup", "list", "--from", "s3:http://127.0.0.1:1/bucket")
-    assert (code, "cannot be read" in said, "connection refused" in said) == (69, True, True)
+    assert code == 69
+    assert said.startswith(
+        ("s3:http://127.0.0.1:1/bucket does not answer", "s3:http://127.0.0.1:1/bucket cannot be read")
+    )
 
 
 def test_a_folder_without_backups(refused: Refused, with_restic: None, tmp_path: Path):
