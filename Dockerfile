@@ -1,6 +1,10 @@
 # One image for every service: docker build -t openmanager:local .
 # A build that can be repeated names the base by digest: --build-arg BASE_IMAGE=python:3.13-slim@sha256:…
 ARG BASE_IMAGE=python:3.13-slim
+# One program, for `openmanager backup`.
+ARG RESTIC_IMAGE=restic/restic:0.18.0
+
+FROM ${RESTIC_IMAGE} AS restic
 
 FROM ${BASE_IMAGE} AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
@@ -30,6 +34,7 @@ RUN groupadd --gid 10001 openmanager \
        /etc/openmanager/certs/metadata /etc/openmanager/certs/analysis /etc/openmanager/certs/simulator /etc/openmanager/certs/gateway \
        /etc/openmanager/certs/console
 COPY --from=builder /opt/openmanager /opt/openmanager
+COPY --from=restic /usr/bin/restic /usr/local/bin/restic
 ENV PATH=/opt/openmanager/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /var/lib/openmanager
 USER 10001:10001

@@ -8,6 +8,7 @@
     DIR/locks/        one per child process, held as long as any process of it lives
     DIR/logs/         what the child processes printed
     DIR/timeseries/ DIR/analysis/ DIR/postgresql/ DIR/valkey/
+    DIR/RESTORING     only while a backup is restored into it: nothing else may use what is half there
 
 Everything is made for its owner alone: the programs that run as somebody else are started inside their directory.
 """
@@ -31,6 +32,7 @@ from openmanager.config import Secret
 from openmanager.errors import ConfigurationError
 
 LAYOUT_VERSION = 1
+RESTORING = "RESTORING"
 # A socket's address has 108 bytes (unix(7)), its end included; the longest name below is `pg/.s.PGSQL.5432`.
 MAX_RUNTIME_PATH = 80
 
@@ -57,13 +59,17 @@ class DataDir:
         self._held = held
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open a data directory, made if need be; DataDirError when it is in use, too new, or not writable."""
+    def open(cls, path: str | Path, *, restoring: bool = False) -> Self:
+        """Open a data directory, made if need be; DataDirError when it is in use, too new, half restored, or not writable."""
         with ExitStack() as held:
             try:
                 path = Path(path).resolve()
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 held.enter_context(_lock(path))
+                if not restoring and (path / RESTORING).exists():
+                    raise DataDirError(
+                        f"the data directory {path} holds a restore that has not ended: run it again, or delete it"
+                    )
                 _check_version(path)
                 for name in _SUBDIRECTORIES:
                     (path / name).mkdir(mode=0o700, exist_ok=True)
@@ -153,7 +159,7 @@ def _check_version(path: Path) -> None:
 @contextmanager
 def _runtime_directory(path: Path) -> Iterator[Path]:
     """Make, hold and at last delete the directory for sockets: short, and nobody else's."""
-    runtime = _runtime_path(path)
+    runtime = runtime_path(path)
     try:
         runtime.mkdir(mode=0o700, exist_ok=True)
         # O_NOFOLLOW and the owner's check on what was opened: in /tmp anybody may have made that name before us.
@@ -173,7 +179,7 @@ def _runtime_directory(path: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def _runtime_path(path: Path) -> Path:
+def runtime_path(path: Path) -> Path:
     """Return the runtime directory of a data directory: always the same one for the same user and environment."""
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
     user = os.geteuid()

@@ -8,6 +8,7 @@ from typing import Any
 
 from openmanager.config import Configuration
 from openmanager.embedded import EmbeddedConfig
+from openmanager.restic import BackupConfig
 from openmanager.runtime.module import MeshConfig, Module, ServerConfig
 
 # The proto services of each service; the gateway routes them all.
@@ -97,7 +98,12 @@ async def serve(name: str, configuration: Configuration) -> None:
 
 def sections() -> dict[str, type[Any]]:
     """Return every section of the configuration."""
-    found: dict[str, type[Any]] = {"mesh": MeshConfig, "server": ServerConfig, "embedded": EmbeddedConfig}
+    found: dict[str, type[Any]] = {
+        "mesh": MeshConfig,
+        "server": ServerConfig,
+        "embedded": EmbeddedConfig,
+        "backup": BackupConfig,
+    }
     for name in PROGRAMS:
         config = import_module(f"openmanager_{name}.config")
         found[name] = getattr(config, f"{name.capitalize()}Config")

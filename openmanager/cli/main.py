@@ -52,6 +52,8 @@ COMMANDS = {
     "simulate": "simulate",
     "fault": "fault",
     "certs": "certs",
+    "backup": "backup",
+    "restore": "restore",
     "config": "config",
     "version": "version",
 }

@@ -180,7 +180,10 @@ def _url_files(data: DataDir, stores: Mapping[str, Store]) -> dict[str, str]:
 def _of_service(name: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without what other services, or commands, are told: it may be secret."""
     known = config.keys(suite.sections())
-    hidden = {"OPENMANAGER_TOKEN", *(key.variable for key in known if key.section in {*suite.PROGRAMS} - {name})}
+    hidden = {
+        "OPENMANAGER_TOKEN",
+        *(key.variable for key in known if key.section in {*suite.PROGRAMS, "backup"} - {name}),
+    }
     if name == suite.CONSOLE:  # it speaks for nobody
         hidden |= {key.variable for key in known if (key.section, key.name) == ("server", "mesh_key")}
     return {each: text for each, text in environment.items() if hidden.isdisjoint({each, each.removesuffix("_FILE")})}

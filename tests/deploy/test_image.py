@@ -50,7 +50,7 @@ def stages() -> list[Stage]:
     return found
 
 
-BUILDER, FINAL = stages()
+RESTIC, BUILDER, FINAL = stages()
 
 
 def ignored(path: str) -> bool:
@@ -83,7 +83,10 @@ def test_both_stages_are_built_on_the_one_base_image():
 
 
 def test_the_final_stage_takes_only_the_installed_program_and_installs_nothing():
-    assert FINAL.all("COPY") == ["--from=builder /opt/openmanager /opt/openmanager"]
+    assert FINAL.all("COPY") == [
+        "--from=builder /opt/openmanager /opt/openmanager",
+        "--from=restic /usr/bin/restic /usr/local/bin/restic",
+    ]
     assert FINAL.all("ADD") == []
     assert not re.search(r"apt|pip|curl|wget|gcc", " ".join(FINAL.all("RUN")))
 

@@ -135,7 +135,7 @@ def test_two_data_directories_have_two_directories_for_sockets(tmp_path):
 
 
 def test_what_a_crash_left_in_the_directory_for_sockets_does_no_harm(path):
-    runtime = datadir._runtime_path(path)
+    runtime = datadir.runtime_path(path)
     runtime.mkdir(mode=0o777)
     (runtime / "valkey.sock").touch()
     with DataDir.open(path) as data:
@@ -144,7 +144,7 @@ def test_what_a_crash_left_in_the_directory_for_sockets_does_no_harm(path):
 
 
 def test_a_link_in_place_of_the_directory_for_sockets_is_refused(path, tmp_path):
-    runtime = datadir._runtime_path(path)
+    runtime = datadir.runtime_path(path)
     runtime.symlink_to(tmp_path)
     try:
         with pytest.raises(DataDirError, match=f"^the directory {runtime} for sockets cannot be used"):
@@ -155,7 +155,7 @@ def test_a_link_in_place_of_the_directory_for_sockets_is_refused(path, tmp_path)
 
 @needs_root
 def test_a_directory_for_sockets_that_belongs_to_somebody_else_is_refused(path):
-    runtime = datadir._runtime_path(path)
+    runtime = datadir.runtime_path(path)
     runtime.mkdir()
     os.chown(runtime, pwd.getpwnam("nobody").pw_uid, -1)
     try:

@@ -22,10 +22,10 @@ def migrations() -> list[tuple[int, str, str]]:
     return [(int(file.name[:4]), file.name, file.read_text(encoding="utf-8")) for file in files]
 
 
-async def migrate(connection: Any) -> None:
+async def migrate(connection: Any, *, through: int | None = None) -> None:
     """Bring a database to this version's schema, in one transaction that excludes every other migration.
 
-    SchemaError when it is of a newer version, or when a migration that was applied is not the one we know.
+    With `through` to that of an earlier version, whose last migration it was. SchemaError when it is of a newer version, or when a migration that was applied is not the one we know.
     """
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
@@ -38,9 +38,11 @@ async def migrate(connection: Any) -> None:
             for row in await connection.fetch("SELECT number, checksum FROM schema_migrations")
         }
         known = migrations()
-        if max(applied, default=0) > known[-1][0]:
+        if max((*applied, through or 0)) > known[-1][0]:
             raise SchemaError("has the schema of a newer version")
         for number, name, sql in known:
+            if through is not None and number > through:
+                break
             checksum = hashlib.sha256(sql.encode()).hexdigest()
             if applied.get(number, checksum) != checksum:
                 raise SchemaError(f"has another migration {number} than this version")
