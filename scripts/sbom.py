@@ -29,6 +29,7 @@ from licences import VENDORED, Policy, Vendored, licences
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 TARGET = ROOT / "dist" / "openmanager.cdx.json"
 SCOPES = {
@@ -103,7 +104,7 @@ def bill() -> Bom:
     """Return the bill of what the lock installs on this system."""
     found, used = licences(Policy.load()), uses()
     installed = [pin for pin in pins(LOCK) if pin.is_installed]
-    if other := [pin.name for pin in installed if version(pin.name) != pin.version]:
+    if other := [pin.name for pin in installed if Version(version(pin.name)) != Version(pin.version)]:
         sys.exit(f"these are not installed as the lock has them, run `make setup`: {', '.join(other)}")
     components = {pin.name: component(pin, found[pin.name], used[pin.name]) for pin in installed}
     kept = [vendored(each) for each in VENDORED]

@@ -115,7 +115,8 @@ async def test_how_likely_a_limit_is_reached_is_said_by_horizon(tmp_path: Path):
     assert list(calm) == list(rising) == horizons
     assert found["web-1"].limit == 85
     assert calm[horizons[2]] < 0.05
-    assert rising[horizons[0]] > 0.05 > 10 * calm[horizons[0]]
+    # How likely depends on the hour of the day that it is now; that it is far likelier does not.
+    assert rising[horizons[0]] > 10 * calm[horizons[0]]
     assert list(rising.values()) == sorted(rising.values())
     assert [len(each.reach_probabilities) for each in by_default] == [2, 2]
     assert (code, "chance to reach 85" in shown, "in 24h" in table) == (0, True, True)
