@@ -345,12 +345,13 @@ def decode_trusted(message: frame_pb2.Frame) -> Frame:
         servers=tuple(servers),
         metrics=tuple(metrics),
         values=values.reshape(shape) if values.size == shape[0] * shape[1] * shape[2] else values.reshape(-1, 1, 1),
-        server_infos=tuple(_info(item) for item in message.server_infos),
+        server_infos=tuple(server_info(item) for item in message.server_infos),
         metric_infos=tuple(_metric_info(item) for item in message.metric_infos),
     )
 
 
-def _info(message: frame_pb2.ServerInfo) -> ServerInfo:
+def server_info(message: Any) -> ServerInfo:
+    """Return what a message tells of a server: a ServerInfo, or a Server of the inventory or of hot state."""
     return ServerInfo(
         id=message.id,
         hostname=message.hostname,
@@ -430,7 +431,7 @@ def check_metrics(metrics: tuple[str, ...]) -> tuple[str, ...]:
 
 def checked_info(message: frame_pb2.ServerInfo, field: str = "frame.server_infos") -> ServerInfo:
     """Return the checked info of a message, its id lower-cased; InvalidArgumentError naming the field below `field`."""
-    info = _info(message)
+    info = server_info(message)
     name = check_server_id(info.id, f"{field}.id")
     for key, limit in _INFO_LIMITS.items():
         check_text(f"{field}.{key}", getattr(info, key), limit)

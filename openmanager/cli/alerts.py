@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from openmanager.client import Alert, AlertRule, Client, Provenance, Silence
 
 F = TypeVar("F", bound=Callable[..., Any])
-STYLES = {"INFO": "", "WARNING": "yellow", "CRITICAL": "bold red"}
 STATES = {"PENDING": "yellow", "FIRING": "bold red", "RESOLVED": "green", "ACTIVE": "bold", "EXPIRED": "dim"}
 SEVERITIES = ("info", "warning", "critical")
 STORE_STATES = ("ok", "slow", "down", "hung", "empty", "readonly", "recovering")
@@ -225,7 +224,7 @@ async def _list(client: Client, *, active: bool, where: str, limit: int, as_json
 def _print(found: Sequence[Alert], total: int, about: Provenance | None) -> None:
     if found:
         made = render.table("since", "for", "state", "severity", "rule", "what", "sent", right=("for",))
-        _fold(made, "what")
+        render.fold(made, "what")
         for each in found:
             made.add_row(*_cells(each))
         render.console().print(made)
@@ -248,7 +247,7 @@ def _cells(each: Alert) -> tuple[Any, ...]:
         start.astimezone().strftime("%d %b %H:%M"),
         render.show_length((each.end_time or now) - start),
         state,
-        Text(each.severity.lower(), style=STYLES.get(each.severity, "")),
+        render.severity_text(each.severity),
         each.rule,
         each.annotations.get("summary", ""),
         "silenced"
@@ -261,12 +260,6 @@ def _cells(each: Alert) -> tuple[Any, ...]:
     )
 
 
-def _fold(made: Any, *names: str) -> None:
-    for column in made.columns:
-        if column.header in names:
-            column.no_wrap, column.overflow = False, "fold"
-
-
 async def _watch(client: Client, where: str, *, as_json: bool) -> None:
     from rich.text import Text
 
@@ -275,15 +268,9 @@ async def _watch(client: Client, where: str, *, as_json: bool) -> None:
     from openmanager.client import rpc
     from openmanager.client.rpc import closable
 
-    token = ""
-
-    def begin() -> Any:
-        request = alert_pb2.WatchAlertsRequest(filter=where, resume_token=token)
-        return client.rpc.stream(rpc.WATCH_ALERTS, request, seconds=None)
-
-    async with aclosing(closable(client.rpc.resumed(begin))) as replies:
+    request = alert_pb2.WatchAlertsRequest(filter=where)
+    async with aclosing(closable(client.rpc.watched(rpc.WATCH_ALERTS, request))) as replies:
         async for reply in replies:
-            token = reply.resume_token
             if as_json:
                 render.print_json(reply, line=True)
                 continue
@@ -316,14 +303,13 @@ async def _rules(client: Client, *, as_json: bool) -> None:
 
 
 def _rules_table(found: Sequence[AlertRule]) -> Any:
-    from rich.text import Text
 
     made = render.table("id", "severity", "what", "of", "series", right=("series",))
-    _fold(made, "what", "of")
+    render.fold(made, "what", "of")
     for each in found:
         made.add_row(
             each.id,
-            Text(each.severity.lower(), style=STYLES.get(each.severity, "")),
+            render.severity_text(each.severity),
             _condition_text(each) + (", paused" if each.paused else ""),
             _about(each),
             f"{each.series_count:,}",
@@ -462,7 +448,7 @@ async def _silences(client: Client, *, active: bool, as_json: bool) -> None:
         from rich.text import Text
 
         made = render.table("id", "state", "until", "alerts", "matcher", "by", "comment", right=("alerts",))
-        _fold(made, "matcher", "comment")
+        render.fold(made, "matcher", "comment")
         for each in found:
             made.add_row(
                 each.id,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from openmanager.client import Anomaly, Client, FailureRisk, Provenance
     from openmanager.client.analysis import DetectionScores
 
-STYLES = {"INFO": "", "WARNING": "yellow", "CRITICAL": "bold red"}
 SEVERITIES = ("info", "warning", "critical")
 # From which probability of an alarm within the longest horizon on a server is shown, and how many are.
 LIKELY, SHOWN_RISKS = 0.25, 5
@@ -123,15 +122,9 @@ async def _watch(client: Client, where: str, *, as_json: bool) -> None:
     from openmanager.client import analysis, rpc
     from openmanager.client.rpc import closable
 
-    token = ""
-
-    def begin() -> Any:
-        request = analysis_pb2.WatchAnomaliesRequest(filter=where, resume_token=token)
-        return client.rpc.stream(rpc.WATCH_ANOMALIES, request, seconds=None)
-
-    async with aclosing(closable(client.rpc.resumed(begin))) as replies:
+    request = analysis_pb2.WatchAnomaliesRequest(filter=where)
+    async with aclosing(closable(client.rpc.watched(rpc.WATCH_ANOMALIES, request))) as replies:
         async for reply in replies:
-            token = reply.resume_token
             if as_json:
                 render.print_json(reply, line=True)
                 continue
@@ -269,7 +262,6 @@ def _print_forecast_scores(scores: DetectionScores) -> None:
 
 
 def _cells(each: Anomaly) -> tuple[Any, ...]:
-    from rich.text import Text
 
     now = datetime.now(UTC)
     start = each.start_time or now
@@ -277,7 +269,7 @@ def _cells(each: Anomaly) -> tuple[Any, ...]:
     return (
         start.astimezone().strftime("%d %b %H:%M"),
         lasting if each.end_time else f"{lasting} …",
-        Text(each.severity.lower(), style=STYLES.get(each.severity, "")),
+        render.severity_text(each.severity),
         f"{each.score:.2f}",
         f"{each.confidence:.0%}",
         each.server,

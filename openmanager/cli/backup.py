@@ -14,8 +14,6 @@ from openmanager.cli import backup_copy, configuration, folder, render
 from openmanager.cli.progress import Bar
 from openmanager.restic import BackupConfig, Repository, Snapshot
 
-KEEP = ("last", "daily", "weekly", "monthly")
-
 
 def repository_option(name: str) -> Callable[[Any], Any]:
     """Give a command an option for where the backups are."""

@@ -329,7 +329,7 @@ def _fan_table(times: Any, fan: Mapping[str, Any], unit: Unit) -> str:
     rows = [
         {
             "time": render.show_utc(datetime.fromtimestamp(int(times[part.start]) // 10**9, UTC)),
-            "mean": unit.show(float(fan["median"][part.start])),
+            "expected": unit.show(float(fan["median"][part.start])),
             "range_80": unit.show_range(float(fan["low_80"][part.start]), float(fan["high_80"][part.start])),
             "range_95": unit.show_range(float(fan["low_95"][part.start]), float(fan["high_95"][part.start])),
         }
@@ -338,5 +338,5 @@ def _fan_table(times: Any, fan: Mapping[str, Any], unit: Unit) -> str:
     return table(
         "What is expected",
         ("time", "expected", "range_80", "range_95"),
-        [{**row, "expected": row["mean"]} for row in rows],
+        rows,
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SEVERITY_STYLES = {"INFO": "", "WARNING": "yellow", "CRITICAL": "bold red"}
 STATE_STYLES = {
     "OK": "green",
     "RECOVERING": "cyan",
@@ -90,6 +91,20 @@ def state_text(state: str | None) -> Text:
     from rich.text import Text
 
     return Text(state or "UNKNOWN", style=STATE_STYLES.get(state or "", ""))
+
+
+def severity_text(severity: str) -> Text:
+    """Return a severity, coloured."""
+    from rich.text import Text
+
+    return Text(severity.lower(), style=_SEVERITY_STYLES.get(severity, ""))
+
+
+def fold(made: Table, *names: str) -> None:
+    """Let the columns of these names take more than one line."""
+    for column in made.columns:
+        if column.header in names:
+            column.no_wrap, column.overflow = False, "fold"
 
 
 def bar(percent: float | None, width: int, *, warning: float, critical: float) -> Text:

@@ -183,7 +183,7 @@ def _remarks(found: Tiers, *, narrow: bool) -> Iterator[RenderableType]:
 
 def _rules_table(policy: RetentionPolicy) -> Table:
     made = render.table("rule", "tier", "series", "kept for", right=("kept for",), title=None)
-    _fold(made, "series")
+    render.fold(made, "series")
     for number, rule in enumerate(policy.rules, 1):
         made.add_row(f"{number}", rule.tier or "every", show_selector(rule.selector), show_duration(rule.retention))
     return made
@@ -191,19 +191,13 @@ def _rules_table(policy: RetentionPolicy) -> Table:
 
 def _holds_table(holds: Sequence[LegalHold]) -> Table:
     made = render.table("hold", "series", "from", "until", "reason")
-    _fold(made, "series", "reason")
+    render.fold(made, "series", "reason")
     for hold in holds:
         start, end = (
             moment and moment.astimezone().strftime("%Y-%m-%d %H:%M") for moment in (hold.start_time, hold.end_time)
         )
         made.add_row(hold.name, show_selector(hold.selector), start or "the beginning", end or "no end", hold.reason)
     return made
-
-
-def _fold(made: Table, *names: str) -> None:
-    for column in made.columns:
-        if column.header in names:
-            column.no_wrap, column.overflow = False, "fold"
 
 
 def show_selector(selector: Selector) -> str:

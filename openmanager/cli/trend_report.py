@@ -309,7 +309,7 @@ def _shape(each: Trend, unit: Unit) -> list[str | Chart]:
             said(axes, symbol, f"{title}: {strength:.0%} of the variance")
 
     rows = [
-        {"time": label, "change": unit.show_change(float(value))}
+        {"time": label, "difference": unit.show_change(float(value))}
         for profile, _, _, marks in shapes
         for label, value in zip(marks, profile, strict=True)
     ]
@@ -323,7 +323,7 @@ def _shape(each: Trend, unit: Unit) -> list[str | Chart]:
             table=table(
                 "What is added to the mean",
                 ("time", "difference"),
-                [{"time": row["time"], "difference": row["change"]} for row in rows],
+                rows,
             ),
         )
     ]

@@ -143,14 +143,7 @@ class Alerts:
 
     async def watch(self, *, where: str = "", on_away: Away | None = None) -> AsyncIterator[Alert]:
         """Yield those that are pending or firing, and then each that begins, changes or ends, for ever."""
-        token = ""
-
-        def begin() -> AsyncIterator[pb.WatchAlertsResponse]:
-            request = pb.WatchAlertsRequest(filter=where, resume_token=token)
-            return self._calls.stream(rpc.WATCH_ALERTS, request, seconds=None)
-
-        async for reply in self._calls.resumed(begin, on_away):
-            token = reply.resume_token
+        async for reply in self._calls.watched(rpc.WATCH_ALERTS, pb.WatchAlertsRequest(filter=where), on_away):
             for each in reply.alerts:
                 yield alert(each)
 

@@ -284,14 +284,7 @@ class Analysis:
 
     async def watch(self, *, where: str = "", on_away: Away | None = None) -> AsyncIterator[Anomaly]:
         """Yield those that go on, and then each that begins, changes or ends, for ever."""
-        token = ""
-
-        def begin() -> AsyncIterator[pb.WatchAnomaliesResponse]:
-            request = pb.WatchAnomaliesRequest(filter=where, resume_token=token)
-            return self._calls.stream(rpc.WATCH_ANOMALIES, request, seconds=None)
-
-        async for reply in self._calls.resumed(begin, on_away):
-            token = reply.resume_token
+        async for reply in self._calls.watched(rpc.WATCH_ANOMALIES, pb.WatchAnomaliesRequest(filter=where), on_away):
             for each in reply.anomalies:
                 yield anomaly(each)
 

@@ -322,6 +322,20 @@ class Rpc:
             await asyncio.sleep(backoff(attempt, self._jitter.random()).total_seconds())
             attempt += 1
 
+    async def watched(self, method: Method[M], request: Any, on_away: Away | None = None) -> AsyncIterator[M]:
+        """Yield the messages of an endless watch, each with a `resume_token`, from after which it is begun again.
+
+        `request` is changed: it has the newest token.
+        """
+
+        def begin() -> AsyncIterator[M]:
+            return self.stream(method, request, seconds=None)
+
+        async with aclosing(closable(self.resumed(begin, on_away))) as replies:
+            async for reply in replies:
+                request.resume_token = reply.resume_token
+                yield reply
+
 
 def _may_come_back(err: OpenManagerError) -> bool:
     if isinstance(err, ResourceExhaustedError):

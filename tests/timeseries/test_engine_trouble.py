@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import wait_until
 from openmanager_timeseries.engine_link import LEAST_CALLS, Condition, EngineLink
 from openmanager_timeseries.engine_reader import EngineReader
 from openmanager_timeseries.engines.port import Coded, EngineState, Refused, RefusedCredentialsError, Wanted
+from openmanager_timeseries.history import History
 from timeseries.delivery import PickyEngine, arrived, running, written
 from timeseries.shard import StillClock, asked, opened
 
@@ -85,16 +87,23 @@ async def test_an_engine_that_is_slow_is_told_with_how_slow_and_left_alone_and_b
             assert (await history.query_range(asked(-9, 1), 20)).degraded_reason == ""
 
 
-async def test_an_engine_whose_answers_are_slow_is_not_asked_any_more(tmp_path: Path):
-    async with opened(tmp_path) as history:
+@asynccontextmanager
+async def read_from(folder: Path) -> AsyncIterator[tuple[History, SlowEngine, EngineLink]]:
+    """A history whose blocks, of one sample, an engine is asked for first."""
+    async with opened(folder) as history:
         engine = SlowEngine(history.clock)
-        link = EngineLink(engine, history, history.clock, tmp_path / "engine.json")
+        link = EngineLink(engine, history, history.clock, folder / "engine.json")
         history.engine = EngineReader(link, history.catalog, 20.0, history.clock)
         await written(history, ["a"])
         await history.seal()
         history.head.drop(-1)
         await link.look()
         link._visible = history.log.state.head_position
+        yield history, engine, link
+
+
+async def test_an_engine_whose_answers_are_slow_is_not_asked_any_more(tmp_path: Path):
+    async with read_from(tmp_path) as (history, engine, link):
         engine.seconds = 1.2
         for _ in range(LEAST_CALLS):
             assert not link.reads.is_open
@@ -106,15 +115,7 @@ async def test_an_engine_whose_answers_are_slow_is_not_asked_any_more(tmp_path: 
 
 
 async def test_an_engine_that_hangs_leaves_the_blocks_time_to_answer(tmp_path: Path):
-    async with opened(tmp_path) as history:
-        engine = SlowEngine(history.clock)
-        link = EngineLink(engine, history, history.clock, tmp_path / "engine.json")
-        history.engine = EngineReader(link, history.catalog, 20.0, history.clock)
-        await written(history, ["a"])
-        await history.seal()
-        history.head.drop(-1)
-        await link.look()
-        link._visible = history.log.state.head_position
+    async with read_from(tmp_path) as (history, engine, link):
         engine.hangs = True
         for _ in range(FAILURES):  # callers in a hurry say nothing of the engine
             assert (await history.query_range(asked(-9, 1), 0.1)).degraded_reason

@@ -10,7 +10,7 @@ from typing import Any
 
 from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.errors import OpenManagerError
-from openmanager.frame import ServerInfo
+from openmanager.frame import server_info
 from openmanager.runtime.peer import Peer
 from openmanager_cache.fleet import Fleet
 from openmanager_cache.threshold import Thresholds
@@ -81,7 +81,7 @@ class InventoryFollower:
                 self._fleet.thresholds.servers[server.id] = overrides
             else:
                 self._fleet.thresholds.servers.pop(server.id, None)
-        self._fleet.learn([_info(server) for server in kept])
+        self._fleet.learn(list(map(server_info, kept)))
 
     async def _take_thresholds(self) -> None:
         request = pb.ListPoliciesRequest(kind="thresholds", page_size=1000)
@@ -95,17 +95,6 @@ class InventoryFollower:
         table.default = Thresholds().with_overrides(documents.pop("default", {}))
         table.roles = dict(documents)
         self._fleet.refresh_all()
-
-
-def _info(server: pb.Server) -> ServerInfo:
-    return ServerInfo(
-        id=server.id,
-        hostname=server.hostname,
-        environment=server.environment,
-        role=server.role,
-        location=server.location,
-        labels=dict(server.labels),
-    )
 
 
 def _numbers(document: Any) -> Mapping[str, float]:

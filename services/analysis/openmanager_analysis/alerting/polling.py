@@ -11,7 +11,7 @@ from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import FailedPreconditionError, OpenManagerError
-from openmanager.frame import ServerInfo
+from openmanager.frame import server_info
 from openmanager.metric import glob, select
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer
@@ -200,16 +200,7 @@ class Inventory:
             )
             for server in reply.servers:
                 if server.id not in self._names.infos:
-                    self._names.note(
-                        ServerInfo(
-                            id=server.id,
-                            hostname=server.hostname,
-                            environment=server.environment,
-                            role=server.role,
-                            location=server.location,
-                            labels=dict(server.labels),
-                        )
-                    )
+                    self._names.note(server_info(server))
             if not reply.next_page_token:
                 return
             request.page_token = reply.next_page_token

@@ -24,7 +24,6 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _GIVEN = ipaddress.ip_network("2000::/3")
 # A resolver that hangs holds a thread: these, and none that files are written with.
 _THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="webhook-names")
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class WebhookError(Exception):
