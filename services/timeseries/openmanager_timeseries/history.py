@@ -26,6 +26,7 @@ from openmanager.errors import invalid
 from openmanager.frame import Frame
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
+from openmanager.shard import Shard
 from openmanager_timeseries import block, snapshot, span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.cell import Cells
@@ -84,8 +85,10 @@ class History:
         roller: Roller,
         retention: Retention,
         erasures: Erasures,
+        shard: Shard,
     ) -> None:
         self.config = config
+        self.shard = shard
         self.clock = clock
         self.log = source
         self.ledger = ledger
@@ -112,6 +115,7 @@ class History:
             kept_from=lambda now: retention.kept_from(RAW, now),
             future_limit=config.future_limit,
             new_series=NewSeries(config.max_new_series, clock),
+            shard=shard,
         )
         self._planner = Planner(
             catalog=catalog,
@@ -363,7 +367,9 @@ def nanos(duration: timedelta) -> int:
 
 
 @contextlib.asynccontextmanager
-async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> AsyncIterator[History]:
+async def open_history(
+    config: TimeseriesConfig, disk: Disk, clock: Clock, shard: Shard = Shard()
+) -> AsyncIterator[History]:
     """Open the history of a folder: the blocks, the tiers, the catalogue, the log, and the head rebuilt from it."""
     from openmanager_timeseries.keeper import Keeper
 
@@ -407,6 +413,7 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
         roller=roller,
         retention=retention,
         erasures=Erasures(folder / "erasures.json", source.state.head_position),
+        shard=shard,
     )
     await history.replay()
     keeper = asyncio.create_task(Keeper(history, disk).keep())
