@@ -91,7 +91,7 @@ def _bidi(upstream: Upstream, path: str) -> Any:
 
 def remaining(context: Any) -> float:
     """Return the seconds that the next hop may take."""
-    left = context.timeremaining()
+    left = context.time_remaining()
     if left is None or left > NO_DEADLINE_SECONDS:
         return DEFAULT_DEADLINE_SECONDS
     if left < LEAST_SECONDS:
@@ -101,7 +101,7 @@ def remaining(context: Any) -> float:
 
 def stream_left(context: Any) -> float | None:
     """Return the seconds that a stream of the next hop may take; None where nobody says."""
-    left = context.timeremaining()
+    left = context.time_remaining()
     return None if left is None or left > NO_DEADLINE_SECONDS else float(left)
 
 

@@ -199,13 +199,14 @@ class Runtime:
         """
         addresses = self.mesh.addresses(name)
         target = addresses[self.mesh.shard_index if shard is None else shard] if name in SHARDED else ",".join(addresses)
+        is_numbered = name in SHARDED and shard is not None and len(addresses) > 1
         methods = [entry for service in services for entry in retried(service, service_methods(service))]
 
         def identify() -> Sequence[tuple[str, str]]:
             return self.identify(access.caller() if passes_on else None)
 
         return Peer(
-            name if shard is None or self.mesh.shard_count == 1 else f"{name}/{shard}",
+            f"{name}/{shard}" if is_numbered else name,
             target,
             retried=methods,
             patience=patience,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from openmanager.api.analysis.v1 import analysis_pb2 as pb
@@ -24,10 +24,9 @@ class Found:
         self._watcher = watcher
         self._gateway = gateway
 
-    async def between(self, start: int, end: int) -> Sequence[Anomaly]:
-        """Return those that end after `start` and start before `end`, nanoseconds."""
-        known = self._watcher.register if self._gateway is None else await self._everywhere(self._gateway, start, end)
-        return [each for each in known if each.start_nanos < end and (each.end_nanos or each.last_nanos) > start]
+    async def between(self, start: int, end: int) -> Iterable[Anomaly]:
+        """Return those that end after `start` and start before `end`, nanoseconds, and maybe others."""
+        return self._watcher.register if self._gateway is None else await self._everywhere(self._gateway, start, end)
 
     @staticmethod
     async def _everywhere(gateway: Peer, start: int, end: int) -> list[Anomaly]:
