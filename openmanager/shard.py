@@ -87,3 +87,6 @@ class Shard:
                 f"the folder {folder} holds shard {held} and cannot be used as shard {self}: `openmanager reshard` makes new"
                 " folders of it"
             )
+
+
+ALONE = Shard()

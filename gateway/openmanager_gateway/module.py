@@ -19,9 +19,9 @@ from openmanager_gateway.authenticator import Authenticator
 from openmanager_gateway.config import GatewayConfig
 from openmanager_gateway.replica import Replica, Replicas
 from openmanager_gateway.router import Route, Upstream
+from openmanager_gateway.service import GatewayService, MetricsService
 from openmanager_gateway.shards.calls import Shards
 from openmanager_gateway.shards.table import ShardedRoute
-from openmanager_gateway.service import GatewayService, MetricsService
 from openmanager_gateway.status import StatusBoard, probe
 
 CACHE = "openmanager.api.cache.v1.CacheService"

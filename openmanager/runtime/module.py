@@ -198,7 +198,9 @@ class Runtime:
         that of our own `shard`, or of another one, which is then named `timeseries/1` and the like.
         """
         addresses = self.mesh.addresses(name)
-        target = addresses[self.mesh.shard_index if shard is None else shard] if name in SHARDED else ",".join(addresses)
+        target = (
+            addresses[self.mesh.shard_index if shard is None else shard] if name in SHARDED else ",".join(addresses)
+        )
         is_numbered = name in SHARDED and shard is not None and len(addresses) > 1
         methods = [entry for service in services for entry in retried(service, service_methods(service))]
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from conftest import free_ports
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
 from openmanager_cache.config import CacheConfig
@@ -15,7 +16,6 @@ from openmanager_gateway.module import GatewayModule
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.module import module as timeseries
 
-from conftest import free_ports
 from openmanager import suite
 from openmanager.config import load
 from openmanager.runtime.clock import SystemClock
@@ -90,7 +90,9 @@ class ShardedMesh:
 
 
 @contextlib.asynccontextmanager
-async def sharded_mesh(data: Path, count: int, gateways: int = 1, *, patience: str = "0s") -> AsyncIterator[ShardedMesh]:
+async def sharded_mesh(
+    data: Path, count: int, gateways: int = 1, *, patience: str = "0s"
+) -> AsyncIterator[ShardedMesh]:
     """Serve everything."""
     mesh = ShardedMesh(data, count, gateways, patience=patience)
     try:

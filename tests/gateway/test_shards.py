@@ -7,7 +7,6 @@ import io
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
+from conftest import wait_until
 from sharded import ShardedMesh, sharded_mesh
 
-from conftest import wait_until
 from openmanager.api.analysis.v1 import alert_pb2, analysis_pb2
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.frame.v1 import frame_pb2
@@ -150,7 +149,9 @@ async def test_the_servers_are_of_both_shards():
 AGGREGATIONS = [value for value in pb.Aggregation.values() if value]
 SELECTORS = {
     "all": frame_pb2.Selector(),
-    "a filter": frame_pb2.Selector(server_filter='role = "web" OR environment = "staging"', metrics=["cpu_usage", "temp"]),
+    "a filter": frame_pb2.Selector(
+        server_filter='role = "web" OR environment = "staging"', metrics=["cpu_usage", "temp"]
+    ),
     "two servers": frame_pb2.Selector(servers=list(SERVERS[1:3])),
     "one server": frame_pb2.Selector(servers=[SERVERS[4]]),
     "nobody": frame_pb2.Selector(servers=["nobody"]),
@@ -223,7 +224,9 @@ def samples(some: list[Frame]) -> dict[tuple[str, str, int], float]:
 async def test_pages_of_series_are_the_same(pair: Pair, size: int):
     lists = []
     for peer in (pair.one, pair.two):
-        request = pb.ListSeriesRequest(page_size=size, selector=frame_pb2.Selector(metrics=["cpu_usage", "extra", "temp*"]))
+        request = pb.ListSeriesRequest(
+            page_size=size, selector=frame_pb2.Selector(metrics=["cpu_usage", "extra", "temp*"])
+        )
         pages = []
         while True:
             page = await told(peer, f"{HISTORY}/ListSeries", request, pb.ListSeriesResponse)
@@ -374,7 +377,9 @@ async def test_the_logs_are_watched_as_one_and_resumed_by_a_token(pair: Pair):
         (pb.WatchFramesRequest(resume_token="9999999/9999999"), "POSITION_OUT_OF_RANGE"),
     ],
 )
-async def test_a_place_that_no_watch_can_go_on_from_is_refused(pair: Pair, request_: pb.WatchFramesRequest, reason: str):
+async def test_a_place_that_no_watch_can_go_on_from_is_refused(
+    pair: Pair, request_: pb.WatchFramesRequest, reason: str
+):
     with pytest.raises(OpenManagerError) as caught:
         await streamed(pair.two, f"{HISTORY}/WatchFrames", request_, pb.WatchFramesResponse)
     assert caught.value.reason == reason

@@ -204,10 +204,12 @@ class _Groups:
         for group in dict.fromkeys(group for group, _ in counted.values):
             header, samples = await self._samples(group)
             headers.append(header)
-            found.update({
-                (group, metric): await asyncio.to_thread(_reduced, self._aggregation, pooled, starts, step)
-                for metric, pooled in samples.items()
-            })
+            found.update(
+                {
+                    (group, metric): await asyncio.to_thread(_reduced, self._aggregation, pooled, starts, step)
+                    for metric, pooled in samples.items()
+                }
+            )
         about = joined_provenance([each.provenance for each in headers])
         header = pb.QueryRangeHeader(provenance=about, time_unix_nanos=counted.header.time_unix_nanos)
         return header, {key: found[key] for key in sorted(found)}

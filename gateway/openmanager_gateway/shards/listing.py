@@ -24,14 +24,14 @@ BEGINNING, ENDED = "-", "."
 class Listing:
     """A list: the field of its items and what they are sorted by.
 
-    `own` lets an item tell its shard, `finish` adds to a page what is more than a list.
+    `own` lets an item tell its shard, `finish` adds to a page, which may be the first one, what is more than a list.
     """
 
     items: str
     key: Callable[[Any], Any]
     reverse: bool = False
-    own: Callable[[Any, int], None] = lambda item, shard: None
-    finish: Callable[[Any, Mapping[int, Any]], None] = lambda reply, pages: None
+    own: Callable[[Any, int], None] | None = None
+    finish: Callable[[Any, Mapping[int, Any], bool], None] | None = None
 
 
 def pages(listing: Listing) -> Callable[[Shards, MethodDescriptor], Any]:
@@ -46,8 +46,7 @@ def _handler(listing: Listing, shards: Shards, method: MethodDescriptor) -> Any:
     @forwarded
     @unbounded
     async def forward(request: Any, context: Any) -> Any:
-        size = page.page_size(request.page_size)
-        query = _query(request)
+        size, query = page.page_size(request.page_size), _query(request)
         tokens = _tokens(query, request.page_token, len(shards))
         chosen = shards.chosen(request.selector) if hasattr(request, "selector") else range(len(shards))
         requests = {shard: _page(request, tokens[shard], size) for shard in chosen}
@@ -57,26 +56,42 @@ def _handler(listing: Listing, shards: Shards, method: MethodDescriptor) -> Any:
             shard: [] if tokens[shard] == ENDED else list(getattr(found, listing.items))
             for shard, found in answers.of.items()
         }
-        for shard, some in given.items():
-            for each in some:
-                listing.own(each, shard)
-        rows = [[(listing.key(each), shard, each) for each in some] for shard, some in given.items()]
-        merged = heapq.merge(*rows, key=lambda row: row[0], reverse=listing.reverse)
-        order = list(islice(merged, size))
-        order = order[: _fitting([each for _, _, each in order])]
+        rows = _merged(listing, given, size)
         reply = reply_class(total_count=sum(found.total_count for found in answers.of.values()))
-        getattr(reply, listing.items).extend(each for _, _, each in order)
+        getattr(reply, listing.items).extend(each for _, each in rows)
         _describe(reply, answers)
-        taken = {shard: sum(of == shard for _, of, _ in order) for shard in given}
-        after = dict(enumerate(tokens)) | await _after(
-            shards, path, reply_class, context, requests, answers.of, given, taken, tokens
-        )
-        if any(after[shard] != ENDED for shard in given):
-            reply.next_page_token = page.encode_token(query, [after[shard] for shard in range(len(shards))])
-        listing.finish(reply, answers.of)
+
+        async def after(shard: int) -> str:
+            """Return the token of a shard after what was taken of its page: of a part of it a smaller page tells it."""
+            taken = sum(of == shard for of, _ in rows)
+            if taken == len(given[shard]):
+                return answers.of[shard].next_page_token or ENDED
+            if not taken:
+                return tokens[shard]
+            smaller = _page(request, tokens[shard], taken)
+            found = reply_class.FromString(await shards.ask(shard, path, smaller, context))
+            return found.next_page_token or ENDED
+
+        following = dict(zip(given, await asyncio.gather(*map(after, given)), strict=True))
+        if any(token != ENDED for token in following.values()):
+            whole = [following.get(shard, tokens[shard]) for shard in range(len(shards))]
+            reply.next_page_token = page.encode_token(query, whole)
+        if listing.finish is not None:
+            listing.finish(reply, answers.of, not request.page_token)
         return reply
 
     return forward
+
+
+def _merged(listing: Listing, given: Mapping[int, Sequence[Any]], size: int) -> list[tuple[int, Any]]:
+    """Return the first items of all pages in order, each with its shard: so many, and no more than a message holds."""
+    for shard, some in given.items():
+        for each in some if listing.own is not None else ():
+            listing.own(each, shard)  # type: ignore[misc]
+    pages = [[(shard, each) for each in some] for shard, some in given.items()]
+    merged = heapq.merge(*pages, key=lambda row: listing.key(row[1]), reverse=listing.reverse)
+    rows = list(islice(merged, size))
+    return rows[: _fitting([each for _, each in rows])]
 
 
 def _query(request: Any) -> tuple[object, ...]:
@@ -111,33 +126,6 @@ def _fitting(items: Sequence[Any]) -> int:
         if count and size > MAX_PAGE_BYTES:
             return count
     return len(items)
-
-
-async def _after(  # noqa: PLR0913, PLR0917
-    shards: Shards,
-    path: str,
-    reply_class: Any,
-    context: Any,
-    requests: Mapping[int, Any],
-    replies: Mapping[int, Any],
-    given: Mapping[int, Sequence[Any]],
-    taken: Mapping[int, int],
-    tokens: Sequence[str],
-) -> dict[int, str]:
-    """Return the token of each shard after what was taken of its page; where that is a part, a smaller page tells it."""
-
-    async def one(shard: int) -> str:
-        if taken[shard] == len(given[shard]):
-            return replies[shard].next_page_token or ENDED
-        if not taken[shard]:
-            return tokens[shard]
-        request = _page(requests[shard], "", taken[shard])
-        request.page_token = requests[shard].page_token
-        found = reply_class.FromString(await shards.ask(shard, path, request, context))
-        return found.next_page_token or ENDED
-
-    numbers = list(given)
-    return dict(zip(numbers, await asyncio.gather(*map(one, numbers)), strict=True))
 
 
 def _describe(reply: Any, answers: Answers[Any]) -> None:

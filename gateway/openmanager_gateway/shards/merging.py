@@ -259,7 +259,9 @@ def number_letter(letter: pb.DeadLetter, shard: int) -> None:
     letter.id = f"{shard}{SEPARATOR}{letter.id}"
 
 
-def number_letters(reply: pb.ListDeadLettersResponse, replies: Mapping[int, pb.ListDeadLettersResponse]) -> None:
+def count_letters(
+    reply: pb.ListDeadLettersResponse, replies: Mapping[int, pb.ListDeadLettersResponse], _: bool
+) -> None:  # noqa: FBT001
     """Sum up what a page of letters says beside them."""
     reply.forgotten_count = sum(each.forgotten_count for each in replies.values())
 

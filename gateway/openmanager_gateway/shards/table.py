@@ -29,9 +29,9 @@ def _newest(each: Any) -> tuple[int, str]:
     return each.start_time.ToNanoseconds(), each.id
 
 
-def _riskiest(reply: analysis_pb2.ListAnomaliesResponse, pages: Mapping[int, Any]) -> None:
+def _riskiest(reply: analysis_pb2.ListAnomaliesResponse, pages: Mapping[int, Any], is_first: bool) -> None:  # noqa: FBT001
     """Give the first page the risks of all shards, the likeliest first, and say from which score on a time is alarming."""
-    risks = [each for found in pages.values() for each in found.risks]
+    risks = [each for found in pages.values() for each in found.risks if is_first]
     risks.sort(key=lambda each: max((chance.probability for chance in each.probabilities), default=0.0), reverse=True)
     reply.risks.extend(risks[:100])
     reply.threshold = next(iter(pages.values())).threshold
@@ -61,7 +61,7 @@ TABLE: Mapping[str, Mapping[str, Handler]] = {
                 items="dead_letters",
                 key=lambda each: each.create_time.ToNanoseconds(),
                 own=merging.number_letter,
-                finish=merging.number_letters,
+                finish=merging.count_letters,
             )
         ),
         "RetryDeadLetters": merging.chosen_letters(pb.RetryDeadLettersResponse),
@@ -84,7 +84,7 @@ TABLE: Mapping[str, Mapping[str, Handler]] = {
     f"{_API}.analysis.v1.AnomalyService": {
         "DetectAnomalies": _SPREAD,
         "ListAnomalies": listing.pages(Listing(items="anomalies", key=_newest, reverse=True, finish=_riskiest)),
-        "WatchAnomalies": watching.watch("anomalies"),
+        "WatchAnomalies": watching.watch,
     },
     f"{_API}.analysis.v1.RuleService": {
         "CreateRule": _ANYWHERE,
@@ -102,7 +102,7 @@ TABLE: Mapping[str, Mapping[str, Handler]] = {
     f"{_API}.analysis.v1.AlertService": {
         "ListAlerts": listing.pages(Listing(items="alerts", key=_newest, reverse=True)),
         "GetAlert": merging.get_alert,
-        "WatchAlerts": watching.watch("alerts"),
+        "WatchAlerts": watching.watch,
     },
     # Its writes; hot state is the gateway's own.
     f"{_API}.gateway.v1.GatewayService": _WRITES,

@@ -25,39 +25,32 @@ WAITING = 16
 AGAIN_SECONDS = 1.0
 
 
-def watch(items: str) -> Callable[[Shards, MethodDescriptor], Any]:
-    """Return what makes the handler of a watch with resume tokens; `items` is the field of what is told."""
+def watch(shards: Shards, method: MethodDescriptor) -> Any:
+    """Return the handler of a watch with resume tokens."""
 
-    def make(shards: Shards, method: MethodDescriptor) -> Any:
-        path = f"/{method.containing_service.full_name}/{method.name}"
-        reply: Any = validate.message_class(method.output_type)
+    @forwarded
+    async def forward(request: Any, context: Any) -> AsyncIterator[Any]:
+        tokens = split_tokens(request.resume_token, len(shards))
 
-        @forwarded
-        async def forward(request: Any, context: Any) -> AsyncIterator[Any]:
-            tokens = split_tokens(request.resume_token, len(shards))
+        def begin(token: str) -> Any:
+            made = type(request)()
+            made.CopyFrom(request)
+            made.resume_token = token
+            return made
 
-            def begin(token: str) -> Any:
-                made = type(request)()
-                made.CopyFrom(request)
-                made.resume_token = token
-                return made
+        watching = _Watch(shards, method, begin, lambda message: str(message.resume_token), context)
+        async for shard, message in watching.messages(tokens, progress_seconds(request)):
+            if shard is not None:
+                tokens[shard] = message.resume_token
+            # Before every shard was heard of nothing can be resumed.
+            message.resume_token = join_tokens(tokens) if all(tokens) else ""
+            yield message
 
-            watching = _Watch(shards, path, reply, begin, lambda message: str(message.resume_token), context)
-            async for shard, message in watching.messages(tokens, progress_seconds(request)):
-                if shard is not None:
-                    tokens[shard] = message.resume_token
-                # Before every shard was heard of nothing can be resumed.
-                message.resume_token = join_tokens(tokens) if all(tokens) else ""
-                yield message
-
-        return forward
-
-    return make
+    return forward
 
 
 def watch_frames(shards: Shards, method: MethodDescriptor) -> Any:
     """Return the handler of WatchFrames."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
 
     @forwarded
     async def forward(request: pb.WatchFramesRequest, context: Any) -> AsyncIterator[pb.WatchFramesResponse]:
@@ -73,9 +66,7 @@ def watch_frames(shards: Shards, method: MethodDescriptor) -> Any:
                 made.from_position = int(position) + 1
             return made
 
-        watching = _Watch(
-            shards, path, pb.WatchFramesResponse, begin, lambda message: str(message.position), context, exact=True
-        )
+        watching = _Watch(shards, method, begin, lambda message: str(message.position), context, exact=True)
         async for shard, message in watching.messages(positions, progress_seconds(request)):
             if shard is not None:
                 positions[shard], message.shard = str(message.position), shard
@@ -123,15 +114,16 @@ class _Watch:
     def __init__(
         self,
         shards: Shards,
-        path: str,
-        reply: type[Any],
+        method: MethodDescriptor,
         begin: Callable[[str], Any],
         place_of: Callable[[Any], str],
         context: Any,
         *,
         exact: bool = False,
     ) -> None:
-        self._shards, self._path, self._reply, self._context = shards, path, reply, context
+        self._shards, self._context = shards, context
+        self._path = f"/{method.containing_service.full_name}/{method.name}"
+        self._reply: Any = validate.message_class(method.output_type)
         self._begin, self._place_of, self._exact = begin, place_of, exact
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(WAITING * len(shards))
 

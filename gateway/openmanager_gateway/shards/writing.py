@@ -151,53 +151,69 @@ def import_rollups(shards: Shards, method: MethodDescriptor) -> Any:
 def _streaming(
     shards: Shards, method: MethodDescriptor, reply: type[Any], split: Split, join: Callable[[Mapping[int, Any]], Any]
 ) -> Any:
-    path = f"/openmanager.api.timeseries.v1.{method.containing_service.name}/{method.name}"
-    if method.containing_service.name == "GatewayService":
-        path = f"/openmanager.api.timeseries.v1.TimeseriesService/{method.name}"
+    service = method.containing_service.name.replace("GatewayService", "TimeseriesService")
+    path = f"/openmanager.api.timeseries.v1.{service}/{method.name}"
 
     @forwarded
     @raw
     async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-        lanes: dict[int, _Lane] = {}
-        under_way: asyncio.Queue[Sequence[int] | Exception | None] = asyncio.Queue(UNDER_WAY)
-
-        async def receive() -> None:
-            last: Exception | None = None
-            try:
-                async for data in requests:
-                    parts = split(data)
-                    for shard, part in parts.items():
-                        if shard not in lanes:
-                            lanes[shard] = _Lane(shards, shard, path, context)
-                        await lanes[shard].send(part)
-                    await under_way.put(list(parts))
-            except Exception as err:  # noqa: BLE001  (handed to the stream's own side, in order)
-                last = err
-            for lane in lanes.values():
-                await lane.send(None)
-            await under_way.put(last)
-
-        receiver = asyncio.create_task(receive())
+        lanes = _Lanes(lambda shard, parts: shards.bidi(shard, path, parts, context))
+        receiver = asyncio.create_task(lanes.receive(requests, split))
         try:
-            while (item := await under_way.get()) is not None:
+            while (item := await lanes.under_way.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                yield join({shard: reply.FromString(await lanes[shard].answer()) for shard in item})
+                yield join({shard: reply.FromString(await lanes.answer(shard)) for shard in item})
         finally:
             receiver.cancel()
             await asyncio.gather(receiver, return_exceptions=True)
-            for lane in lanes.values():
-                await lane.close()
+            await lanes.close()
 
     return stream
 
 
-class _Lane:
-    """The part of a stream that goes to one shard, from the first frame with a server of its own on."""
+class _Lanes:
+    """The streams to the shards: each begins with the first frame that has a server of its own."""
 
-    def __init__(self, shards: Shards, shard: int, path: str, context: Any) -> None:
+    def __init__(self, begin: Callable[[int, AsyncIterator[bytes]], AsyncIterator[bytes]]) -> None:
+        self._begin = begin
+        self._lanes: dict[int, _Lane] = {}
+        # The shards of each frame, in order, and at last why there is none any more.
+        self.under_way: asyncio.Queue[Sequence[int] | Exception | None] = asyncio.Queue(UNDER_WAY)
+
+    async def receive(self, requests: AsyncIterator[bytes], split: Split) -> None:
+        """Send the parts of every request on their ways."""
+        last: Exception | None = None
+        try:
+            async for data in requests:
+                parts = split(data)
+                for shard, part in parts.items():
+                    if shard not in self._lanes:
+                        self._lanes[shard] = _Lane(shard, self._begin)
+                    await self._lanes[shard].send(part)
+                await self.under_way.put(list(parts))
+        except Exception as err:  # noqa: BLE001  (handed to the answers' side, in order)
+            last = err
+        for lane in self._lanes.values():
+            await lane.send(None)
+        await self.under_way.put(last)
+
+    async def answer(self, shard: int) -> bytes:
+        """Return the next answer of a shard."""
+        return await self._lanes[shard].answer()
+
+    async def close(self) -> None:
+        """End the streams."""
+        for lane in self._lanes.values():
+            await lane.close()
+
+
+class _Lane:
+    """The stream to one shard."""
+
+    def __init__(self, shard: int, begin: Callable[[int, AsyncIterator[bytes]], AsyncIterator[bytes]]) -> None:
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(UNDER_WAY)
-        self._answers = shards.bidi(shard, path, self._requests(), context)
+        self._answers = begin(shard, self._requests())
 
     async def _requests(self) -> AsyncIterator[bytes]:
         while (data := await self._queue.get()) is not None:

@@ -26,7 +26,7 @@ from openmanager.errors import invalid
 from openmanager.frame import Frame
 from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
-from openmanager.shard import Shard
+from openmanager.shard import ALONE, Shard
 from openmanager_timeseries import block, snapshot, span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.cell import Cells
@@ -368,7 +368,7 @@ def nanos(duration: timedelta) -> int:
 
 @contextlib.asynccontextmanager
 async def open_history(
-    config: TimeseriesConfig, disk: Disk, clock: Clock, shard: Shard = Shard()
+    config: TimeseriesConfig, disk: Disk, clock: Clock, shard: Shard = ALONE
 ) -> AsyncIterator[History]:
     """Open the history of a folder: the blocks, the tiers, the catalogue, the log, and the head rebuilt from it."""
     from openmanager_timeseries.keeper import Keeper

@@ -15,7 +15,7 @@ import numpy as np
 
 from openmanager.errors import Reason, ResourceExhaustedError
 from openmanager.frame import MAX_FRAME_BYTES, Frame, FrameReader, encode
-from openmanager.shard import Shard
+from openmanager.shard import ALONE, Shard
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.quota import NewSeries
 from openmanager_timeseries.record import Payload
@@ -66,7 +66,7 @@ class Admission:
         kept_from: Callable[[int], int],
         future_limit: timedelta,
         new_series: NewSeries,
-        shard: Shard = Shard(),
+        shard: Shard = ALONE,
     ) -> None:
         self._shard = shard
         self._catalog = catalog

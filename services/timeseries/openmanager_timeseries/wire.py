@@ -14,7 +14,6 @@ from openmanager.runtime import validate
 from openmanager_timeseries import reach
 from openmanager_timeseries.history import Accepted, History, Writing
 from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
-from openmanager_timeseries.record import Payload
 
 MAX_SELECTOR_ENTRIES = 10_000
 time_of = validate.Years(EARLIEST_NANOS, LATEST_NANOS, "1678–2262").time_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openmanager.errors import ConfigurationError
-from openmanager.shard import Shard
+from openmanager.shard import ALONE, Shard
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.engines.port import MARKER, Engine
 
@@ -18,7 +18,7 @@ def chosen(config: TimeseriesConfig) -> str:
     return name
 
 
-def open_engine(config: TimeseriesConfig, name: str = "", shard: Shard = Shard()) -> Engine | None:
+def open_engine(config: TimeseriesConfig, name: str = "", shard: Shard = ALONE) -> Engine | None:
     """Return the engine of a name, by default the configured one; None for `blocks`. It connects when it is used.
 
     Shards may share a store: their series are different ones, and each has a marker of its own.

@@ -262,7 +262,10 @@ class InfluxEngine:
 
     async def _write_marker(self, epoch: str, time: int) -> None:
         tag = re.sub(r"([ ,=])", r"\\\1", epoch)
-        if await self._post_lines(f"{self._marker_name},epoch={tag} value=1 {time // NANOS_PER_MILLI}\n".encode()) is not None:
+        if (
+            await self._post_lines(f"{self._marker_name},epoch={tag} value=1 {time // NANOS_PER_MILLI}\n".encode())
+            is not None
+        ):
             raise store_unavailable(NAME)
 
     async def _delete(self, wanted: Wanted, predicate: str) -> None:
