@@ -260,8 +260,10 @@ def number_letter(letter: pb.DeadLetter, shard: int) -> None:
 
 
 def count_letters(
-    reply: pb.ListDeadLettersResponse, replies: Mapping[int, pb.ListDeadLettersResponse], _: bool
-) -> None:  # noqa: FBT001
+    reply: pb.ListDeadLettersResponse,
+    replies: Mapping[int, pb.ListDeadLettersResponse],
+    _: bool,  # noqa: FBT001
+) -> None:
     """Sum up what a page of letters says beside them."""
     reply.forgotten_count = sum(each.forgotten_count for each in replies.values())
 
