@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling scale env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ soak: $(STAMP) ## break a mesh once a minute for an hour and look for what grows
 
 rolling: $(STAMP) ## restart every service under load, one at a time, and count the calls that fail
 	@$(BIN)/python -m chaos.rolling
+
+scale: $(STAMP) ## kill every process of two shards and two gateways under load, one at a time, and count the calls that fail
+	@$(BIN)/python -m chaos.scale
 
 lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -144,8 +144,8 @@ async def run(
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(both, told, *pace, seconds=seconds) as outcome.reads:
                         await Probe(peer).wait("the first start")
-                        await _serving(second.address)
-                        await _known(peer)
+                        await serving(second.address)
+                        await known(peer)
                         await _roll(mesh, second, names, outcome)
                 outcome.rows = journal.load(path)
                 found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
@@ -195,7 +195,7 @@ async def _roll(mesh: Mesh, second: Second, names: Sequence[str], outcome: Outco
         else:
             await _end(mesh, name)
         ended = time.monotonic()
-        await _serving(second.address if name == SECOND else addresses[name])
+        await serving(second.address if name == SECOND else addresses[name])
         back = time.monotonic()
         outcome.restarts.append(Restart(service=name, began=began, ended=ended - began, back=back - began))
         await asyncio.sleep(PAUSE_SECONDS)
@@ -210,7 +210,7 @@ async def _end(mesh: Mesh, name: str) -> None:
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _known(peer: Peer) -> None:
+async def known(peer: Peer) -> None:
     """Return when the server that is asked for is known everywhere."""
     hot, kept = gateway_pb2.GetServerRequest(id=steady.SERVER), metadata_pb2.GetServerRequest(id=steady.SERVER)
     for _ in range(2 * len(NAMES)):  # by one gateway and the other
@@ -222,7 +222,7 @@ async def _known(peer: Peer) -> None:
         )
 
 
-async def _serving(address: str) -> None:
+async def serving(address: str) -> None:
     """Wait until a service says that it and all it stands on are well."""
     async with asyncio.timeout(START_SECONDS), Peer("the service", address) as peer:
         while True:

@@ -22,7 +22,6 @@ MAX_SHARDS, MAX_GATEWAYS = 8, 8
 # The ports of a mesh from the gateway's on; those of further shards follow, and beyond the console those of gateways.
 PORTS = ("gateway", "simulator", "cache", "timeseries", "metadata", "analysis")
 CONSOLE_OFFSET, GATEWAYS_OFFSET = 30, 40
-LAST_OFFSET = GATEWAYS_OFFSET + MAX_GATEWAYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +55,9 @@ def parts(mesh: MeshConfig) -> Iterator[Part]:
 def addresses(gateway: str, shards: int, gateways: int) -> dict[str, str]:
     """Return the addresses of all services from that of the first gateway; ConfigurationError when it is none."""
     host, _, port = gateway.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) <= 65535 - LAST_OFFSET:
-        raise ConfigurationError(
-            f"{gateway!r} is not an address: host:port with a port of {65535 - LAST_OFFSET} at most is expected"
-        )
+    last = 65535 - max(CONSOLE_OFFSET, GATEWAYS_OFFSET + gateways - 1 if gateways > 1 else 0)
+    if not host or not port.isdigit() or not 0 < int(port) <= last:
+        raise ConfigurationError(f"{gateway!r} is not an address: host:port with a port of {last} at most is expected")
 
     def at(*offsets: int) -> str:
         return ",".join(f"{host}:{int(port) + offset}" for offset in offsets)

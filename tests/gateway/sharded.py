@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
-from conftest import free_ports
+from conftest import free_ports, wait_until
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
 from openmanager_cache.config import CacheConfig
@@ -17,12 +18,16 @@ from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.module import module as timeseries
 
 from openmanager import suite
+from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.config import load
+from openmanager.errors import UnavailableError
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.module import MeshConfig, Module, Runtime, ServerConfig
+from openmanager.runtime.peer import Peer
 from openmanager.runtime.server import Server
 from openmanager.shard import SHARDED
 
+STATUS = "/openmanager.api.gateway.v1.GatewayService/GetStorageStatus"
 NOBODY = "127.0.0.1:1"
 SECTIONS = {
     "mesh": MeshConfig,
@@ -89,6 +94,16 @@ class ShardedMesh:
                 yield
 
 
+async def _is_connected(gateway: str) -> bool:
+    """Say whether a gateway answers and has connected to all that is there: channels of one process share their failures."""
+    request, away = gateway_pb2.GetStorageStatusRequest(), {"metadata", "simulator"}
+    with contextlib.suppress(UnavailableError):
+        async with Peer("gateway", gateway) as peer:
+            board = await peer.unary(STATUS, request, gateway_pb2.GetStorageStatusResponse, seconds=5)
+            return {each.service for each in board.services if each.reason == "cannot be reached"} == away
+    return False
+
+
 @contextlib.asynccontextmanager
 async def sharded_mesh(
     data: Path, count: int, gateways: int = 1, *, patience: str = "0s"
@@ -99,6 +114,8 @@ async def sharded_mesh(
         for name in (*SHARDED, "gateway"):
             for number in range(len(mesh.addresses[name])):
                 await mesh.start(name, number)
+        for address in mesh.addresses["gateway"]:
+            await wait_until(partial(_is_connected, address), 60)
         yield mesh
     finally:
         for name, number in list(reversed(mesh._running)):

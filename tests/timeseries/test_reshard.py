@@ -92,7 +92,9 @@ async def filled(folder: Path) -> None:
                 servers=SERVERS,
                 metrics=METRICS,
                 values=values[part],
-                server_infos=tuple(ServerInfo(id=server, role="web", labels={"rack": server[-1]}) for server in SERVERS),
+                server_infos=tuple(
+                    ServerInfo(id=server, role="web", labels={"rack": server[-1]}) for server in SERVERS
+                ),
                 metric_infos=(MetricInfo(name="net_bytes_total", kind=2, unit="By"),),
             )
             await history.write(encode(frame))
@@ -122,7 +124,9 @@ async def test_one_shard_becomes_two_then_three_then_one_with_the_same_answers(t
             assert answers.keys() == expected.keys()
             for name, values in expected.items():
                 # Sums of what is sealed and of what is not differ in the last place.
-                np.testing.assert_allclose(answers[name], values, rtol=0 if name[2] == "MEAN 0" else 1e-12, err_msg=str(name))
+                np.testing.assert_allclose(
+                    answers[name], values, rtol=0 if name[2] == "MEAN 0" else 1e-12, err_msg=str(name)
+                )
             assert shards.infos() == infos
             for index, history in enumerate(shards.histories):
                 assert {shard_of(server, count) for server in history.catalog.servers} <= {index}

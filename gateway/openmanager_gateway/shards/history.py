@@ -128,7 +128,7 @@ _PARTS: Mapping[int, tuple[int, ...]] = {
     pb.AGGREGATION_INCREASE: (pb.AGGREGATION_INCREASE,),
     pb.AGGREGATION_STDDEV: (pb.AGGREGATION_COUNT, pb.AGGREGATION_MEAN, pb.AGGREGATION_STDDEV),
 }
-_PERCENTS = {
+_PERCENTS: Mapping[int, float] = {
     pb.AGGREGATION_P50: 50.0,
     pb.AGGREGATION_P90: 90.0,
     pb.AGGREGATION_P95: 95.0,
@@ -263,18 +263,19 @@ def _reduced(aggregation: int, samples: tuple[Any, Floats], starts: Any, step: i
 def _combined(aggregation: int, parts: Sequence[Floats]) -> Floats:
     """Return what the parts of all shards make together: float64[B], NaN where none has something."""
     first = parts[0]
-    nothing = np.isnan(first).all(axis=0)
+    found: Floats
     match aggregation:
         case pb.AGGREGATION_MIN:
-            return np.fmin.reduce(first)
+            found = np.fmin.reduce(first)
         case pb.AGGREGATION_MAX:
-            return np.fmax.reduce(first)
+            found = np.fmax.reduce(first)
         case pb.AGGREGATION_MEAN:
-            return np.where(nothing, np.nan, np.nansum(first, axis=0) / np.nansum(parts[1], axis=0))
+            found = np.nansum(first, axis=0) / np.nansum(parts[1], axis=0)
         case pb.AGGREGATION_STDDEV:
-            return _deviation(*(np.nan_to_num(part) for part in parts))
+            found = _deviation(*(np.nan_to_num(part) for part in parts))
         case _:
-            return np.where(nothing, np.nan, np.nansum(first, axis=0))
+            found = np.nansum(first, axis=0)
+    return np.where(np.isnan(first).all(axis=0), np.nan, found)
 
 
 def _deviation(counts: Floats, means: Floats, deviations: Floats) -> Floats:
@@ -282,7 +283,8 @@ def _deviation(counts: Floats, means: Floats, deviations: Floats) -> Floats:
     count = counts.sum(axis=0)
     mean = (counts * means).sum(axis=0) / count
     squares = (deviations**2 * np.maximum(counts - 1, 0) + counts * (means - mean) ** 2).sum(axis=0)
-    return np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
+    found: Floats = np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
+    return found
 
 
 async def _named(found: Mapping[Key, Floats]) -> AsyncIterator[pb.Series]:
