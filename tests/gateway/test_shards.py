@@ -176,7 +176,7 @@ async def answer(peer: Peer, request: pb.QueryRangeRequest) -> tuple[list[Any], 
     return names, values, list(header.header.time_unix_nanos)
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("selector", ["all", "a filter", "two servers"])
 @pytest.mark.parametrize("group", [pb.GROUP_BY_SERVER, pb.GROUP_BY_ROLE, pb.GROUP_BY_ENVIRONMENT, pb.GROUP_BY_ALL])
 async def test_every_aggregation_of_every_group_is_the_same(pair: Pair, selector: str, group: pb.GroupBy.ValueType):
     for aggregation in AGGREGATIONS:
@@ -188,7 +188,7 @@ async def test_every_aggregation_of_every_group_is_the_same(pair: Pair, selector
             np.testing.assert_allclose(same, some, rtol=1e-12, err_msg=f"{pb.Aggregation.Name(aggregation)} {name}")
 
 
-@pytest.mark.parametrize("many", [0, 2, 500])
+@pytest.mark.parametrize("many", [0, 2])
 @pytest.mark.parametrize("selector", SELECTORS)
 async def test_raw_samples_are_the_same_and_in_the_same_order(pair: Pair, selector: str, many: int):
     request = asked(selector, series_per_message=many)

@@ -557,7 +557,9 @@ class QueryLatestResponse(_message.Message):
     shards.
     """
     resume_token: _builtins.str
-    """Where history has several shards: watch with it to follow on. Empty when a shard is missing."""
+    """Where history has several shards: watch with it to follow on. Empty when a shard is
+    missing, or the selector names servers of some shards alone.
+    """
     @_builtins.property
     def provenance(self) -> _provenance_pb2.Provenance:
         """Where the answer came from: the first message, once."""
