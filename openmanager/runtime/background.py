@@ -19,7 +19,9 @@ async def working(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     while one that went on without would serve what gets older, and nobody would know why.
     """
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_told(each)) for each in work]
+        tasks = [group.create_task(each, name=each.__qualname__) for each in work]  # type: ignore[attr-defined]
+        for task in tasks:
+            task.add_done_callback(_tell)
         try:
             yield
         finally:
@@ -27,9 +29,6 @@ async def working(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 task.cancel()
 
 
-async def _told(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception:
-        log.critical("%s failed: the server ends", work.__qualname__, exc_info=True)  # type: ignore[attr-defined]
-        raise
+def _tell(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        log.critical("%s failed: the server ends", task.get_name(), exc_info=failure)

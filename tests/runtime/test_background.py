@@ -45,3 +45,8 @@ async def test_work_that_fails_ends_the_server_and_says_so(caplog: pytest.LogCap
             await _for_ever()
     assert [type(each) for each in failure.value.exceptions] == [ValueError]
     assert "_failing failed: the server ends" in caplog.text
+
+
+async def test_work_that_has_not_begun_is_ended_too():
+    async with working(_for_ever()):
+        pass
