@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from openmanager.api.status.v1 import status_pb2
 from openmanager.hot import HotFleet
 from openmanager.hot_service import HotService
+from openmanager.runtime.background import working
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.module import Runtime, Service, service_descriptor
 from openmanager.runtime.peer import Peer
@@ -74,21 +74,17 @@ class GatewayModule:
             authenticator = Authenticator(peers["metadata"][0], runtime.clock, config.identity_grace)
             upstreams = {name: [_upstream(peer, runtime) for peer in shards] for name, shards in peers.items()}
             everyone = [upstream for shards in upstreams.values() for upstream in shards]
-            tasks = [
-                asyncio.create_task(work)
-                for work in (
-                    *(part.run() for part in parts),
-                    *(part.run_fallback() for part in parts),
-                    authenticator.run(),
-                    *(probe(each) for each in everyone),
-                )
-            ]
             routes = {
                 service: _route(service, upstreams[name], replicas)
                 for name, services in self._routes.items()
                 for service in services
             }
-            try:
+            async with working(
+                *(part.run() for part in parts),
+                *(part.run_fallback() for part in parts),
+                authenticator.run(),
+                *(probe(each) for each in everyone),
+            ):
                 yield Service(
                     servicers={
                         OWN: GatewayService(replicas=replicas, board=board, timeseries=upstreams["timeseries"]),
@@ -100,10 +96,6 @@ class GatewayModule:
                     authenticator=authenticator,
                     public=True,
                 )
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _replicas(
