@@ -87,7 +87,7 @@ def _flags(options: Mapping[str, Any], held: int | None) -> dict[tuple[str, str]
     if shards or gateways:
         gateway = gateway or MeshConfig().gateway
     if gateway:
-        found = layout.addresses(gateway, shards or 1, gateways or 1)
+        found = layout.addresses(gateway.partition(",")[0], shards or 1, gateways or 1)
         flags |= {("mesh", name): address for name, address in found.items()}
     return {place: value for place, value in flags.items() if value is not None}
 

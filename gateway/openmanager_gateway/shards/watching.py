@@ -70,8 +70,9 @@ def watch_frames(shards: Shards, method: MethodDescriptor) -> Any:
         async for shard, message in watching.messages(positions, progress_seconds(request)):
             if shard is not None:
                 positions[shard], message.shard = str(message.position), shard
-            message.resume_token = join_tokens(positions) if all(positions) else ""
-            yield message
+            if all(positions):
+                message.resume_token = join_tokens(positions)
+                yield message
 
     return forward
 
@@ -108,7 +109,8 @@ class _Watch:
     """One watch in every shard. `begin` makes a request from a place, `place_of` tells that after a message.
 
     A shard that is away is watched again from its place when it is back, the others going on; one that knows the place no
-    more ends the watch, and so does with `exact` one of which no place is known yet: what it would miss nobody could tell.
+    more ends the watch. With `exact` nothing is told before all places are known by the first message of each shard, and one
+    of which none is known ends the watch: what it would miss nobody could tell.
     """
 
     def __init__(
@@ -126,9 +128,13 @@ class _Watch:
         self._reply: Any = validate.message_class(method.output_type)
         self._begin, self._place_of, self._exact = begin, place_of, exact
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(WAITING * len(shards))
+        self._begun: set[int] = set()
+        self._all_begun = asyncio.Event()
 
     async def messages(self, places: Sequence[str], seconds: float) -> AsyncIterator[tuple[int | None, Any]]:
         """Yield messages with the shard that each is of, as they come; an empty one of none when none came for so long."""
+        if all(places):
+            self._all_begun.set()
         tasks = [asyncio.create_task(self._follow(shard, place)) for shard, place in enumerate(places)]
         try:
             while True:
@@ -154,6 +160,7 @@ class _Watch:
                     message = self._reply.FromString(data)
                     place, attempt = self._place_of(message), 0
                     await self._queue.put((shard, message))
+                    await self._have_all_begun(shard)
             except UnavailableError as err:
                 if self._exact and not place:
                     await self._queue.put((shard, err))
@@ -163,3 +170,10 @@ class _Watch:
                 return
             attempt += 1
             await asyncio.sleep(backoff(attempt, 1.0, cap=AGAIN_SECONDS).total_seconds())
+
+    async def _have_all_begun(self, shard: int) -> None:
+        self._begun.add(shard)
+        if len(self._begun) == len(self._shards):
+            self._all_begun.set()
+        if self._exact:
+            await self._all_begun.wait()
