@@ -63,6 +63,8 @@ def _handler(listing: Listing, shards: Shards, method: MethodDescriptor) -> Any:
 
         async def after(shard: int) -> str:
             """Return the token of a shard after what was taken of its page: of a part of it a smaller page tells it."""
+            if tokens[shard] == ENDED:
+                return ENDED
             taken = sum(of == shard for of, _ in rows)
             if taken == len(given[shard]):
                 return answers.of[shard].next_page_token or ENDED
