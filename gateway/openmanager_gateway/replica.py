@@ -27,6 +27,7 @@ from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer, backoff
 from openmanager.runtime.status import Finding
 from openmanager.shard import shard_of
+from openmanager.watch import compacted
 from openmanager_gateway.shards.calls import joined_provenance
 
 WATCH = "/openmanager.api.cache.v1.CacheService/WatchServers"
@@ -126,6 +127,8 @@ class Replica:
 
     def _take(self, message: cache_pb2.WatchServersResponse, fresh: list[Told] | None) -> list[Told] | None:
         """Apply one message; `fresh` gathers a snapshot until its last message, the one with a token."""
+        if fresh is None and self._from_head:
+            raise compacted()  # the head was read since: what does not change now would stay as it says
         told = [take_apart(each) for each in message.servers]
         if message.kind == server_pb2.WATCH_KIND_SNAPSHOT and fresh is not None:
             fresh.extend(told)

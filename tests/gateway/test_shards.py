@@ -359,7 +359,6 @@ async def test_questions_to_the_analysis_are_answered_the_same(pair: Pair):
         ("AnalysisService", "AnalyzeTrend", analysis_pb2.AnalyzeTrendRequest(selector=chosen)),
         ("AnalysisService", "ForecastCapacity", analysis_pb2.ForecastCapacityRequest(selector=chosen)),
         ("AnalysisService", "ForecastCapacity", analysis_pb2.ForecastCapacityRequest()),
-        ("AnalysisService", "ScoreDetection", analysis_pb2.ScoreDetectionRequest()),
         ("RuleService", "ListRules", alert_pb2.ListRulesRequest()),
         ("SilenceService", "ListSilences", alert_pb2.ListSilencesRequest()),
         ("AlertService", "ListAlerts", alert_pb2.ListAlertsRequest()),
