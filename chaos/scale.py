@@ -21,7 +21,7 @@ from chaos import checker, journal, reading, steady
 from chaos.journal import Journal, Kind
 from chaos.load import WRITERS, server_of
 from chaos.mesh import FLEET, Mesh, Probe, family, signalled
-from chaos.rolling import CALLS_PER_SECOND, PAUSE_SECONDS, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving
+from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving
 from chaos.stores import stores
 from openmanager.cli import layout
 from openmanager.client.rpc import DEADLINE_SECONDS
@@ -30,6 +30,8 @@ from openmanager.runtime.peer import Peer
 from openmanager.shard import SHARDED, shard_of
 
 SHARDS = GATEWAYS = 2
+# One process is killed, and not the next before clients have found their way back to it.
+SETTLE_SECONDS = 2.0
 # Writes of a shard may wait so long while its log is started again.
 WAIT_SECONDS = 3.0
 
@@ -133,7 +135,7 @@ async def _kill_each(mesh: Mesh, parts: Sequence[layout.Part], outcome: Scaled) 
         await serving(part.address)
         back = time.monotonic()
         outcome.restarts.append(Restart(service=part.name, began=began, ended=ended - began, back=back - began))
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(SETTLE_SECONDS)
     outcome.seconds = time.monotonic() - outcome.began
 
 
