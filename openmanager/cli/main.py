@@ -54,6 +54,7 @@ COMMANDS = {
     "certs": "certs",
     "backup": "backup",
     "restore": "restore",
+    "plan": "plan",
     "config": "config",
     "version": "version",
 }

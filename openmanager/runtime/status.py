@@ -175,13 +175,14 @@ class StatusReporter:
         self._service, self._address, self._version = service, address, version
         self._clock = clock
         self._start_nanos = clock.now_nanos()
+        self._begin = clock.monotonic()
         self._storages = tuple(storages)
         self._ledger = ledger
         self._warnings = warnings
 
     @contextlib.asynccontextmanager
     async def probing(self) -> AsyncIterator[None]:
-        """Probe the stores once now and then once a second."""
+        """Probe the stores now, and then more than twice a second."""
         tasks = [asyncio.create_task(self._probe(storage)) for storage in self._storages]
         try:
             yield
@@ -195,7 +196,8 @@ class StatusReporter:
         # A driver that is cancelled may make an error of its own of that: then the loop has to see to its end itself.
         while task is None or not task.cancelling():
             await storage.probe()
-            await asyncio.sleep(PROBE_INTERVAL_SECONDS)
+            # At the same moments for all stores: a process that has nothing to do is woken once for them.
+            await asyncio.sleep(PROBE_INTERVAL_SECONDS - (self._clock.monotonic() - self._begin) % PROBE_INTERVAL_SECONDS)
 
     def message(self) -> status_pb2.ServiceStatus:
         """Return the row of this process."""
