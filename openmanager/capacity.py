@@ -159,7 +159,7 @@ def plan(workload: Workload, prices: Prices, *, headroom: float = 0.5, costs: Un
     InvalidArgumentError for a machine that has no room for a single process of some part.
     """
     if not 0 <= headroom <= MAX_HEADROOM:
-        raise invalid("headroom", f"is not between 0 and {MAX_HEADROOM}")
+        raise invalid("headroom", f"is not between 0 and {MAX_HEADROOM:.0%}")
     machine, usable = prices.machine, 1 - headroom
     tiers = tuple(_tiers(workload, costs))
     parts = tuple(_parts(workload, costs, machine, usable, sum(tier.disk_bytes for tier in tiers)))
@@ -200,7 +200,9 @@ def _parts(workload: Workload, costs: UnitCosts, machine: Machine, usable: float
             count = max(count, math.ceil(memory / room))
         elif (needed := unit.idle_memory.value + memory) > usable * machine.memory_bytes:
             least = math.ceil(needed / usable / 2**30)
-            raise invalid("machine", f"has too little memory: {name} holds the whole fleet and needs one with {least}GiB")
+            raise invalid(
+                "machine", f"has too little memory: {name} holds the whole fleet and needs one with {least}GiB"
+            )
         disk = workload.series * unit.disk_per_series.value + workload.servers * unit.disk_per_server.value
         yield Part(
             name=name,
@@ -224,13 +226,13 @@ def _parts(workload: Workload, costs: UnitCosts, machine: Machine, usable: float
 def used(name: str, unit: Process, workload: Workload, costs: UnitCosts = MEASURED) -> tuple[float, float]:
     """Return the cores and bytes of memory that a workload takes of a part, beside what its processes take at rest."""
     cores = workload.rate * unit.cores_per_rate.value
-    if name == "gateway" and workload.by_otlp:
-        cores = workload.rate * costs.otlp_per_rate.value
+    if workload.by_otlp:
+        cores += workload.rate * unit.otlp_per_rate.value
     if name == "timeseries" and workload.engine != "blocks":
         cores += workload.rate * costs.engines[workload.engine].encode_per_rate.value
     servers = min(workload.servers, INVENTORY_COPY) if name == "metadata" else workload.servers
     return (
-        cores + servers * unit.cores_per_server.value,
+        cores + workload.series * unit.cores_per_series.value + servers * unit.cores_per_server.value,
         workload.series * unit.memory_per_series.value + servers * unit.memory_per_server.value,
     )
 

@@ -81,7 +81,9 @@ def parse_machine(text: str) -> Machine:
     """Return the machine of a text such as `8:32GiB:1TiB:120`: cores, memory, disk, and its price a month."""
     parts = text.split(":")
     if len(parts) not in {3, 4}:
-        raise invalid("machine", f"{text!r} is not CORES:MEMORY:DISK or CORES:MEMORY:DISK:MONEY, as in 8:32GiB:1TiB:120")
+        raise invalid(
+            "machine", f"{text!r} is not CORES:MEMORY:DISK or CORES:MEMORY:DISK:MONEY, as in 8:32GiB:1TiB:120"
+        )
     cores, memory, disk, *money = parts
     return Machine(
         cores=number("machine cores", cores, 0.1, MAX_CORES),

@@ -17,10 +17,10 @@ Scales = Literal["split", "replicate", "single"]
 NANOS, MIB = 1e-9, 2.0**20
 IDLE = "bench plan, 20 servers, 27 November 2026"
 FLEET = "bench plan, 20 to 1,000 servers, 27 November 2026"
+OTLP = "bench plan, exports of 511 points, 27 November 2026"
 STEADY = "bench --history steady, 1,000 × 511 for 30 min, 26 November 2026"
 AT_REST = "bench --history disk, standard series, 26 November 2026"
 YEAR = "bench backfill, a year of 20 × 511, 25 November 2026"
-ANALYSIS = "bench analysis, 511,000 series, 26 November 2026"
 LINES = "bench.victoriametrics, lines of the simulator's names, docs/decisions/0012"
 INFLUX = "bench --history ingest, 26 November 2026, and docs/decisions/0013"
 VICTORIA = "bench --history ingest and disk, 26 November 2026"
@@ -44,6 +44,9 @@ class Process:
     idle_cores: Cost
     idle_memory: Cost
     cores_per_rate: Cost = Cost(0.0, "s/sample", FLEET)
+    # More for a sample that comes by OTLP, in an export of one server's 511.
+    otlp_per_rate: Cost = Cost(0.0, "s/sample", OTLP)
+    cores_per_series: Cost = Cost(0.0, "cores/series", FLEET)
     cores_per_server: Cost = Cost(0.0, "cores/server", FLEET)
     memory_per_series: Cost = Cost(0.0, "B/series", FLEET)
     memory_per_server: Cost = Cost(0.0, "B/server", FLEET)
@@ -68,8 +71,7 @@ class UnitCosts:
 
     processes: Mapping[str, Process]
     engines: Mapping[str, Engine]
-    # Of a sample that comes by OTLP, an export for each server: of the gateway, and on the wire.
-    otlp_per_rate: Cost
+    # Of a sample that comes by OTLP, on the wire.
     otlp_bytes: Cost
     # Of a frame, for each server and each metric in it, beside the doubles.
     server_bytes: Cost
@@ -85,46 +87,52 @@ MEASURED = UnitCosts(
         {
             "gateway": Process(
                 scales="replicate",
-                idle_cores=Cost(0.0102, "cores", IDLE),
+                idle_cores=Cost(0.0055, "cores", IDLE),
                 idle_memory=Cost(41 * MIB, "B", IDLE),
-                cores_per_rate=Cost(54 * NANOS, "s/sample", FLEET),
-                memory_per_series=Cost(61, "B/series", FLEET),
+                cores_per_rate=Cost(100 * NANOS, "s/sample", FLEET),
+                otlp_per_rate=Cost(23000 * NANOS, "s/sample", OTLP),
+                memory_per_series=Cost(75, "B/series", FLEET),
             ),
             "timeseries": Process(
                 scales="split",
-                idle_cores=Cost(0.0073, "cores", IDLE),
+                idle_cores=Cost(0.0065, "cores", IDLE),
                 # Itself 95 MiB, the head 256, what is being sealed as much again, the read cache 128.
                 idle_memory=Cost((95 + 256 + 256 + 128) * MIB, "B", f"{IDLE}, and defaults of settings"),
                 cores_per_rate=Cost(1331 * NANOS, "s/sample", STEADY),
+                otlp_per_rate=Cost(8000 * NANOS, "s/sample", OTLP),
                 memory_per_series=Cost(95, "B/series", FLEET),
             ),
             "cache": Process(
                 scales="split",
-                idle_cores=Cost(0.0085, "cores", IDLE),
+                idle_cores=Cost(0.0080, "cores", IDLE),
                 idle_memory=Cost(48 * MIB, "B", IDLE),
-                cores_per_rate=Cost(353 * NANOS, "s/sample", FLEET),
-                memory_per_series=Cost(87, "B/series", FLEET),
+                cores_per_rate=Cost(480 * NANOS, "s/sample", FLEET),
+                otlp_per_rate=Cost(5200 * NANOS, "s/sample", OTLP),
+                memory_per_series=Cost(105, "B/series", FLEET),
             ),
             "analysis": Process(
                 scales="split",
-                idle_cores=Cost(0.005, "cores", IDLE),
+                idle_cores=Cost(0.0045, "cores", IDLE),
                 idle_memory=Cost(61 * MIB, "B", IDLE),
-                cores_per_rate=Cost(897 * NANOS, "s/sample", FLEET),
-                memory_per_series=Cost(1318, "B/series", ANALYSIS),
-                disk_per_series=Cost(1318, "B/series", ANALYSIS),
+                cores_per_rate=Cost(830 * NANOS, "s/sample", FLEET),
+                otlp_per_rate=Cost(850 * NANOS, "s/sample", OTLP),
+                # It stores what it has learnt once a minute, 1.3 KB a series, and has it several times over meanwhile.
+                cores_per_series=Cost(1.0e-7, "cores/series", FLEET),
+                memory_per_series=Cost(5000, "B/series", f"{FLEET}; the most, while it stores"),
+                disk_per_series=Cost(2 * 1422, "B/series", f"{FLEET}; the file and its next"),
             ),
             "metadata": Process(
                 scales="single",
-                idle_cores=Cost(0.0067, "cores", IDLE),
+                idle_cores=Cost(0.0057, "cores", IDLE),
                 idle_memory=Cost(45 * MIB, "B", IDLE),
-                cores_per_server=Cost(9.9e-6, "cores/server", FLEET),
-                memory_per_server=Cost(3300, "B/server", FLEET),
+                cores_per_server=Cost(1.1e-5, "cores/server", FLEET),
+                memory_per_server=Cost(4200, "B/server", FLEET),
             ),
             "redis": Process(
                 scales="split",
                 idle_cores=Cost(0.0013, "cores", IDLE),
                 idle_memory=Cost(5 * MIB, "B", IDLE),
-                cores_per_rate=Cost(20 * NANOS, "s/sample", FLEET),
+                cores_per_rate=Cost(30 * NANOS, "s/sample", FLEET),
                 memory_per_series=Cost(9.8, "B/series", FLEET),
                 # The append-only file is rewritten when it has doubled, and not before 64 MiB; the new one is beside it then.
                 idle_disk=Cost(64 * MIB, "B", CONFIGURED),
@@ -132,9 +140,9 @@ MEASURED = UnitCosts(
             ),
             "postgresql": Process(
                 scales="single",
-                idle_cores=Cost(0.003, "cores", IDLE),
+                idle_cores=Cost(0.0033, "cores", IDLE),
                 idle_memory=Cost((30 + 64) * MIB, "B", f"{IDLE}, and the default of shared_buffers"),
-                cores_per_server=Cost(7e-7, "cores/server", FLEET),
+                cores_per_server=Cost(1e-6, "cores/server", FLEET),
                 idle_disk=Cost(47 * MIB, "B", IDLE),
                 disk_per_server=Cost(284, "B/server", FLEET),
             ),
@@ -161,8 +169,7 @@ MEASURED = UnitCosts(
             ),
         }
     ),
-    otlp_per_rate=Cost(math.nan, "s/sample", FLEET),
-    otlp_bytes=Cost(math.nan, "B/sample", FLEET),
+    otlp_bytes=Cost(51.7, "B/sample", OTLP),
     server_bytes=Cost(33, "B/server", FLEET),
     metric_bytes=Cost(42, "B/metric", FLEET),
     hot_bytes=Cost(8.8, "B/sample", FLEET),

@@ -57,7 +57,9 @@ def _interval(ctx: click.Context, param: click.Parameter, value: str) -> timedel
 )
 @click.option("--servers", type=int, default=20, show_default=True, help="Servers, up to a million.")
 @click.option("--metrics", type=int, default=511, show_default=True, help="Metrics of each.")
-@click.option("--interval", callback=_interval, default="10s", show_default=True, metavar="DURATION", help="Between samples.")
+@click.option(
+    "--interval", callback=_interval, default="10s", show_default=True, metavar="DURATION", help="Between samples."
+)
 @click.option(
     "--retention",
     callback=_retention,
@@ -68,7 +70,12 @@ def _interval(ctx: click.Context, param: click.Parameter, value: str) -> timedel
 @click.option("--engine", type=click.Choice(ENGINES), default="blocks", show_default=True, help="Beside the blocks.")
 @click.option("--otlp", "by_otlp", is_flag=True, help="Every server exports by OTLP itself, instead of frames of many.")
 @click.option(
-    "--headroom", type=float, default=50.0, show_default=True, metavar="PERCENT", help="Of each machine left free, 0–90."
+    "--headroom",
+    type=float,
+    default=50.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Of each machine left free, 0–90.",
 )
 @click.option(
     "--machine",
@@ -76,7 +83,11 @@ def _interval(ctx: click.Context, param: click.Parameter, value: str) -> timedel
     help="A machine and its price a month, such as 8:32GiB:2TiB:120.  [default: that of the prices]",
 )
 @click.option(
-    "--prices", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="What things cost, as TOML."
+    "--prices",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What things cost, as TOML.",
 )
 @click.option("--print-prices", is_flag=True, help="Print the prices that hold otherwise, to edit, and end.")
 @click.option("--costs", is_flag=True, help="Also print the unit costs, and where each was measured.")
@@ -92,15 +103,18 @@ def plan(**options: Any) -> None:
     if options["print_prices"]:
         click.echo(price.defaults(), nl=False)
         return
-    workload = capacity.Workload(
-        servers=options["servers"],
-        metrics=options["metrics"],
-        interval=options["interval"],
-        retention=options["retention"],
-        engine=options["engine"],
-        by_otlp=options["by_otlp"],
-    )
-    made = capacity.plan(workload, _prices(options), headroom=options["headroom"] / 100)
+    try:
+        workload = capacity.Workload(
+            servers=options["servers"],
+            metrics=options["metrics"],
+            interval=options["interval"],
+            retention=options["retention"],
+            engine=options["engine"],
+            by_otlp=options["by_otlp"],
+        )
+        made = capacity.plan(workload, _prices(options), headroom=options["headroom"] / 100)
+    except InvalidArgumentError as err:
+        raise click.UsageError(err.message) from err
     if options["as_json"]:
         click.echo(json.dumps(_document(made, costs=options["costs"])))
         return
@@ -192,8 +206,12 @@ def _money(made: Plan) -> Iterator[str]:
     own = "no price" if math.isnan(made.self_hosted_month) else f"{made.self_hosted_month:,.0f} {made.currency}"
     yield f"self-hosted  {own} a month"
     if not math.isnan(made.managed_month):
-        saved = "" if math.isnan(made.saved) else f", self-hosted is {-made.saved:+.0%}".replace("-", "−")
-        yield f"managed      {made.managed_month:,.0f} {made.currency} a month{saved}"
+        saved = "" if math.isnan(made.saved) else f"; self-hosted is {_signed(-made.saved)}"
+        yield f"managed      {made.managed_month:,.0f} {made.currency} a month, in proportion to samples{saved}"
+
+
+def _signed(share: float) -> str:
+    return f"{share:+.0%}".replace("-", "−")
 
 
 def _assumptions(made: Plan) -> Iterator[str]:
@@ -202,7 +220,7 @@ def _assumptions(made: Plan) -> Iterator[str]:
     yield "  a process bears one core; figures are of two shared cores, a little above those of a machine of one's own"
     yield "  values as the standard series has them; others take more or less on disk"
     yield "  disk is of the time when everything is as old as it gets; the network is without what people ask"
-    yield "  prices are those of the file, managed ones in proportion to samples a second (--print-prices)"
+    yield "  prices are yours to edit (--print-prices); the defaults are the totals of a report of May 2025 for 20 servers"
     if made.workload.engine != "blocks":
         yield f"  what {made.workload.engine} takes of memory was not measured and is not in the sums"
     for name, value in made.settings.items():

@@ -197,7 +197,9 @@ class StatusReporter:
         while task is None or not task.cancelling():
             await storage.probe()
             # At the same moments for all stores: a process that has nothing to do is woken once for them.
-            await asyncio.sleep(PROBE_INTERVAL_SECONDS - (self._clock.monotonic() - self._begin) % PROBE_INTERVAL_SECONDS)
+            await asyncio.sleep(
+                PROBE_INTERVAL_SECONDS - (self._clock.monotonic() - self._begin) % PROBE_INTERVAL_SECONDS
+            )
 
     def message(self) -> status_pb2.ServiceStatus:
         """Return the row of this process."""
