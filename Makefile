@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run test check format protos docs dashboards slo lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -32,6 +32,7 @@ check: $(STAMP) ## all static checks, fastest first
 	@$(BIN)/python scripts/protos.py --check
 	@$(BIN)/python scripts/configuration.py --check
 	@$(BIN)/python scripts/dashboards.py --check
+	@$(BIN)/python scripts/slo.py --check
 	@$(BIN)/python scripts/licences.py --check
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
@@ -47,6 +48,9 @@ docs: $(STAMP) ## generate docs/configuration.md
 
 dashboards: $(STAMP) ## generate deploy/grafana/dashboards
 	@$(BIN)/python scripts/dashboards.py
+
+slo: $(STAMP) ## generate deploy/slo/alerts.yaml
+	@$(BIN)/python scripts/slo.py
 
 sbom: $(STAMP) ## write dist/openmanager.cdx.json, a CycloneDX bill of what the lock installs
 	@$(BIN)/python scripts/sbom.py

@@ -168,7 +168,7 @@ def test_a_workload_that_cannot_be_is_refused_by_the_field(options, field):
 
 @pytest.mark.parametrize("headroom", [-0.1, 0.91, 1.0, math.nan, math.inf])
 def test_headroom_leaves_something(headroom):
-    with pytest.raises(InvalidArgumentError, match="^headroom "):
+    with pytest.raises(InvalidArgumentError, match=r"^headroom "):
         capacity.plan(Workload(servers=20), PRICES, headroom=headroom)
 
 
@@ -176,7 +176,7 @@ def test_a_machine_that_is_too_small_is_refused_and_the_least_is_said():
     with pytest.raises(InvalidArgumentError, match=r"^machine .* gateway .* needs one with 72GiB"):
         capacity.plan(Workload(servers=1_000_000), PRICES)
     small = replace(PRICES, machine=price.parse_machine("2:512MiB:1TiB:1"))
-    with pytest.raises(InvalidArgumentError, match="^machine is too small for timeseries"):
+    with pytest.raises(InvalidArgumentError, match=r"^machine is too small for timeseries"):
         capacity.plan(Workload(servers=20), small)
 
 
@@ -211,7 +211,7 @@ def test_prices_that_cannot_be_are_refused_by_the_key(change, field):
 
 @pytest.mark.parametrize("text", ["", "8", "8:32GiB", "a:1GiB:1GiB", "nan:1GiB:1GiB", "2:1GiB:1GiB:inf", "1:2:3:4:5"])
 def test_a_machine_is_cores_memory_disk_and_money(text):
-    with pytest.raises(InvalidArgumentError, match="^machine"):
+    with pytest.raises(InvalidArgumentError, match=r"^machine"):
         price.parse_machine(text)
 
 

@@ -242,7 +242,7 @@ def _costs_table() -> Table:
 
 def _document(made: Plan, *, costs: bool) -> dict[str, Any]:
     """Return the plan as JSON: seconds for durations, null for what is not known."""
-    document = _plain({each.name: getattr(made, each.name) for each in fields(made)})
+    document: dict[str, Any] = _plain({each.name: getattr(made, each.name) for each in fields(made)})
     document["workload"] |= {"series": made.workload.series, "samples_per_second": made.workload.rate}
     document |= {
         "cores": made.cores,
@@ -251,7 +251,9 @@ def _document(made: Plan, *, costs: bool) -> dict[str, Any]:
         "shards": made.shards,
         "saved_ratio": _plain(made.saved),
     }
-    return document | {"unit_costs": _unit_costs()} if costs else document
+    if costs:
+        document["unit_costs"] = _unit_costs()
+    return document
 
 
 def _unit_costs() -> dict[str, Any]:

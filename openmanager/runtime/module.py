@@ -74,6 +74,9 @@ class ServerConfig:
     tls_session: timedelta = setting(
         timedelta(hours=12), "An encrypted connection between services is ended after so long, 1s–20d, and made anew."
     )
+    own_metrics: bool = setting(
+        False, "Store what the services measure of themselves in this mesh too, as the server `openmanager-<host>`."
+    )
     log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
     max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")
     write_timeout: timedelta = setting(
