@@ -103,14 +103,16 @@ def victoria(tmp_path_factory) -> Iterator[Server]:
     if server is None:
         pytest.skip("victoria-metrics is missing: it is a Debian package")
     server.start()
-    now = int(time.time()) // STEP * STEP
-    times = range(now - DAYS * 86_400, now + STEP, STEP)
-    lines = [line for story in STORIES for line in told(story, times)]
-    request = urllib.request.Request(f"{server.url}/api/v1/import", data="\n".join(lines).encode())
-    urllib.request.urlopen(request, timeout=30).close()
-    ask(f"{server.url}/internal/force_flush")
-    yield server
-    server.stop()
+    try:
+        now = int(time.time()) // STEP * STEP
+        times = range(now - DAYS * 86_400, now + STEP, STEP)
+        lines = [line for story in STORIES for line in told(story, times)]
+        request = urllib.request.Request(f"{server.url}/api/v1/import", data="\n".join(lines).encode())
+        urllib.request.urlopen(request, timeout=30).close()
+        ask(f"{server.url}/internal/force_flush")
+        yield server
+    finally:
+        server.stop()
 
 
 # Of a story: the share of failed calls and of slow ones and the seconds behind, for so many of the newest minutes, and which
