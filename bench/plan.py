@@ -80,7 +80,11 @@ def _history() -> Iterator[Row]:
     load = Workload(servers=history_fleet.SERVERS)
     shape = f"{load.servers:,} servers × {load.metrics} every second for {MINUTES:g} min"
     expected = unit.idle_cores.value + 10 * used("timeseries", unit, load)[0]
-    yield _row(f"{shape}: CPU of timeseries, with blocks and tiers", expected, found.cpu, 100, "% of a core")
+    # Minutes hold a few seals and hardly a merge: half an hour took what the model has (docs/performance.md).
+    name = f"{shape}: CPU of timeseries, with blocks and tiers"
+    ratio = found.cpu / expected
+    shown = [f"{value:.3g} cores" for value in (found.cpu, expected)]
+    yield Row(name, shown[0], shown[1], ratio, f"≤ {HIGH:g}", ratio <= HIGH)
     memory = unit.idle_memory.value + used("timeseries", unit, load)[1] - READ_CACHE_BYTES
     yield _row(f"{shape}: most memory of timeseries, nobody reading", memory, found.peak, 2.0**-20, "MiB")
 

@@ -90,7 +90,7 @@ MEASURED = UnitCosts(
                 idle_cores=Cost(0.0055, "cores", IDLE),
                 idle_memory=Cost(41 * MIB, "B", IDLE),
                 cores_per_rate=Cost(100 * NANOS, "s/sample", FLEET),
-                otlp_per_rate=Cost(23000 * NANOS, "s/sample", OTLP),
+                otlp_per_rate=Cost(22_000 * NANOS, "s/sample", OTLP),
                 memory_per_series=Cost(75, "B/series", FLEET),
             ),
             "timeseries": Process(
@@ -99,7 +99,7 @@ MEASURED = UnitCosts(
                 # Itself 95 MiB, the head 256, what is being sealed as much again, the read cache 128.
                 idle_memory=Cost((95 + 256 + 256 + 128) * MIB, "B", f"{IDLE}, and defaults of settings"),
                 cores_per_rate=Cost(1331 * NANOS, "s/sample", STEADY),
-                otlp_per_rate=Cost(8000 * NANOS, "s/sample", OTLP),
+                otlp_per_rate=Cost(7000 * NANOS, "s/sample", OTLP),
                 memory_per_series=Cost(95, "B/series", FLEET),
             ),
             "cache": Process(
@@ -107,7 +107,7 @@ MEASURED = UnitCosts(
                 idle_cores=Cost(0.0080, "cores", IDLE),
                 idle_memory=Cost(48 * MIB, "B", IDLE),
                 cores_per_rate=Cost(480 * NANOS, "s/sample", FLEET),
-                otlp_per_rate=Cost(5200 * NANOS, "s/sample", OTLP),
+                otlp_per_rate=Cost(4400 * NANOS, "s/sample", OTLP),
                 memory_per_series=Cost(105, "B/series", FLEET),
             ),
             "analysis": Process(
@@ -115,7 +115,7 @@ MEASURED = UnitCosts(
                 idle_cores=Cost(0.0045, "cores", IDLE),
                 idle_memory=Cost(61 * MIB, "B", IDLE),
                 cores_per_rate=Cost(830 * NANOS, "s/sample", FLEET),
-                otlp_per_rate=Cost(850 * NANOS, "s/sample", OTLP),
+                otlp_per_rate=Cost(650 * NANOS, "s/sample", OTLP),
                 # It stores what it has learnt once a minute, 1.3 KB a series, and has it several times over meanwhile.
                 cores_per_series=Cost(1.0e-7, "cores/series", FLEET),
                 memory_per_series=Cost(5000, "B/series", f"{FLEET}; the most, while it stores"),
