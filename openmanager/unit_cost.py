@@ -175,7 +175,6 @@ MEASURED = UnitCosts(
     hot_bytes=Cost(8.8, "B/sample", FLEET),
     row_bytes=MappingProxyType(
         {
-            "log": Cost(0.0, "B/sample beyond the frame", FLEET),
             "raw": Cost(1.30, "B/sample", AT_REST),
             # 2.3 GiB in 264.9 M buckets of 90 days, 1.0 GiB in 89.5 M buckets of a year.
             "5m": Cost(9.3, "B/bucket", YEAR),
