@@ -142,7 +142,8 @@ def environment(documents: list[Document], pod: Pod) -> dict[str, str]:
     """Return the variables of a pod's container; none of them comes from a Secret."""
     found: dict[str, str] = {}
     for source in pod.container.get("envFrom", []):
-        found |= named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
+        if "configMapRef" in source:
+            found |= named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
     return found | {each["name"]: each["value"] for each in pod.container.get("env", []) if "value" in each}
 
 
@@ -189,8 +190,30 @@ def schema_faults(documents: list[Document], version: str) -> Iterator[str]:
             yield f"{_title(each)}: {'.'.join(map(str, error.path))}: {error.message}"
 
 
+SELECTORS = {
+    "Service": lambda spec: {"matchLabels": spec["selector"]},
+    "PodDisruptionBudget": lambda spec: spec["selector"],
+    "NetworkPolicy": lambda spec: spec["podSelector"],
+}
+
+
 def selector_faults(documents: list[Document]) -> Iterator[str]:
-    """Yield selectors that choose nobody, or somebody else than they should."""
+    """Yield selectors of objects that choose nobody."""
+    found = pods(documents)
+    for each in documents:
+        if each["kind"] not in SELECTORS:
+            continue
+        if not any(selects(SELECTORS[each["kind"]](each["spec"]), pod.labels) for pod in found):
+            yield f"{_title(each)}: it selects nothing"
+        for rule in each["spec"].get("ingress", []) + each["spec"].get("egress", []):
+            for peer in rule.get("from", []) + rule.get("to", []):
+                is_pod = "namespaceSelector" not in peer and "ipBlock" not in peer
+                if is_pod and not any(selects(peer["podSelector"], pod.labels) for pod in found):
+                    yield f"{_title(each)}: it lets nobody through"
+
+
+def placement_faults(documents: list[Document]) -> Iterator[str]:
+    """Yield workloads that look after other pods than their own."""
     found = pods(documents)
     for pod in found:
         own = pod.owner["spec"].get("selector")
@@ -203,59 +226,52 @@ def selector_faults(documents: list[Document]) -> Iterator[str]:
         for term in affinity.get("requiredDuringSchedulingIgnoredDuringExecution", []):
             if not any(selects(term["labelSelector"], each.labels) for each in found):
                 yield f"{_title(pod.owner)}: it wants to be beside nobody"
-    for each in documents:
-        selector = {
-            "Service": lambda spec: {"matchLabels": spec["selector"]},
-            "PodDisruptionBudget": lambda spec: spec["selector"],
-            "NetworkPolicy": lambda spec: spec["podSelector"],
-        }.get(each["kind"])
-        if selector is not None and not any(selects(selector(each["spec"]), pod.labels) for pod in found):
-            yield f"{_title(each)}: it selects nothing"
-        for rule in each["spec"].get("ingress", []) + each["spec"].get("egress", []) if selector else []:
-            for peer in rule.get("from", []) + rule.get("to", []):
-                if "namespaceSelector" in peer or "ipBlock" in peer:
-                    continue
-                if not any(selects(peer["podSelector"], pod.labels) for pod in found):
-                    yield f"{_title(each)}: it lets nobody through"
+
+
+def source_faults(documents: list[Document]) -> Iterator[str]:
+    """Yield variables that come from where there is nothing, or from a Secret: that is for files alone."""
+    for pod in pods(documents):
+        yield from (f"{_title(pod.owner)}: there is no ConfigMap {name}" for name in _missing_maps(documents, pod))
+        if any("secretRef" in each for each in pod.container.get("envFrom", [])):
+            yield f"{_title(pod.owner)}: a Secret is in its environment"
+        if any("valueFrom" in each for each in pod.container.get("env", [])):
+            yield f"{_title(pod.owner)}: a variable has no plain value"
+
+
+def secret_faults(documents: list[Document]) -> Iterator[str]:
+    """Yield Secrets and keys of them that nobody was told to make."""
+    for pod in pods(documents):
+        for secret, key in pod.secrets().values():
+            if key not in SECRETS.get(secret, ()):
+                yield f"{_title(pod.owner)}: there is no {key} in a Secret {secret}"
+        for volume in pod.spec.get("volumes", []):
+            name = volume.get("secret", {}).get("secretName")
+            if name is not None and name not in SECRETS:
+                yield f"{_title(pod.owner)}: there is no Secret {name}"
 
 
 def reference_faults(documents: list[Document]) -> Iterator[str]:
     """Yield names of objects that there are not."""
     there = {(each["kind"], each["metadata"]["name"]) for each in documents}
-    claims = {
-        f"{claim['metadata']['name']}-{pod.name}-{ordinal}"
-        for pod in pods(documents)
-        for claim in pod.claims()
-        for ordinal in range(pod.owner["spec"].get("replicas", 1))
-    }
+    wanted: list[tuple[Document, str, str]] = []
     for pod in pods(documents):
-        title = _title(pod.owner)
-        for source in pod.container.get("envFrom", []):
-            if "configMapRef" not in source:
-                yield f"{title}: a Secret is in its environment"
-            elif ("ConfigMap", source["configMapRef"]["name"]) not in there:
-                yield f"{title}: there is no ConfigMap {source['configMapRef']['name']}"
-        if any("valueFrom" in each for each in pod.container.get("env", [])):
-            yield f"{title}: a variable has no plain value"
-        if pod.owner["kind"] == "StatefulSet" and ("Service", pod.owner["spec"]["serviceName"]) not in there:
-            yield f"{title}: there is no Service {pod.owner['spec']['serviceName']}"
-        for secret, key in pod.secrets().values():
-            if key not in SECRETS.get(secret, ()):
-                yield f"{title}: there is no {key} in a Secret {secret}"
-        for volume in pod.spec.get("volumes", []):
-            name = volume.get("secret", {}).get("secretName")
-            if name is not None and name not in SECRETS:
-                yield f"{title}: there is no Secret {name}"
-            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-            if claim is not None and claim not in claims:
-                yield f"{title}: there is no claim {claim}"
+        there |= {
+            ("PersistentVolumeClaim", f"{claim['metadata']['name']}-{pod.name}-{ordinal}")
+            for claim in pod.claims()
+            for ordinal in range(pod.owner["spec"]["replicas"])
+        }
+        claims = [each.get("persistentVolumeClaim") for each in pod.spec.get("volumes", [])]
+        wanted += [(pod.owner, "PersistentVolumeClaim", each["claimName"]) for each in claims if each]
     for each in documents:
-        if each["kind"] == "HorizontalPodAutoscaler":
-            target = each["spec"]["scaleTargetRef"]
-            if (target["kind"], target["name"]) not in there:
-                yield f"{_title(each)}: there is no {target['kind']} {target['name']}"
-        if each["kind"] == "Certificate" and ("Issuer", each["spec"]["issuerRef"]["name"]) not in there:
-            yield f"{_title(each)}: there is no Issuer {each['spec']['issuerRef']['name']}"
+        match each["kind"]:
+            case "StatefulSet":
+                wanted.append((each, "Service", each["spec"]["serviceName"]))
+            case "HorizontalPodAutoscaler":
+                target = each["spec"]["scaleTargetRef"]
+                wanted.append((each, target["kind"], target["name"]))
+            case "Certificate":
+                wanted.append((each, "Issuer", each["spec"]["issuerRef"]["name"]))
+    yield from (f"{_title(of)}: there is no {kind} {name}" for of, kind, name in wanted if (kind, name) not in there)
 
 
 def volume_faults(documents: list[Document]) -> Iterator[str]:
@@ -369,15 +385,18 @@ def duty_faults(documents: list[Document]) -> Iterator[str]:
             yield f"{_title(pod.owner)}: it is killed before it has ended"
 
 
-CHECKS = {
-    "selectors": selector_faults,
-    "references": reference_faults,
-    "volumes": volume_faults,
-    "ports": port_faults,
-    "variables": variable_faults,
-    "hardening": hardening_faults,
-    "duties": duty_faults,
-}
+CHECKS = (
+    selector_faults,
+    placement_faults,
+    source_faults,
+    secret_faults,
+    reference_faults,
+    volume_faults,
+    port_faults,
+    variable_faults,
+    hardening_faults,
+    duty_faults,
+)
 
 
 def faults(documents: list[Document], only: Document | None = None) -> list[str]:
@@ -385,7 +404,7 @@ def faults(documents: list[Document], only: Document | None = None) -> list[str]
     checked = documents if only is None else [only]
     return [
         *(fault for version in VERSIONS for fault in schema_faults(checked, version)),
-        *(fault for check in CHECKS.values() for fault in check(documents)),
+        *(fault for check in CHECKS for fault in check(documents)),
     ]
 
 
@@ -397,8 +416,8 @@ def _missing_maps(documents: list[Document], pod: Pod) -> Iterator[str]:
     there = {each["metadata"]["name"] for each in documents if each["kind"] == "ConfigMap"}
     for source in pod.container.get("envFrom", []):
         name = source.get("configMapRef", {}).get("name")
-        if name not in there:
-            yield str(name)
+        if name is not None and name not in there:
+            yield name
 
 
 # --- who may call whom --------------------------------------------------------------------------------------------

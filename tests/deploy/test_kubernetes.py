@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy import manifests
 from deploy.composed import ROOT, SERVICES, moved
 from deploy.manifests import ANYBODY, FOLDER, SECRETS, TLS, Document, Pod, edges, faults, named, outward, pods, render
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.engines import open_engine
 
+from deploy import manifests
 from openmanager import certificate, config, suite
 from openmanager.cli.main import COMMANDS
 from openmanager.cli.serve import serve
@@ -171,7 +171,7 @@ MUTATIONS = {
     "a claim of nobody": Mutation(
         ("CronJob", "backup"),
         lambda it: job(it)["volumes"][0]["persistentVolumeClaim"].update(claimName="data-timeseries-1"),
-        "there is no claim data-timeseries-1",
+        "there is no PersistentVolumeClaim data-timeseries-1",
     ),
     "data beside the volume": Mutation(
         TIMESERIES, lambda it: container(it)["volumeMounts"][-1].update(mountPath="/data"), "is on no volume"
@@ -329,7 +329,7 @@ def test_a_gateway_that_ends_is_no_longer_sent_to_and_has_the_time_to_end():
     server = ServerConfig()
     ends = timedelta(seconds=DRAIN_SECONDS + CLOSE_SECONDS) + server.grace
     sleep = gateway.container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert ANSWER_SECONDS < server.grace.total_seconds()
+    assert server.grace.total_seconds() > ANSWER_SECONDS
     assert timedelta(seconds=gateway.spec["terminationGracePeriodSeconds"] - sleep) >= 2 * ends
     # The cluster's DNS answers for 5 s by default, and a client asks it again after 2 s.
     assert sleep >= 5 + 2
@@ -407,7 +407,8 @@ def test_a_rule_that_is_missing_on_either_side_or_is_too_wide_is_seen():
     del spec(named(documents, "NetworkPolicy", "simulator"))["ingress"][0]["ports"]
     assert edges(documents) == before  # who calls may still call one port only
     spec(named(documents, "NetworkPolicy", "gateway"))["egress"].append({"to": [{"podSelector": {}}]})
-    assert edges(documents) - before == {("gateway", "simulator", HEALTH)}
+    opened = {("gateway", "simulator", HEALTH), ("gateway", "console", 50080), ("gateway", "gateway", 50050)}
+    assert edges(documents) - before == opened
 
 
 def test_what_leaves_the_cluster_is_listed():
@@ -455,8 +456,9 @@ def test_a_certificate_of_cert_manager_holds_what_one_of_ours_does(service):
 
 @pytest.mark.parametrize("service", ["gateway", "console"])
 def test_clients_find_the_name_that_they_call_in_the_certificate(service):
-    names = named(overlay("production"), "Certificate", service)["spec"]["dnsNames"]
-    assert {service, f"{service}.openmanager.svc", f"{service}.example.net", "localhost"} <= set(names)
+    found = named(overlay("production"), "Certificate", service)["spec"]
+    assert {service, f"{service}.openmanager.svc", f"{service}.example.net", "localhost"} <= set(found["dnsNames"])
+    assert found["ipAddresses"] == ["127.0.0.1"]  # of a port that is forwarded
 
 
 def test_each_secret_is_known_only_to_those_who_need_it():
@@ -588,14 +590,29 @@ def test_a_victoriametrics_cluster_keeps_what_the_program_needs_of_it():
         assert flags[name]["storageNode"].split(",") == hosts
 
 
-def test_paths_of_the_page_exist():
-    text = (ROOT / "docs/kubernetes.md").read_text()
-    paths = set(re.findall(r"(?<![\w/])(?:deploy|scripts)/[\w./-]*\w", text))
-    assert paths != set()
+PAGE = (ROOT / "docs/kubernetes.md").read_text()
+
+
+def test_the_overlay_that_the_page_shows_has_no_fault(tmp_path):
+    (shown,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    production = os.path.relpath(FOLDER / "overlays/production", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(shown.replace("../production]", f"{production}]"))
+    documents = render(tmp_path)
+    assert faults(documents) == []
+    text = yaml.safe_dump_all(documents)
+    assert "mine.example" in text
+    assert "registry.example.net" not in text
+    assert "192.0.2." not in text
+
+
+def test_what_the_page_names_is_there():
+    paths = set(re.findall(r"(?<![\w/])(?:deploy|scripts)/[\w./-]*\w", PAGE)) - {
+        "deploy/k8s/overlays/mine/kustomization.yaml"
+    }
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
-    for verb, name in re.findall(r"kubectl [^\n]*?(statefulset|deployment|cronjob)[/ ](\w+)", text):
-        assert any(
-            (each["kind"].lower(), each["metadata"]["name"]) == (verb, name)
-            for documents in map(overlay, OVERLAYS)
-            for each in documents
-        ), (verb, name)
+    there = {(each["kind"].lower(), each["metadata"]["name"]) for name in OVERLAYS for each in overlay(name)}
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
+    meant = re.findall(r"\b(statefulset|deployment|cronjob|service)[/ ]([a-z]+)", commands)
+    assert meant != []
+    assert set(meant) <= there
+    subprocess.run(["sh", "-n"], input=commands, text=True, check=True, timeout=20)
