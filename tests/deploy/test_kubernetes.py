@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import copy
 import os
 import re
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -14,17 +17,20 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import clean_environment, free_ports
 from deploy.composed import ROOT, SERVICES, moved
 from deploy.manifests import ANYBODY, FOLDER, SECRETS, TLS, Document, Pod, edges, faults, named, outward, pods, render
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.engines import open_engine
 
 from deploy import manifests
-from openmanager import certificate, config, suite
+from openmanager import authority, certificate, config, suite
 from openmanager.cli.main import COMMANDS
 from openmanager.cli.serve import serve
+from openmanager.errors import OpenManagerError
 from openmanager.restic import BackupConfig
 from openmanager.runtime.module import MeshConfig, Runtime, ServerConfig
+from openmanager.runtime.peer import Peer
 from openmanager.runtime.server import ANSWER_SECONDS, CLOSE_SECONDS, DRAIN_SECONDS, check_address, is_local
 from openmanager.spiffe import identity_uri, server_name
 
@@ -515,6 +521,59 @@ def test_the_script_says_which_file_of_a_secret_is_missing(tmp_path):
     done = secrets(tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "the Secret metadata also needs: secrets/identity_key secrets/audit_key\n"
+
+
+@pytest.fixture
+def cache(tmp_path) -> Iterator[dict[str, str]]:
+    """The cache service as its pod has it, with the Secrets that the script prints; where it listens."""
+    subprocess.run(
+        ["sh", str(ROOT / "scripts/env.sh")], cwd=tmp_path, stdout=subprocess.DEVNULL, check=True, timeout=30
+    )
+    authority.make(tmp_path / "certs", now=certificate.utc_now())
+    signer = authority.Authority(tmp_path / "certs")
+    signer.issue("cache", ("localhost",), now=certificate.utc_now(), lifetime=timedelta(days=1))
+    kept = {each["metadata"]["name"]: each["data"] for each in yaml.safe_load_all(secrets(tmp_path).stdout) if each}
+    documents = overlay("dev")
+    found = pod(documents, "cache")
+    for path, (secret, key) in found.secrets().items():
+        file = tmp_path / path.removeprefix("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(base64.b64decode(kept[secret][key]))
+        file.chmod(0o440)
+    base = free_ports(2)
+    listens = {
+        "OPENMANAGER_SERVER_LISTEN": f"127.0.0.1:{base}",
+        "OPENMANAGER_SERVER_HEALTH_LISTEN": f"127.0.0.1:{base + 1}",
+    }
+    told = moved(manifests.environment(documents, found), TOP, tmp_path / TOP.removeprefix("/"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openmanager.cli", *found.container["args"]],
+        cwd=tmp_path,
+        env={**clean_environment(), **told, **listens},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield listens
+    finally:
+        process.terminate()
+        assert process.wait(timeout=found.spec["terminationGracePeriodSeconds"]) == 0
+
+
+async def test_a_pod_starts_from_what_the_script_prints_and_answers_its_probe(cache):
+    async with Peer("cache", cache["OPENMANAGER_SERVER_HEALTH_LISTEN"]) as probe, asyncio.timeout(50):
+        while not await _serves(probe):
+            await asyncio.sleep(0.05)
+    async with Peer("cache", cache["OPENMANAGER_SERVER_LISTEN"]) as plain:
+        assert not await _serves(plain)
+
+
+async def _serves(peer: Peer) -> bool:
+    """Ask as kubelet does."""
+    try:
+        return await peer.unary_bytes("/grpc.health.v1.Health/Check", b"", seconds=2) == b"\x08\x01"
+    except OpenManagerError:
+        return False
 
 
 # --- history, backup, engines -------------------------------------------------------------------------------------
