@@ -27,6 +27,7 @@ Document = dict[str, Any]
 Labels = Mapping[str, str]
 
 FOLDER = ROOT / "deploy/k8s"
+OVERLAYS = ("dev", "production", "victoriametrics-cluster")
 # The minors that Kubernetes itself supports, and what the schemas know.
 VERSIONS = ("1.35", "1.36", "1.37")
 NAME = "app.kubernetes.io/name"
@@ -65,6 +66,11 @@ def render(folder: Path) -> list[Document]:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # where it says what is deprecated
     return list(yaml.load_all(done.stdout, Loader=yaml.CSafeLoader))
+
+
+def overlay(name: str) -> list[Document]:
+    """Return the objects of an overlay."""
+    return render(FOLDER / "overlays" / name)
 
 
 def named(documents: list[Document], kind: str, name: str) -> Document:
@@ -135,6 +141,12 @@ def pods(documents: list[Document]) -> list[Pod]:
         if each["kind"] in WORKLOADS:
             spec = each["spec"]["jobTemplate"]["spec"] if each["kind"] == "CronJob" else each["spec"]
             found.append(Pod(each, spec["template"]))
+    return found
+
+
+def pod(documents: list[Document], name: str) -> Pod:
+    """Return the pod of one workload."""
+    (found,) = [each for each in pods(documents) if each.name == name]
     return found
 
 
