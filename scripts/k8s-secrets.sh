@@ -12,9 +12,8 @@ print() {
   done
   [ "$there" = 1 ] || return 0
   [ -z "$missing" ] || { echo "the Secret $name also needs:$missing" >&2; exit 1; }
-  for pair; do set -- "$@" "--from-file=$pair"; shift; done
-  kubectl create secret generic "$name" "$@" --namespace openmanager --dry-run=client --output yaml
-  echo ---
+  printf -- '---\napiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: openmanager}\ndata:\n' "$name"
+  for pair; do printf '  %s: %s\n' "${pair%%=*}" "$(base64 <"${pair#*=}" | tr -d '\n')"; done
 }
 
 print mesh-key mesh_key=secrets/mesh_key
