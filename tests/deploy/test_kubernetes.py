@@ -172,7 +172,7 @@ def test_a_gateway_that_ends_is_no_longer_sent_to_and_has_the_time_to_end():
     sleep = gateway.container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert server.grace.total_seconds() > ANSWER_SECONDS
     assert timedelta(seconds=gateway.spec["terminationGracePeriodSeconds"] - sleep) >= 2 * ends
-    # The cluster's DNS answers for 5 s by default, and a client asks it again after 2 s.
+    # By default an answer of the cluster's DNS holds for 5 s, and a client asks it every 2 s at most.
     assert sleep >= 5 + 2
     assert "replicas" not in gateway.owner["spec"]  # or every `apply` would undo what the autoscaler did
     scaled = named(documents, "HorizontalPodAutoscaler", "gateway")["spec"]
