@@ -87,6 +87,7 @@ def _services(data: DataDir, certs: Path, base: int, urls: dict[str, str]) -> It
             "OPENMANAGER_METADATA_IDENTITY_KEY_FILE": str(data.credential_file("identity")),
             "OPENMANAGER_METADATA_ADMIN_FILE": str(data.path / "invitation"),
             **{f"{store}_FILE": str(data.path / store) for store in urls},
+            "OPENMANAGER_SERVER_GRACE": "500ms",
             **PATIENT,
         }
         yield ChildSpec(

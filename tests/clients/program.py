@@ -26,6 +26,8 @@ UNREACHABLE = (
     "Could not resolve host", "failed to download",
 )  # fmt: skip
 PATH = os.pathsep.join((os.environ["PATH"], *ELSEWHERE, str(BIN)))
+# Debian's, where it is installed; otherwise the one that Maven finds.
+JAVA_PLUGIN = [f"-DprotocPluginExecutable={found}" for found in [shutil.which("grpc_java_plugin")] if found]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "java": Program(
         tools=("java", "mvn"),
-        build=(("mvn", "--quiet", "--batch-mode", f"-Dprotos={PROTOS}", "compile"),),
+        build=(("mvn", "--quiet", "--batch-mode", f"-Dprotos={PROTOS}", *JAVA_PLUGIN, "compile"),),
         run=("java", "-XX:TieredStopAtLevel=1", "-cp", "target/classes:target/dependency/*", "fleet.Main"),
     ),
     "rust": Program(

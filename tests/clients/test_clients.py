@@ -19,7 +19,7 @@ from clients.encrypted import EncryptedMesh, encrypted_mesh, unsteady
 from clients.program import HERE, PROGRAMS, PROTOS, build, run
 from conftest import wait_until
 
-from openmanager.errors import NotFoundError
+from openmanager.errors import NotFoundError, UnavailableError
 from openmanager.frame import Frame, FrameReader, ServerInfo, encode
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -54,10 +54,10 @@ async def encrypted() -> AsyncIterator[EncryptedMesh]:
             async def seen() -> bool:
                 try:
                     return all([(await client.get_server(each)).role == "vector" for each in servers])
-                except NotFoundError:
+                except (NotFoundError, UnavailableError):
                     return False
 
-            await wait_until(seen)
+            await wait_until(seen, 30)
         yield mesh
 
 
@@ -83,7 +83,7 @@ async def test_a_client_sees_what_the_python_client_sees(encrypted: EncryptedMes
     assert told.pop("vectors") == [{name: each[name] for name in each if name != "wire"} for each in GIVEN]
     async with encrypted.client() as client:
         board = await client.storage_status()
-        assert told.pop("services") == {each.service: each.state.name for each in board.services}
+        assert told.pop("services") == {each.service: f"STORAGE_STATE_{each.state.name}" for each in board.services}
         hot = await client.get_server("vector-1")
         assert told.pop("hot") == {name: bits(value) for name, value in zip(hot.metrics, hot.values, strict=True)}
         server = f"client-{language}"

@@ -142,8 +142,8 @@ func vectors(path string) []object {
 			}
 		}
 		encoded := must(proto.MarshalOptions{Deterministic: true}.Marshal(frame))
-		told = append(told, object{"name": vector.Name, "times": decimals(frame.TimeUnixNanos), "servers": frame.Servers,
-			"metrics": frame.Metrics, "values": values, "encoded": hex.EncodeToString(encoded)})
+		told = append(told, object{"name": vector.Name, "times": decimals(frame.TimeUnixNanos), "servers": append([]string{}, frame.Servers...),
+			"metrics": append([]string{}, frame.Metrics...), "values": values, "encoded": hex.EncodeToString(encoded)})
 	}
 	return told
 }
