@@ -6,27 +6,31 @@ import asyncio
 import json
 import os
 import re
+import shlex
+import shutil
 import struct
-import textwrap
+import subprocess
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from clients.encrypted import EncryptedMesh, encrypted_mesh, unsteady
-from clients.program import HERE, PROGRAMS, PROTOS, build, run
+from clients.program import HERE, PATH, PROGRAMS, PROTOS, build, run
 from conftest import wait_until
+from transcript import assert_alike, blocks, steps
 
 from openmanager.errors import NotFoundError, UnavailableError
-from openmanager.frame import Frame, FrameReader, ServerInfo, encode
+from openmanager.frame import FrameReader, ServerInfo, encode
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 VECTORS = HERE / "frames.json"
 GIVEN = json.loads(VECTORS.read_text(encoding="utf-8"))
 PAGE = (HERE.parents[1] / "docs" / "clients.md").read_text(encoding="utf-8")
-SOURCES = {"go": ["client.go"], "js": ["client.js"], "java": ["Client.java"], "rust": ["client.rs"]}
+# Which folder has what a fence shows.
+FENCES = {"go": "go", "yaml": "go", "js": "node", "java": "java", "rust": "rust"}
 # Compilers take minutes where nothing was built before: `make clients` asks for them.
 QUICK = {"node"}
 METRICS = ("cpu_usage", "memory_usage", "net{dir=in}")
@@ -90,10 +94,14 @@ async def test_a_client_sees_what_the_python_client_sees(encrypted: EncryptedMes
         now = datetime.now(UTC)
         ranged = await client.query_range(start=now - timedelta(minutes=2), end=now, servers=server)
     written = told.pop("written")
-    assert told.pop("range") == {
-        name.metric: {"times": [str(time) for time in each.times], "values": [bits(value) for value in each.values]}
-        for name, each in zip(ranged.series, ranged.raw, strict=True)
-    } == {"cpu_usage": {"times": written["times"], "values": [bits(0.1), bits(1 / 3)]}}
+    assert (
+        told.pop("range")
+        == {
+            name.metric: {"times": [str(time) for time in each.times], "values": [bits(value) for value in each.values]}
+            for name, each in zip(ranged.series, ranged.raw, strict=True)
+        }
+        == {"cpu_usage": {"times": written["times"], "values": [bits(0.1), bits(1 / 3)]}}
+    )
     assert written == {
         "server": server,
         "times": written["times"],
@@ -114,3 +122,47 @@ async def test_a_client_sees_what_the_python_client_sees(encrypted: EncryptedMes
         "stranger": {"code": "UNAUTHENTICATED", "reason": "CREDENTIALS_INVALID"},
         "retried": len(METRICS),
     }
+
+
+def unindented(text: str) -> str:
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+@pytest.mark.parametrize("fence", FENCES)
+async def test_what_the_page_shows_is_part_of_a_program(fence: str):
+    files = [path for path in (HERE / FENCES[fence]).rglob("*") if path.is_file()]
+    sources = [unindented(path.read_text(encoding="utf-8")) for path in files]
+    shown = blocks(fence, PAGE)
+    assert shown
+    for block in shown:
+        assert any(unindented(block) in source for source in sources), block
+
+
+async def test_a_transcript_of_the_page_is_what_grpcurl_prints(encrypted: EncryptedMesh):
+    grpcurl = shutil.which(os.environ.get("TEST_GRPCURL", "grpcurl"), path=PATH)
+    if grpcurl is None:
+        pytest.skip("grpcurl is not installed, and TEST_GRPCURL names none")
+    now = int(time.time())
+    here = {
+        "gateway.example.net:50050": encrypted.gateway,
+        "-cacert ca.pem": f"-cacert {encrypted.ca}",
+        "-import-path protos": f"-import-path {PROTOS}",
+        "1795752199000000000": f"{now}000000000",
+        "2026-11-27T04:00:00Z": datetime.fromtimestamp(now - 60, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    done = []
+    for step in steps(PAGE, "grpcurl"):
+        command = re.sub("|".join(map(re.escape, here)), lambda found: here[found[0]], step.command)
+        ended = await asyncio.to_thread(
+            subprocess.run,
+            [grpcurl, *shlex.split(command)[1:]],
+            env=encrypted.environment(),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert bool(ended.returncode) == step.shown.startswith("ERROR"), (command, ended.stderr)
+        assert_alike(step.shown, ended.stdout + ended.stderr)
+        done.append(step)
+    assert len(done) == 5

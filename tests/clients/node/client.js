@@ -76,9 +76,11 @@ async function readRange(timeseries, server, start, end) {
   for await (const { series } of timeseries.queryRange(request, { deadline: Date.now() + 30_000 })) {
     if (!series) continue; // the header comes first
     const known = found.get(series.metric) ?? { times: [], values: [] };
-    known.times.push(...series.timeUnixNanos); // a long series comes in several replies
-    known.values.push(...series.values);
-    found.set(series.metric, known);
+    // A long series comes in several replies.
+    found.set(series.metric, {
+      times: known.times.concat(series.timeUnixNanos),
+      values: known.values.concat(series.values),
+    });
   }
   return found;
 }
