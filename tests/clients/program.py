@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -82,6 +83,13 @@ def build(language: str) -> None:
     for tool in program.tools:
         if shutil.which(tool, path=PATH) is None:
             pytest.skip(f"{tool} is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:  # another checkout may build at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _build(language, program, folder)
+
+
+def _build(language: str, program: Program, folder: Path) -> None:
     shutil.copytree(HERE / language, folder, dirs_exist_ok=True, copy_function=_copy_changed)
     protoc = folder / "protoc"
     protoc.write_text(f'#!/bin/sh\nexec {sys.executable} -m grpc_tools.protoc "$@"\n')

@@ -10,7 +10,9 @@ use tonic_types::StatusExt;
 
 use crate::openmanager::api::frame::v1::{Frame, Selector, WriteAck};
 use crate::openmanager::api::gateway::v1::gateway_service_client::GatewayServiceClient;
-use crate::openmanager::api::gateway::v1::{GetServerRequest, WatchServersRequest, WatchServersResponse, WriteFrameRequest};
+use crate::openmanager::api::gateway::v1::{
+    GetServerRequest, WatchServersRequest, WatchServersResponse, WriteFrameRequest,
+};
 use crate::openmanager::api::server::v1::View;
 use crate::openmanager::api::timeseries::v1::query_range_response::Part;
 use crate::openmanager::api::timeseries::v1::timeseries_service_client::TimeseriesServiceClient;
@@ -45,7 +47,10 @@ pub fn within<T>(seconds: f64, message: T) -> Request<T> {
     request
 }
 
-pub async fn hot_read(gateway: &mut GatewayServiceClient<Connection>, id: &str) -> Result<HashMap<String, f64>, Status> {
+pub async fn hot_read(
+    gateway: &mut GatewayServiceClient<Connection>,
+    id: &str,
+) -> Result<HashMap<String, f64>, Status> {
     let request = GetServerRequest { id: id.into(), view: View::Full.into() };
     let reply = gateway.get_server(within(10.0, request)).await?.into_inner();
     let server = reply.server.unwrap_or_default();
@@ -64,7 +69,10 @@ pub fn value(frame: &Frame, t: usize, s: usize, m: usize) -> f64 {
 }
 
 pub async fn read_range(
-    timeseries: &mut TimeseriesServiceClient<Connection>, server: &str, start: SystemTime, end: SystemTime,
+    timeseries: &mut TimeseriesServiceClient<Connection>,
+    server: &str,
+    start: SystemTime,
+    end: SystemTime,
 ) -> Result<HashMap<String, Series>, Status> {
     let request = QueryRangeRequest {
         selector: Some(Selector { servers: vec![server.into()], ..Default::default() }),
@@ -75,7 +83,8 @@ pub async fn read_range(
     let mut replies = timeseries.query_range(within(30.0, request)).await?.into_inner();
     let mut found: HashMap<String, Series> = HashMap::new();
     while let Some(reply) = replies.message().await? {
-        if let Some(Part::Series(part)) = reply.part { // the header comes first; a long series comes in several replies
+        if let Some(Part::Series(part)) = reply.part {
+            // The header comes first; a long series comes in several replies.
             let series = found.entry(part.metric).or_default();
             series.time_unix_nanos.extend(part.time_unix_nanos);
             series.values.extend(part.values);
@@ -86,11 +95,14 @@ pub async fn read_range(
 
 /// Tells what is seen until `seen` says that it is enough, or the time is over, which is DEADLINE_EXCEEDED.
 pub async fn watch(
-    gateway: &mut GatewayServiceClient<Connection>, seconds: f64, mut seen: impl FnMut(WatchServersResponse) -> bool,
+    gateway: &mut GatewayServiceClient<Connection>,
+    seconds: f64,
+    mut seen: impl FnMut(WatchServersResponse) -> bool,
 ) -> Result<(), Status> {
     let mut replies = gateway.watch_servers(within(seconds, WatchServersRequest::default())).await?.into_inner();
     while let Some(reply) = replies.message().await? {
-        if !seen(reply) { // its resume_token, in the next request, goes on after it
+        // Its resume_token, in the next request, goes on after it.
+        if !seen(reply) {
             break; // dropping the stream cancels it
         }
     }
@@ -112,6 +124,7 @@ pub async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, Status>) -
 pub fn explain(status: &Status) -> (String, String) {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.clone());
-    let field = details.bad_request().and_then(|bad| bad.field_violations.first()).map(|violation| violation.field.clone());
+    let field =
+        details.bad_request().and_then(|bad| bad.field_violations.first()).map(|violation| violation.field.clone());
     (reason.unwrap_or_default(), field.unwrap_or_default())
 }

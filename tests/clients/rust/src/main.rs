@@ -39,7 +39,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let (mut servers, mut page_token) = (vec![], String::new());
     loop {
-        let request = ListServersRequest { page_size: 2, page_token, filter: "role = vector".into(), ..Default::default() };
+        let request =
+            ListServersRequest { page_size: 2, page_token, filter: "role = vector".into(), ..Default::default() };
         let page = mesh.list_servers(request).await?.into_inner();
         servers.extend(page.servers.into_iter().map(|server| server.id));
         page_token = page.next_page_token;
@@ -49,7 +50,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     told.insert("servers", json!(servers));
 
-    let hot: HashMap<_, _> = hot_read(&mut mesh, "vector-1").await?.into_iter().map(|(name, x)| (name, bits(x))).collect();
+    let hot: HashMap<_, _> =
+        hot_read(&mut mesh, "vector-1").await?.into_iter().map(|(name, x)| (name, bits(x))).collect();
     told.insert("hot", json!(hot));
 
     let end = UNIX_EPOCH + Duration::from_millis(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64);
@@ -68,14 +70,21 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let times = decimals(&frame.time_unix_nanos);
     let ack = write(&mut mesh, frame).await?;
-    let rejections: Vec<_> = ack.rejections.iter()
+    let rejections: Vec<_> = ack
+        .rejections
+        .iter()
         .map(|each| json!([each.server, each.metric, each.reason, each.sample_count.to_string()]))
         .collect();
-    let written = json!({"server": OWN, "times": times, "accepted": ack.accepted_sample_count, "rejections": rejections});
+    let written =
+        json!({"server": OWN, "times": times, "accepted": ack.accepted_sample_count, "rejections": rejections});
     told.insert("written", written);
     let mut timeseries = TimeseriesServiceClient::new(connection.clone());
-    let range: HashMap<_, _> = read_range(&mut timeseries, OWN, end - Duration::from_secs(60), end).await?.into_iter()
-        .map(|(metric, series)| (metric, json!({"times": decimals(&series.time_unix_nanos), "values": all_bits(&series.values)})))
+    let range: HashMap<_, _> = read_range(&mut timeseries, OWN, end - Duration::from_secs(60), end)
+        .await?
+        .into_iter()
+        .map(|(metric, series)| {
+            (metric, json!({"times": decimals(&series.time_unix_nanos), "values": all_bits(&series.values)}))
+        })
         .collect();
     told.insert("range", json!(range));
 
@@ -83,7 +92,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     watch(&mut mesh, 30.0, |reply| {
         kinds.push(reply.kind().as_str_name());
         kinds.len() < 2
-    }).await?;
+    })
+    .await?;
     told.insert("watch", json!({"kinds": kinds, "ended": "dropped"}));
     told.insert("deadline", json!(code(&watch(&mut mesh, 0.3, |_| true).await.unwrap_err())));
 
