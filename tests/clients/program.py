@@ -27,6 +27,14 @@ UNREACHABLE = (
     "Could not resolve host", "failed to download",
 )  # fmt: skip
 PATH = os.pathsep.join((os.environ["PATH"], *ELSEWHERE, str(BIN)))
+NPM_OPTIONS = (
+    "--no-audit",
+    "--no-fund",
+    "--no-package-lock",
+    "--ignore-scripts",
+    "--loglevel=error",
+    "--fetch-retries=1",
+)
 # Debian's, where it is installed; otherwise the one that Maven finds.
 JAVA_PLUGIN = [f"-DprotocPluginExecutable={found}" for found in [shutil.which("grpc_java_plugin")] if found]
 
@@ -44,7 +52,7 @@ class Program:
 PROGRAMS: dict[str, Program] = {
     "node": Program(
         tools=("node", "npm"),
-        build=(("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--silent"),),
+        build=(("npm", "install", *NPM_OPTIONS),),
         run=("node", "main.js"),
     ),
     "go": Program(
