@@ -28,7 +28,7 @@ from openmanager.runtime.tls import Files
 
 SERVICES = ("gateway", "metadata", "timeseries", "cache")
 ABSENT = ("simulator", "analysis")
-START_SECONDS = 50
+START_SECONDS = 120
 T = TypeVar("T")
 
 

@@ -25,7 +25,7 @@ from transcript import assert_alike, blocks, steps
 from openmanager.errors import NotFoundError, UnavailableError
 from openmanager.frame import FrameReader, ServerInfo, encode
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 VECTORS = HERE / "frames.json"
 GIVEN = json.loads(VECTORS.read_text(encoding="utf-8"))
 PAGE = (HERE.parents[1] / "docs" / "clients.md").read_text(encoding="utf-8")
