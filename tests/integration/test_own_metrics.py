@@ -71,7 +71,7 @@ async def test_metrics_about_writing_metrics_make_no_more_of_them(gateway):
         return len(await series(gateway, "*")) > 100
 
     await wait_until(settled, 30)
-    assert len(await series(gateway, "*")) < 1500  # some 600; every export of a service would add as many
+    assert len(await series(gateway, "*")) < 1500  # some 600 in all
 
 
 @pytest.mark.timeout(90)
