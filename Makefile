@@ -29,6 +29,7 @@ test: $(STAMP) ## run every test, two beside each other (WORKERS=2)
 check: $(STAMP) ## all static checks, fastest first
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against protos/released.binpb.gz
 	@$(BIN)/python scripts/protos.py --check
 	@$(BIN)/python scripts/configuration.py --check
 	@$(BIN)/python scripts/dashboards.py --check
