@@ -99,22 +99,27 @@ async def go_back(connection: Any, number: int, *, discard: bool) -> list[str]:
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
-        if await connection.fetchval(_SERVING, APPLICATION):
-            raise FailedPreconditionError("the metadata service is connected to this database: end it first")
-        applied = await _applied(connection)
-        _check(applied)
-        before = await _columns(connection)
-        rows = {table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in before}  # noqa: S608
-        for each, name, _ in reversed(migrations()):
-            if each > number and each in applied:
-                await connection.execute(undoing(name))
-                await connection.execute("DELETE FROM schema_migrations WHERE number = $1", each)
-        after = await _columns(connection)
+        gone = await _undo(connection, number)
     except BaseException:
         await transaction.rollback()
         raise
     await (transaction.commit() if discard else transaction.rollback())
+    return gone
+
+
+async def _undo(connection: Any, number: int) -> list[str]:
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+    if await connection.fetchval(_SERVING, APPLICATION):
+        raise FailedPreconditionError("the metadata service is connected to this database: end it first")
+    applied = await _applied(connection)
+    _check(applied)
+    before = await _columns(connection)
+    rows = {table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in before}  # noqa: S608
+    for each, name, _ in reversed(migrations()):
+        if each > number and each in applied:
+            await connection.execute(undoing(name))
+            await connection.execute("DELETE FROM schema_migrations WHERE number = $1", each)
+    after = await _columns(connection)
     return [
         f"{table}: {rows[table]} rows" + (f", their {', '.join(gone)}" if table in after else "")
         for table, columns in before.items()
