@@ -9,26 +9,36 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from openmanager import suite
 from openmanager.version import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 # What `git archive` leaves, and `python -m venv` makes, below the folder of a release.
 SOURCE, ENVIRONMENT = "source", "environment"
+# Asked of each version's own interpreter.
+_ASKED = """
+import json
+from importlib import resources
+from openmanager import datadir, suite
+names = [file.name for file in resources.files("openmanager_metadata").joinpath("migrations").iterdir()]
+numbers = [int(name[:4]) for name in names if name.endswith(".sql")]
+print(json.dumps({"services": suite.NAMES, "migration": max(numbers), "layout": datadir.LAYOUT_VERSION}))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """An installed version: its interpreter, and the services that it has."""
+    """An installed version: its interpreter, its services, its database's last migration, its folders' layout."""
 
     version: str
     python: Path
     services: tuple[str, ...]
+    migration: int
+    layout: int
 
 
 def this() -> Release:
     """Return what runs here."""
-    return Release(version=f"{VERSION}+", python=Path(sys.executable), services=suite.NAMES)
+    return _asked(f"{VERSION} here", Path(sys.executable), ROOT)
 
 
 def named() -> tuple[str, str]:
@@ -45,9 +55,14 @@ def before(folder: Path) -> Release:
     python = place / ENVIRONMENT / "bin" / "python"
     if not (place / "done").exists():
         _install(place, python, revision)
-    asked = "import json; from openmanager import suite; print(json.dumps(suite.NAMES))"
-    names = json.loads(subprocess.run([python, "-c", asked], capture_output=True, check=True).stdout)
-    return Release(version=version, python=python, services=tuple(names))
+    return _asked(version, python, place)
+
+
+def _asked(version: str, python: Path, folder: Path) -> Release:
+    # In a folder of its own, for what is in the current one would be imported first.
+    told = subprocess.run([python, "-c", _ASKED], cwd=folder, stdout=subprocess.PIPE, check=True).stdout
+    found = json.loads(told)
+    return Release(version=version, python=python, **{**found, "services": tuple(found["services"])})
 
 
 def _install(place: Path, python: Path, revision: str) -> None:

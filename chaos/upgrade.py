@@ -27,9 +27,12 @@ from chaos.journal import Journal
 from chaos.load import WRITERS
 from chaos.mesh import Probe
 from chaos.stores import stores
+from openmanager.client.rpc import DEADLINE_SECONDS
 from openmanager.runtime.peer import Peer
 
 SECOND = "gateway-2"
+# What keeps data in a folder.
+DATA = ("timeseries", "analysis")
 # What keeps data, then what is asked for it, then who asks. Who goes back takes the opposite way.
 SERVICES_FIRST = ("metadata", "timeseries", "cache", "analysis", "simulator", SECOND, "gateway")
 GATEWAYS_FIRST = (SECOND, "gateway", "metadata", "timeseries", "cache", "analysis", "simulator")
@@ -38,9 +41,12 @@ CALLS_PER_SECOND = 100.0
 # Both versions are left to work together for so long after each exchange.
 TOGETHER_SECONDS = 1.0
 END_SECONDS = 30.0
+SAID = 5
 # So short that files of both versions are written, sealed and read all the while.
 HURRY = {"OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "5s", "OPENMANAGER_TIMESERIES_SEGMENT_SIZE": "1MiB"}
 FLEET = {"OPENMANAGER_SIMULATOR_SERVERS": "3", "OPENMANAGER_SIMULATOR_INTERVAL": "1s"}
+# On a busy machine a start takes longer than a gateway waits otherwise. The first release knew no such setting.
+PATIENCE = {"OPENMANAGER_GATEWAY_PATIENCE": f"{DEADLINE_SECONDS:g}s"}
 CLIENT = Path(__file__).parent / "within" / "client_of_release.py"
 
 
@@ -81,10 +87,12 @@ class Outcome(rolling.Outcome):
 class Service:
     """A service of either version, at the same address and on the same data."""
 
-    def __init__(self, name: str, addresses: Mapping[str, str], data: Path, more: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, old: Release, addresses: Mapping[str, str], data: Path, more: Mapping[str, str]
+    ) -> None:
         self.name = "gateway" if name == SECOND else name
         self.address = addresses[name]
-        self._addresses, self._data, self._more = addresses, data, more
+        self._old, self._addresses, self._data, self._more = old, addresses, data, more
         self._screen = data / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -106,6 +114,8 @@ class Service:
         """Return what a version knows of the settings: it refuses to start with one that it does not."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OPENMANAGER_", "PYTHON"))}
         made = {**inherited, **self._more, "OPENMANAGER_ALLOW_INSECURE": "1"}
+        if release.version != self._old.version:
+            made |= PATIENCE
         for name in release.services:
             made["OPENMANAGER_GATEWAY" if name == "gateway" else f"OPENMANAGER_MESH_{name.upper()}"] = self._addresses[
                 name
@@ -125,6 +135,19 @@ class Service:
                 self._process.wait()
             self._process = None
 
+    def undo_migrations(self, release: Release) -> None:
+        """Give the database the tables of an earlier version, as an operator does."""
+        command = [sys.executable, "-m", "openmanager.cli", "schema", "--back-to", str(release.migration), "--discard"]
+        done = subprocess.run(
+            command, env={**os.environ, **self._more}, capture_output=True, text=True, check=False, timeout=END_SECONDS
+        )
+        if done.returncode:
+            raise SystemExit(f"the migrations are not undone: {done.stderr}")
+
+    def said(self) -> str:
+        """Return the last lines of its log."""
+        return "\n".join(self._screen.read_text(encoding="utf-8", errors="replace").splitlines()[-SAID:])
+
     @property
     def is_there(self) -> bool:
         """Whether the version that runs has it."""
@@ -134,11 +157,13 @@ class Service:
 async def run(folder: Path, old: Release, order: Sequence[str], *, back: bool) -> Outcome:
     """Exchange all services for this version's, and back; read everything back and judge."""
     outcome, path = Outcome(), folder / "journal"
-    base = free_ports(len(order))
-    addresses = {name: f"127.0.0.1:{base + at}" for at, name in enumerate(sorted(order))}
+    base = free_ports(len(SERVICES_FIRST))
+    addresses = {name: f"127.0.0.1:{base + at}" for at, name in enumerate(SERVICES_FIRST)}
     both = f"ipv4:{addresses['gateway']},{addresses[SECOND]}"
     async with stores(folder / "stores", 1) as behind:
-        services = {name: Service(name, addresses, folder, {**behind.environment, **HURRY, **FLEET}) for name in order}
+        services = {
+            name: Service(name, old, addresses, folder, {**behind.environment, **HURRY, **FLEET}) for name in addresses
+        }
         try:
             for each in services.values():
                 each.start(old)
@@ -157,8 +182,8 @@ async def run(folder: Path, old: Release, order: Sequence[str], *, back: bool) -
                 found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
                 outcome.verdict = checker.check(outcome.rows, found)
         finally:
-            for name in reversed(order):
-                await asyncio.to_thread(services[name].end)
+            for each in reversed(services.values()):
+                await asyncio.to_thread(each.end)
     return outcome
 
 
@@ -167,16 +192,23 @@ async def _exchange(
 ) -> None:
     outcome.began = time.monotonic()
     steps = [(this(), name) for name in order]
-    steps += [(old, name) for name in reversed(order)] if back else []
+    # A folder of a newer layout is refused by a version that knows of layouts, and taken for damaged by the first release.
+    stay = DATA if old.layout < this().layout else ()
+    steps += [(old, name) for name in reversed(order) if name not in stay] if back else []
     for release, name in steps:
         began = time.monotonic()
         await asyncio.to_thread(services[name].end)
         ended = time.monotonic()
+        if name == "metadata" and release == old:
+            await asyncio.to_thread(services[name].undo_migrations, release)
         services[name].start(release)
-        if services[name].is_there:
-            await rolling.serving(services[name].address)
-        back_at = time.monotonic()
         label = f"{name} {release.version}"
+        if services[name].is_there:
+            try:
+                await rolling.serving(services[name].address)
+            except TimeoutError as err:
+                raise SystemExit(f"{label} does not become well; it said last:\n{services[name].said()}") from err
+        back_at = time.monotonic()
         outcome.restarts.append(rolling.Restart(service=label, began=began, ended=ended - began, back=back_at - began))
         await asyncio.sleep(TOGETHER_SECONDS)
     outcome.seconds = time.monotonic() - outcome.began
@@ -190,7 +222,7 @@ async def _client(old: Release, target: str, outcome: Outcome) -> AsyncIterator[
     )
     try:
         yield
-        told, _ = await asyncio.wait_for(process.communicate(), END_SECONDS)
+        told, _ = await asyncio.wait_for(process.communicate(b""), END_SECONDS)
         outcome.other = json.loads(told) if told else {"error": f"it ended with {process.returncode}"}
     finally:
         if process.returncode is None:

@@ -55,7 +55,7 @@ async def run(target: str) -> dict[str, object]:
             await asyncio.sleep(PAUSE_SECONDS)
         there = {}
         result = await client.query_range(METRIC, start=began, servers=SERVER, seconds=SECONDS)
-        for each in result.series:
+        for each in result.raw:
             there |= dict(zip(np.asarray(each.times).tolist(), np.asarray(each.values).tolist(), strict=True))
     lost = sum(there.get(moment) != value for moment, value in kept.items())
     strange = sum(sent.get(moment) != value for moment, value in there.items())

@@ -278,7 +278,7 @@ async def be_a_client(folder: Path) -> None:
         assert (await client.write_frame(frame)).accepted_sample_count == 1
         start = datetime.now(UTC) - timedelta(minutes=1)
         found = await client.query_range("test.value", start=start, servers="image")
-        assert [list(each.values) for each in found.series] == [[7.5]]
+        assert [list(each.values) for each in found.raw] == [[7.5]]
         async with asyncio.timeout(HEALTHY_SECONDS):
             while True:
                 board = await client.storage_status()
