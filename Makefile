@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling upgrade image image-test env clean
+.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling upgrade release image image-test env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -103,6 +103,9 @@ lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 		--constraint requirements.lock --extra agent pyproject.toml -o requirements-image.lock
 	@printf 'hatchling>=1.27\n' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header --constraint requirements.lock - -o requirements-build.lock
+
+release: $(STAMP) ## make wheel, sdist, bill of materials and checksums in dist/VERSION, and try the wheel (docs/releasing.md)
+	@sh scripts/release.sh
 
 image: ## build the image without an engine, as root (needs buildah; BASE_IMAGE=debian needs debootstrap and no registry)
 	@sh scripts/image.sh build
