@@ -76,6 +76,7 @@ class Outcome:
     verdict: checker.Verdict = field(default_factory=checker.Verdict)
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, journal.ROW))
     limit_seconds: float = TOTAL_SECONDS
+    failed_share: float = FAILED_SHARE
 
     @property
     def calls(self) -> np.ndarray:
@@ -108,7 +109,7 @@ class Outcome:
 
     def broken(self) -> Iterator[str]:
         """Yield the promises that were not kept."""
-        if len(self.failures) > FAILED_SHARE * len(self.calls):
+        if len(self.failures) > self.failed_share * len(self.calls):
             yield f"{len(self.failures)} of {len(self.calls):,} calls failed, such as: {self.failures[0][1]}"
         if not self.verdict.sound:
             yield f"samples: {', '.join(self.verdict.examples)}"

@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.rpc import free_ports
 from chaos import checker, journal, reading, rolling, steady
@@ -66,21 +68,24 @@ def main() -> None:
 
 @dataclass(kw_only=True)
 class Outcome(rolling.Outcome):
-    """What exchanging cost; nobody is in a hurry."""
+    """What exchanging cost. The first release does not finish the calls under way when it is ended."""
 
     limit_seconds: float = 600.0
-    # What the other version's client saw: its calls, those that failed, its samples and those of them that are lost.
-    other: dict[str, object] = field(default_factory=dict)
+    failed_share: float = 0.01
+    # What the other version's client saw: its calls, its samples and those of them that are lost.
+    other: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         """Yield a table of the exchanges, and the sums."""
         yield from super().lines()
+        for why, count in Counter(why for _, why in self.failures).most_common():
+            yield f"{count:6} times: {why}"
         yield f"the release's own client: {json.dumps(self.other)}"
 
     def broken(self) -> Iterator[str]:
         """Yield the promises that were not kept."""
         yield from super().broken()
-        if self.other.get("lost") or self.other.get("error"):
+        if any(self.other.get(name) for name in ("lost", "strange", "error")):
             yield f"the release's own client: {json.dumps(self.other)}"
 
 
@@ -224,6 +229,8 @@ async def _client(old: Release, target: str, outcome: Outcome) -> AsyncIterator[
         yield
         told, _ = await asyncio.wait_for(process.communicate(b""), END_SECONDS)
         outcome.other = json.loads(told) if told else {"error": f"it ended with {process.returncode}"}
+        for at, why in outcome.other.pop("failed", ()):
+            outcome.reads.failures.append((at, f"to the release's own client: {why}"))
     finally:
         if process.returncode is None:
             process.kill()

@@ -23,10 +23,13 @@ SECONDS = 10.0
 
 
 async def run(target: str) -> dict[str, object]:
-    """Return the calls made, those that failed by their messages, and the samples acknowledged, lost and strange."""
+    """Return how many calls were made, when and why some failed, and the samples acknowledged, lost and strange.
+
+    A moment is one of the monotonic clock, which all processes of a machine share.
+    """
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.run_in_executor(None, lambda: (sys.stdin.read(), loop.call_soon_threadsafe(ended.set)))
-    began, calls, failed, kept, sent = datetime.now(UTC), 0, {}, {}, {}
+    began, calls, failed, kept, sent = datetime.now(UTC), 0, [], {}, {}
     async with Client(target) as client:
         questions = (
             lambda: client.get_server(SERVER, seconds=SECONDS),
@@ -43,15 +46,16 @@ async def run(target: str) -> dict[str, object]:
                 times=np.array([moment]), servers=(SERVER,), metrics=(METRIC,), values=np.full((1, 1, 1), float(calls))
             )
             sent[moment] = float(calls)
+            began_call = time.monotonic()
             try:
                 ack = await client.write_frame(frame, seconds=SECONDS)
                 if ack.accepted_sample_count == 1:
                     kept[moment] = float(calls)
-                if calls > 20:  # by then it is known everywhere
-                    calls += 1
+                if calls > 50:  # by then it is known everywhere
+                    calls, began_call = calls + 1, time.monotonic()
                     await questions[calls // 2 % len(questions)]()
             except OpenManagerError as err:
-                failed[err.message] = failed.get(err.message, 0) + 1
+                failed.append((began_call, err.message))
             await asyncio.sleep(PAUSE_SECONDS)
         there = {}
         result = await client.query_range(METRIC, start=began, servers=SERVER, seconds=SECONDS)
