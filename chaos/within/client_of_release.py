@@ -19,7 +19,7 @@ from openmanager.frame import Frame
 
 SERVER, METRIC = "release-client", "release.value"
 PAUSE_SECONDS = 0.1
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 async def run(target: str) -> dict[str, object]:
