@@ -45,10 +45,16 @@ END_SECONDS = 30.0
 SAID = 5
 # So short that files of both versions are written, sealed and read all the while.
 HURRY = {"OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "5s", "OPENMANAGER_TIMESERIES_SEGMENT_SIZE": "1MiB"}
+# A store is not away because a machine is busy.
+PATIENT = {
+    "OPENMANAGER_METADATA_CONNECT_TIMEOUT": "5s",
+    "OPENMANAGER_METADATA_STATEMENT_TIMEOUT": "5s",
+    "OPENMANAGER_METADATA_ACQUIRE_TIMEOUT": "2s",
+}
 FLEET = {"OPENMANAGER_SIMULATOR_SERVERS": "3", "OPENMANAGER_SIMULATOR_INTERVAL": "1s"}
 # A start takes a second, on a busy machine ten: a call may wait for it. The first release's gateways never wait.
-PATIENT_SECONDS = 30.0
-PATIENCE = {"OPENMANAGER_GATEWAY_PATIENCE": f"{PATIENT_SECONDS:g}s"}
+CALL_SECONDS = 30.0
+PATIENCE = {"OPENMANAGER_GATEWAY_PATIENCE": f"{CALL_SECONDS:g}s"}
 CLIENT = Path(__file__).parent / "within" / "client_of_release.py"
 
 
@@ -167,7 +173,8 @@ async def run(folder: Path, old: Release, order: Sequence[str], *, back: bool) -
     both = f"ipv4:{addresses['gateway']},{addresses[SECOND]}"
     async with stores(folder / "stores", 1) as behind:
         services = {
-            name: Service(name, old, addresses, folder, {**behind.environment, **HURRY, **FLEET}) for name in addresses
+            name: Service(name, old, addresses, folder, {**behind.environment, **HURRY, **PATIENT, **FLEET})
+            for name in addresses
         }
         try:
             for each in services.values():
@@ -175,7 +182,7 @@ async def run(folder: Path, old: Release, order: Sequence[str], *, back: bool) -
             async with Peer("both gateways", both) as peer:
                 with Journal(path) as told:
                     pace = rolling.WRITTEN * CALLS_PER_SECOND, (1 - rolling.WRITTEN) * CALLS_PER_SECOND
-                    async with steady.load(both, told, *pace, seconds=PATIENT_SECONDS) as outcome.reads:
+                    async with steady.load(both, told, *pace, seconds=CALL_SECONDS) as outcome.reads:
                         await Probe(peer).wait("the first start")
                         for each in services.values():
                             if each.is_there:
