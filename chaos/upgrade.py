@@ -128,10 +128,9 @@ class Service:
         if release.version != self._old.version:
             made |= PATIENCE
         for name in release.services:
-            made["OPENMANAGER_GATEWAY" if name == "gateway" else f"OPENMANAGER_MESH_{name.upper()}"] = self._addresses[
-                name
-            ]
-            if name in {"timeseries", "analysis"}:
+            variable = "OPENMANAGER_GATEWAY" if name == "gateway" else f"OPENMANAGER_MESH_{name.upper()}"
+            made[variable] = self._addresses[name]
+            if name in DATA:
                 made[f"OPENMANAGER_{name.upper()}_DATA_DIR"] = str(self._data / name)
         return made
 

@@ -89,5 +89,9 @@ async def _connected(loaded: Configuration, data_dir: Path | None) -> AsyncItera
             raise FailedPreconditionError(
                 "PostgreSQL does not let our role do this: set DATABASE_MIGRATION_URL"
             ) from err
+        except asyncpg.DependentObjectsStillExistError as err:
+            raise FailedPreconditionError("something of others, such as a view, needs what would be deleted") from err
+        except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as err:
+            raise UnavailableError("the connection to PostgreSQL was lost: look again what it has") from err
         finally:
             connection.terminate()

@@ -161,15 +161,15 @@ def test_the_command_shows_what_would_go_and_then_lets_it_go(url: str, app: str,
         assert done.exit_code == 0, done.output
         return done.output
 
-    async def make() -> None:
+    async def execute(statement: str) -> None:
         async with session(url) as people:
             await migrate(people)
-            await people.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + (urlsplit(app).username or ""))
+            await people.execute(statement)
 
     newest = migrations()[-1][0]
     monkeypatch.setenv("DATABASE_URL", url)
     assert run() == f"the database has migration 0, this version knows {newest}\n"
-    asyncio.run(make())
+    asyncio.run(execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + (urlsplit(app).username or "")))
     assert run("--back-to", "1").startswith(
         "nothing is changed. With --discard, these would be deleted:\nai_interactions:"
     )
@@ -178,6 +178,10 @@ def test_the_command_shows_what_would_go_and_then_lets_it_go(url: str, app: str,
     with pytest.raises(FailedPreconditionError, match="set DATABASE_MIGRATION_URL"):
         run("--back-to", "1", "--discard")
     monkeypatch.setenv("DATABASE_MIGRATION_URL", url)
+    asyncio.run(execute("CREATE VIEW ours AS SELECT subject FROM ai_interactions"))
+    with pytest.raises(FailedPreconditionError, match="something of others, such as a view"):
+        run("--back-to", "1", "--discard")
+    asyncio.run(execute("DROP VIEW ours"))
     assert run("--back-to", "1", "--discard").startswith("the database has migration 1 now, and no longer:\n")
     assert run("--back-to", "1") == "the database has migration 1: there is nothing to undo\n"
 
