@@ -36,7 +36,7 @@ environment/bin/openmanager up --data-dir "$try/data" --gateway "${RELEASE_GATEW
 mesh=$!
 seconds=0
 until grep -q "OpenManager is up" "$try/screen"; do
-  kill -0 $mesh 2>/dev/null && [ "$seconds" -lt 120 ] || { cat "$try/screen" >&2; kill $mesh || true; complain "the mesh does not start"; }
+  kill -0 $mesh 2>/dev/null && [ "$seconds" -lt 120 ] || { cat "$try/screen" >&2; kill $mesh || true; wait $mesh || true; complain "the mesh does not start"; }
   seconds=$((seconds + 1))
   sleep 1
 done
