@@ -229,7 +229,12 @@ async def _exchange(
 async def _client(old: Release, target: str, outcome: Outcome) -> AsyncIterator[None]:
     """Let the release's own client write and read while the block runs."""
     process = await asyncio.create_subprocess_exec(
-        str(old.python), str(CLIENT), target, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        str(old.python),
+        str(CLIENT),
+        target,
+        steady.SERVER,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     try:
         yield
