@@ -43,6 +43,7 @@ WORKDIR /var/lib/openmanager
 USER 10001:10001
 EXPOSE 50050 50051 50052 50053 50054 50055 50056 50080
 # Of the gateway; whoever runs another service names its port, as docker-compose.yml does.
+# Without --start-interval, which buildah 1.28 does not know.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 CMD ["openmanager", "health"]
 ENTRYPOINT ["openmanager"]
 CMD ["--help"]

@@ -2,7 +2,7 @@
 
 ::
 
-    DIR/VERSION       the layout's version, one number
+    DIR/VERSION       the layout's version, one number; there is one in timeseries/ and analysis/ too
     DIR/lock          held by the process that uses DIR; contains its pid
     DIR/credentials/  generated secrets, one file each
     DIR/locks/        one per child process, held as long as any process of it lives
