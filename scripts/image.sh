@@ -41,7 +41,7 @@ build() {
   # shellcheck disable=SC2086  (options are words)
   buildah bud --isolation=chroot --format docker --timestamp "$(git log -1 --format=%ct 2>/dev/null || echo 0)" \
     "$@" ${BUILD_OPTIONS:-} --tag "openmanager:$version" --tag openmanager:local .
-  buildah images --format '{{.Name}}:{{.Tag}} {{.Size}}' openmanager
+  buildah images --format '{{.Name}}:{{.Tag}} {{.Size}}' "localhost/openmanager:$version"
 }
 
 run_test() {
