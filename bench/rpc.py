@@ -38,7 +38,7 @@ USERS_RATE = 1000.0
 SECONDS = 4.0
 PAIRS = 5
 # What a key adds is little: on a busy machine it takes more pairs to be seen.
-KEY_PAIRS, KEY_MILLIS = 11, 0.1
+KEY_PAIRS, KEY_MILLIS = 9, 0.1
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ def rows() -> list[Row]:
             )
         key = asyncio.run(_key(gateway))
         out += with_a_key(
-            lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=0, amount=1000, key=key),
-            lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=0, amount=1000),
+            lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=0, amount=500, key=key),
+            lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=0, amount=500),
         )
         request = timeseries_pb2.ListSeriesRequest(page_size=1000)
         request.selector.servers.append(server)
