@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from openmanager.frame import Frame
 from openmanager.metric import select
-from openmanager_analysis.alerting.alert import MAX_ALIVE, RESERVED, Alert, Register, State, Subject, begun, described
+from openmanager_analysis.alerting.alert import (
+    MAX_ALIVE,
+    NANOS,
+    RESERVED,
+    Alert,
+    Register,
+    State,
+    Subject,
+    begun,
+    described,
+)
+from openmanager_analysis.alerting.listening import Listening
 from openmanager_analysis.alerting.plan import Planner, chooses
-from openmanager_analysis.alerting.rule import Exhausting, Rule, Threshold, Trouble, Unusual
+from openmanager_analysis.alerting.rule import Absent, Exhausting, Rule, Threshold, Trouble, Unusual
 from openmanager_analysis.alerting.silence import Silence
 from openmanager_analysis.alerting.slots import AHEAD_NANOS, IDLE, Judged, Moved, Slots
 from openmanager_analysis.alerting.suppression import Suppression
@@ -23,6 +35,8 @@ from openmanager_analysis.explanation import explain
 from openmanager_analysis.history import DAY_NANOS
 
 MAX_SLOTS = 500_000
+# How often those that are missing are looked for.
+LOOK_NANOS = 10**9
 # Without data an alert goes on so long.
 GONE_NANOS = 7 * DAY_NANOS
 RULE_CHANGED, RULE_DELETED, NO_DATA = "RULE_CHANGED", "RULE_DELETED", "NO_DATA"
@@ -67,6 +81,8 @@ class Alerting:
         self._info_changes = names.info_changes
         self._anomalies_nanos = 0
         self._heard: dict[str, int] = {}
+        self._listening = Listening()
+        self._looked_for = 0  # when those that are missing were looked for
 
     # ── what arrives ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -75,6 +91,7 @@ class Alerting:
         if position <= self.position:
             return
         self.position = position
+        self._listening.hear(heard)
         self.names.learn(frame)
         if self._info_changes != self.names.info_changes:
             self._info_changes = self.names.info_changes
@@ -83,15 +100,43 @@ class Alerting:
             sent = ~np.isnan(frame.values).all(axis=(0, 2))
             self._heard.update((frame.servers[place], heard) for place in np.flatnonzero(sent).tolist())
         plan = self._planner.plan(frame.servers, frame.metrics)
-        if not len(plan.slots):
-            return
         for row, time in enumerate(frame.times.tolist()):
             if time > heard + AHEAD_NANOS:
                 continue
-            judged = plan.judge(frame.values[row].ravel())
-            # What is as old as this says nothing of now.
-            judged = judged.only(heard - time <= self._slots.stale[judged.slots])
-            self._move(self._slots.observe(judged, time, heard), time, {})
+            if len(plan.slots):
+                growth = partial(self._slots.growth, time=time, heard=heard)
+                judged = plan.judge(frame.values[row].ravel(), growth)
+                # What is as old as this says nothing of now.
+                judged = judged.only(heard - time <= self._slots.stale[judged.slots])
+                self._move(self._slots.observe(judged, time, heard), time, {})
+            if len(plan.beat_slots):
+                is_there = ~np.isnan(frame.values[row])
+                sent = np.concatenate([is_there.ravel(), is_there.any(axis=1)])[plan.beat_places]
+                slots = plan.beat_slots[sent]
+                self._slots.beat[slots[heard - time <= self._slots.stale[slots]]] = self._listening.nanos
+        self._look_for_missing(heard)
+
+    def wait(self, passed: int, now: int) -> None:
+        """Note that nanoseconds passed until now in which the log was read to its end."""
+        self._listening.wait(passed)
+        self._look_for_missing(now)
+
+    def _look_for_missing(self, time: int) -> None:
+        listened = self._listening.nanos
+        if listened - self._looked_for < LOOK_NANOS:
+            return
+        self._looked_for = listened
+        slots = self._slots
+        waited = np.flatnonzero((slots.absent[: slots.count] > 0) & (slots.beat[: slots.count] > 0))
+        silent = listened - slots.beat[waited]
+        for slot in waited[silent > GONE_NANOS].tolist():
+            self._end(slot, time, NO_DATA)
+            slots.state[slot], slots.beat[slot] = IDLE, 0
+        over = (silent > slots.absent[waited]) & (silent <= GONE_NANOS)
+        turned = (over != (slots.state[waited] != IDLE)) & (silent <= GONE_NANOS)
+        if turned.any():
+            judged = Judged(waited, over, ~over, silent / NANOS).only(turned)
+            self._move(slots.observe(judged, time, time), time, {})
 
     def see_anomalies(self, anomalies: Iterable[Anomaly], time: int) -> None:
         """Judge the anomalies that go on at a time, that of the span that was looked at last."""
@@ -121,6 +166,10 @@ class Alerting:
                         )
             self._see(rule, list(looks.values()), time)
 
+    def step_back(self, time: int) -> None:
+        """Judge the anomalies of a time though later ones were judged: a clock was ahead, and was put back."""
+        self._anomalies_nanos = min(self._anomalies_nanos, time - 1)
+
     def see(self, rule: Rule, looks: Sequence[Look], time: int) -> None:
         """Judge what was found of some subjects of a rule at a time."""
         if self.rules.get(rule.id) == rule:  # else it was changed meanwhile
@@ -143,8 +192,10 @@ class Alerting:
         """Mark those of which nothing has come for long; a pending one is none then, a firing one goes on for seven days."""
         for alert in self.register.going_on():
             slot = self._places[alert.subject]
+            if self._slots.absent[slot]:
+                continue  # that nothing comes is what it says
             silent = now - int(self._slots.heard[slot])
-            stale = silent > int(self._slots.stale[slot])
+            stale = silent > self._patience(slot)
             if silent > GONE_NANOS or (stale and alert.state is State.PENDING):
                 self._slots.state[slot] = IDLE
                 self._end(slot, now, NO_DATA)
@@ -154,6 +205,9 @@ class Alerting:
             self.left_out_count = 0  # they have room again
         self._make_room(now)
         self.register.trim()
+
+    def _patience(self, slot: int) -> int:
+        return int(self._slots.patience(np.array([slot]))[0])
 
     def _make_room(self, now: int) -> None:
         """Let go of what has sent nothing for a day, where there was no room for others: servers come and go."""
@@ -182,6 +236,7 @@ class Alerting:
 
     def _begin_anew(self, kept: Iterable[tuple[Alert, Mapping[str, Any]]]) -> None:
         """Give places anew: to these alerts, as their slots were, and to what comes."""
+        beats = self._beats()
         self._slots, self._places, self._subjects = Slots(), {}, []
         self.unwatched_count = 0
         active = [rule for rule in self.rules.values() if not rule.paused]
@@ -189,6 +244,27 @@ class Alerting:
         self._looked = ()
         for alert, stored in kept:
             self._slots.restore(self._slot(self.rules[alert.rule], alert.subject), stored)
+        self._wait_for(beats)
+
+    def _beats(self) -> list[tuple[Subject, int]]:
+        """Return when each was heard that is waited for."""
+        slots = self._slots
+        waited = np.flatnonzero((slots.absent[: slots.count] > 0) & (slots.beat[: slots.count] > 0))
+        return [
+            (self._subjects[slot], beat)
+            for slot, beat in zip(waited.tolist(), slots.beat[waited].tolist(), strict=True)
+        ]
+
+    def _wait_for(self, beats: Iterable[tuple[Subject, int]]) -> None:
+        """Go on to wait for those that rules are still about."""
+        for subject, beat in beats:
+            rule = self.rules.get(subject[0])
+            if rule is None or rule.paused or not isinstance(rule.condition, Absent):
+                continue
+            if bool(subject[2]) == bool(rule.selection.metrics) and self._is_about(rule, subject[1], [subject[2]]):
+                slot = self._slot(rule, subject)
+                if slot >= 0:
+                    self._slots.beat[slot] = beat
 
     def adopt_silences(self, silences: Iterable[Silence]) -> None:
         """Let these silences apply and no others."""
@@ -239,7 +315,9 @@ class Alerting:
         return chooses(rule, server, self.names.infos.get(server)) and (not chosen or bool(select(metrics, chosen)))
 
     def _still_about(self, rule: Rule, alert: Alert) -> bool:
-        if isinstance(rule.condition, Threshold | Exhausting):
+        if isinstance(rule.condition, Threshold | Exhausting | Absent):
+            if isinstance(rule.condition, Absent) and bool(alert.subject[2]) != bool(rule.selection.metrics):
+                return False  # it was about servers, and is about metrics, or the other way round
             return self._is_about(rule, alert.server, [alert.subject[2]])
         return not isinstance(rule.condition, Unusual) or chooses(
             rule, alert.server, self.names.infos.get(alert.server)
@@ -252,6 +330,9 @@ class Alerting:
         slot, rule = self._places.get(alert.subject), self.rules.get(alert.rule)
         if slot is None or rule is None or alert.state is State.RESOLVED:
             return alert
+        if isinstance(rule.condition, Absent):
+            silent = (self._listening.nanos - int(self._slots.beat[slot])) / NANOS
+            return described(replace(alert, value=silent), rule)
         if self._slots.seen[slot] == alert.sample_nanos:
             return alert
         figures = replace(alert, value=float(self._slots.value[slot]), sample_nanos=int(self._slots.seen[slot]))
@@ -270,9 +351,11 @@ class Alerting:
                 self.unwatched_count += 1
                 return -1
             condition: Any = rule.condition
-            hold, clear = getattr(condition, "hold_nanos", 0), getattr(condition, "clear_nanos", 0)
+            absent = condition.hold_nanos if isinstance(condition, Absent) else 0
+            hold = 0 if absent else getattr(condition, "hold_nanos", 0)
+            clear = getattr(condition, "clear_nanos", 0)
             stale = max(rule.stale_nanos, 3 * self._outlook_nanos if isinstance(condition, Exhausting) else 0)
-            slot = self._places[subject] = self._slots.add(hold=hold, clear=clear, stale=stale)
+            slot = self._places[subject] = self._slots.add(hold=hold, clear=clear, stale=stale, absent=absent)
             self._subjects.append(subject)
         return slot
 
@@ -327,8 +410,10 @@ class Alerting:
             "position": self.position,
             "epoch": register.epoch,
             "change": register.change,
-            "forgotten": register.forgotten,
+            "forgotten": max([register.forgotten, *(each.change for each in register.left)]),
             "anomalies_nanos": self._anomalies_nanos,
+            "listened_nanos": self._listening.nanos,
+            "beats": self._beats(),
             "alerts": [
                 {"alert": each.document(), "slot": self._slots.document(self._places[each.subject])}
                 for each in register.open.values()
@@ -344,6 +429,9 @@ class Alerting:
         self.rules = {rule.id: rule for rule in rules}
         alerts = [(Alert.restored(each["alert"]), each["slot"]) for each in stored["alerts"]]
         self._begin_anew(alerts)
+        self._listening = Listening(nanos=int(stored.get("listened_nanos", 1)))
+        self._looked_for = self._listening.nanos
+        self._wait_for((tuple(subject), int(beat)) for subject, beat in stored.get("beats", ()))
         register.open.update((alert.subject, alert) for alert, _ in alerts)
         self.register = register
         self.adopt_silences(silences)

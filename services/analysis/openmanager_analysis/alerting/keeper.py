@@ -108,7 +108,7 @@ class Keeper:
         self._ended: list[Alert] = []  # since the last look
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
-        self._followed_at = self._saved_at = clock.monotonic()
+        self._followed_at = self._saved_at = self._looked_at = clock.monotonic()
         self.is_following: Callable[[], bool] = lambda: True
 
     @staticmethod
@@ -162,7 +162,10 @@ class Keeper:
         """Let time pass; store what has changed; then tell it."""
         now, moment = self._clock.now_nanos(), self._clock.monotonic()
         if self.is_following():
+            if self._looked_at == self._followed_at:  # it was at the last look too
+                self.alerting.wait(round((moment - self._looked_at) * 1e9), now)
             self._followed_at = moment
+        self._looked_at = moment
         # While the log is read again, what is old there says nothing of what is missing now.
         if self._followed_at == moment or moment - self._followed_at > self._patience():
             self.alerting.pass_time(now)
