@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
+
+import orjson
 
 from openmanager.frame import ServerInfo
 from openmanager_analysis.alerting.rule import MAX_ANNOTATION, Absent, Exhausting, Rule, Threshold, Trouble, own_labels
@@ -85,6 +87,25 @@ class Alert:
         lists = {name: tuple(stored[name]) for name in ("subject", "silenced_by", "inhibited_by")}
         enums = {"state": State(stored["state"]), "severity": Severity(stored["severity"])}
         return cls(**{**stored, **lists, **enums})
+
+
+class Written:
+    """Alerts as JSON; what was written before is not made again as long as it is the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Alert, orjson.Fragment]] = {}
+
+    def of(self, alerts: Iterable[Alert]) -> list[orjson.Fragment]:
+        """Return the documents of alerts; the others are forgotten."""
+        before, self._known = self._known, {}
+        found = []
+        for each in alerts:
+            known = before.get(each.id)
+            if known is None or known[0] is not each:
+                known = each, orjson.Fragment(orjson.dumps(each.document()))
+            self._known[each.id] = known
+            found.append(known[1])
+        return found
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmanager.frame import Frame
 from openmanager.metric import select
@@ -20,6 +21,7 @@ from openmanager_analysis.alerting.alert import (
     Register,
     State,
     Subject,
+    Written,
     begun,
     described,
 )
@@ -27,7 +29,7 @@ from openmanager_analysis.alerting.listening import Listening
 from openmanager_analysis.alerting.plan import Planner, chooses
 from openmanager_analysis.alerting.rule import Absent, Exhausting, Rule, Threshold, Trouble, Unusual
 from openmanager_analysis.alerting.silence import Silence
-from openmanager_analysis.alerting.slots import AHEAD_NANOS, IDLE, Judged, Moved, Slots
+from openmanager_analysis.alerting.slots import AHEAD_NANOS, IDLE, Judged, Moved, Slots, rows
 from openmanager_analysis.alerting.suppression import Suppression
 from openmanager_analysis.anomaly import Anomaly, Severity
 from openmanager_analysis.collector import Names
@@ -81,6 +83,7 @@ class Alerting:
         self._info_changes = names.info_changes
         self._anomalies_nanos = 0
         self._heard: dict[str, int] = {}
+        self._open, self._over = Written(), Written()
         self._listening = Listening()
         self._looked_for = 0  # when those that are missing were looked for
 
@@ -190,14 +193,16 @@ class Alerting:
 
     def pass_time(self, now: int) -> None:
         """Mark those of which nothing has come for long; a pending one is none then, a firing one goes on for seven days."""
-        for alert in self.register.going_on():
-            slot = self._places[alert.subject]
-            if self._slots.absent[slot]:
-                continue  # that nothing comes is what it says
-            silent = now - int(self._slots.heard[slot])
-            stale = silent > self._patience(slot)
-            if silent > GONE_NANOS or (stale and alert.state is State.PENDING):
-                self._slots.state[slot] = IDLE
+        slots = self._slots
+        # Of those that are absent it is known that nothing comes.
+        active = np.flatnonzero((slots.state[: slots.count] != IDLE) & (slots.absent[: slots.count] == 0))
+        silent = now - slots.heard[active]
+        late = {self._subjects[slot] for slot in active[silent > slots.patience(active)].tolist()}
+        gone = {self._subjects[slot] for slot in active[silent > GONE_NANOS].tolist()}
+        for alert in [each for each in self.register.open.values() if each.stale or each.subject in late]:
+            slot, stale = self._places[alert.subject], alert.subject in late
+            if alert.subject in gone or (stale and alert.state is State.PENDING):
+                slots.state[slot] = IDLE
                 self._end(slot, now, NO_DATA)
             elif stale != alert.stale:
                 self.register.put(replace(self.now(alert), stale=stale))
@@ -206,15 +211,12 @@ class Alerting:
         self._make_room(now)
         self.register.trim()
 
-    def _patience(self, slot: int) -> int:
-        return int(self._slots.patience(np.array([slot]))[0])
-
     def _make_room(self, now: int) -> None:
         """Let go of what has sent nothing for a day, where there was no room for others: servers come and go."""
         seen = self._slots.seen[: self._slots.count]
         if self.unwatched_count and ((seen > 0) & (seen < now - DAY_NANOS)).any():
             alerts = self.register.going_on()
-            self._begin_anew([(each, self._slots.document(self._places[each.subject])) for each in alerts])
+            self._begin_anew(alerts)
 
     # ── rules and silences ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -222,7 +224,7 @@ class Alerting:
         """Let these rules apply and no others. Alerts go on as far as their rule is about the same."""
         before, self.rules = self.rules, {rule.id: rule for rule in rules}
         going_on = self.register.going_on()
-        kept: list[tuple[Alert, Mapping[str, Any]]] = []
+        kept: list[Alert] = []
         for alert in going_on:
             slot, rule = self._places[alert.subject], self.rules.get(alert.rule)
             if rule is None:
@@ -230,11 +232,19 @@ class Alerting:
             elif rule.paused or rule.identity != before[rule.id].identity or not self._still_about(rule, alert):
                 self._end(slot, now, RULE_CHANGED)
             else:
-                kept.append((alert, self._slots.document(slot)))
+                kept.append(alert)
         self._begin_anew(kept)
         self.register.trim()
 
-    def _begin_anew(self, kept: Iterable[tuple[Alert, Mapping[str, Any]]]) -> None:
+    def _begin_anew(self, kept: Sequence[Alert]) -> None:
+        """Give places anew: to these alerts, as their slots are, and to what comes."""
+        stored = rows(self._slots.document(self._slots_of(kept)), len(kept))
+        self._begin_with(zip(kept, stored, strict=True))
+
+    def _slots_of(self, alerts: Iterable[Alert]) -> NDArray[np.int64]:
+        return np.array([self._places[each.subject] for each in alerts], np.int64)
+
+    def _begin_with(self, kept: Iterable[tuple[Alert, Mapping[str, Any]]]) -> None:
         """Give places anew: to these alerts, as their slots were, and to what comes."""
         beats = self._beats()
         self._slots, self._places, self._subjects = Slots(), {}, []
@@ -277,6 +287,9 @@ class Alerting:
         if looked == self._looked:
             return
         alerts = self.register.going_on()
+        # Of others only inhibition depends: without it those that did not change are marked as they were.
+        if self._looked[1:] == looked[1:] and not self._inhibits:
+            alerts = [each for each in alerts if each.change > self._looked[0]]
         marks = self._suppression.marks(alerts, self.rules, self.silences.values(), now)
         for alert in alerts:
             silenced, inhibited = marks[alert.id]
@@ -284,11 +297,15 @@ class Alerting:
                 self.register.put(replace(self.now(alert), silenced_by=silenced, inhibited_by=inhibited))
         self._looked = (self.register.change, looked[1])
 
+    @property
+    def _inhibits(self) -> bool:
+        return any(rule.inhibitors for rule in self.rules.values())
+
     def suppressed(self, ended: Sequence[Alert], now: int) -> list[str]:
         """Return the ids of those that are over and that nobody is to be told of at a time."""
         if not ended:
             return []
-        alerts = [*self.register.going_on(), *ended]
+        alerts = [*self.register.going_on(), *ended] if self._inhibits else ended
         marks = self._suppression.marks(alerts, self.rules, self.silences.values(), now)
         return [each.id for each in ended if any(marks[each.id])]
 
@@ -414,11 +431,9 @@ class Alerting:
             "anomalies_nanos": self._anomalies_nanos,
             "listened_nanos": self._listening.nanos,
             "beats": self._beats(),
-            "alerts": [
-                {"alert": each.document(), "slot": self._slots.document(self._places[each.subject])}
-                for each in register.open.values()
-            ],
-            "over": [each.document() for each in register.over],
+            "open": self._open.of(register.open.values()),
+            "slots": self._slots.document(self._slots_of(register.open.values())),
+            "over": self._over.of(register.over),
         }
 
     def restore(self, stored: Mapping[str, Any], rules: Iterable[Rule], silences: Iterable[Silence]) -> None:
@@ -427,8 +442,12 @@ class Alerting:
         register.forgotten, register.settled = int(stored["forgotten"]), int(stored["change"])
         register.over.extend(Alert.restored(each) for each in stored["over"])
         self.rules = {rule.id: rule for rule in rules}
-        alerts = [(Alert.restored(each["alert"]), each["slot"]) for each in stored["alerts"]]
-        self._begin_anew(alerts)
+        if "open" in stored:
+            alive = [Alert.restored(each) for each in stored["open"]]
+            alerts = list(zip(alive, rows(stored["slots"], len(alive)), strict=True))
+        else:  # as files were until 0.1
+            alerts = [(Alert.restored(each["alert"]), each["slot"]) for each in stored["alerts"]]
+        self._begin_with(alerts)
         self._listening = Listening(nanos=int(stored.get("listened_nanos", 1)))
         self._looked_for = self._listening.nanos
         self._wait_for((tuple(subject), int(beat)) for subject, beat in stored.get("beats", ()))

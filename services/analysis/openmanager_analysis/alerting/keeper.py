@@ -31,7 +31,8 @@ from openmanager_analysis.alerting.suppression import tester
 from openmanager_analysis.alerting.webhook import WebhookError
 from openmanager_analysis.collector import Names
 
-VERSION = 1
+# 1 had a document of each slot; it is still read.
+VERSION = 2
 TICK_SECONDS, REPEAT_LOOK_SECONDS = 1.0, 10.0
 # After a refusal, with jitter.
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 300.0
@@ -265,7 +266,7 @@ class Keeper:
         }
 
     def _restore(self, stored: Mapping[str, Any]) -> None:
-        if stored["version"] != VERSION:
+        if stored["version"] not in {1, VERSION}:
             raise ValueError("another version")
         rules = [wire.rule_from(each) for each in stored["rules"]]
         silences = [wire.silence_from(each) for each in stored["silences"]]
@@ -309,7 +310,7 @@ class Keeper:
 
 
 def _save(path: Path, document: Mapping[str, Any]) -> int:
-    content = durable.seal(orjson.dumps(document))
+    content = durable.seal(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.replace(path, content)
     return len(content)

@@ -92,9 +92,9 @@ class Slots:
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
 
-    def document(self, slot: int) -> dict[str, Any]:
-        """Return how a slot is, for `restore`."""
-        return {name: getattr(self, name)[slot].item() for name in (*_KEPT, *_ADDED)}
+    def document(self, slots: Ints) -> dict[str, NDArray[Any]]:
+        """Return how slots int64[K] are, as columns; `restore` takes a row of them."""
+        return {name: getattr(self, name)[slots] for name in (*_KEPT, *_ADDED)}
 
     def restore(self, slot: int, stored: Mapping[str, Any]) -> None:
         """Undo `document`; LookupError, TypeError or ValueError when it is none."""
@@ -169,3 +169,11 @@ class Slots:
         self.state[slots], self.since[slots] = state, since
         self.clear_since[slots] = np.where(resolves, 0, clear_since)
         return Moved(pending=slots[starts], firing=slots[fires], dropped=slots[drops], resolved=slots[resolves])
+
+
+def rows(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return columns of `count` entries each, as `Slots.document` makes them, by row; ValueError for another length."""
+    lists = [each.tolist() if isinstance(each, np.ndarray) else each for each in columns.values()]
+    if any(len(each) != count for each in lists):
+        raise ValueError("the columns are not of the alerts")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
