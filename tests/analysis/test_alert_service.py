@@ -292,10 +292,10 @@ async def test_rules_change_are_refused_and_commands_show_them(
         assert (code, f"{silence.id}: rule = cool, until" in out, err) == (0, True, "")
         code, _, err = await openmanager(client, "alerts", "silences", "change", silence.id)
         assert (code, "nothing to change" in err) == (2, True)
-        code, out, _ = await openmanager(
+        code, out, err = await openmanager(
             client, "alerts", "rules", "create", "gone", "--silent", "5m", "--where", "role = web"
         )
-        assert (code, out) == (0, "gone: nothing sent for 5m, all metrics where role = web, warning\n")
+        assert (code, out, err) == (0, "gone: nothing sent for 5m, all metrics where role = web, warning\n", "")
         code, out, _ = await openmanager(
             client, "alerts", "rules", "create", "err", "e", "--above", "5", "--per-second"
         )
