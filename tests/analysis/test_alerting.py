@@ -97,6 +97,14 @@ def test_one_sample_too_few_of_a_metric_that_comes_seldom_is_a_gap():
     assert judge.one().start_nanos == BEGIN + 2400 * SECOND
 
 
+def test_one_gap_is_not_taken_for_a_habit():
+    judge = Judge(rule())
+    for at in (0, 10, 20, 86_400):
+        judge.see(at, 95)
+    judge.alerting.pass_time(BEGIN + 86_400 * SECOND + 301 * SECOND)
+    assert judge.one().stale
+
+
 # ── counters ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -538,6 +546,16 @@ def test_an_anomaly_that_ends_because_nothing_is_sent_any_more_is_stale_and_not_
     assert judge.states() == []
 
 
+def test_anomalies_are_judged_on_after_a_clock_that_was_ahead_was_put_back():
+    judge = odd()
+    judge.see(0, 1)
+    judge.alerting.see_anomalies([anomaly()], BEGIN + 86_400 * SECOND)
+    judge.alerting.step_back(BEGIN + 10 * SECOND)
+    judge.see(10, 1)
+    judge.alerting.see_anomalies([], BEGIN + 10 * SECOND)
+    assert judge.states() == []
+
+
 def test_anomalies_that_the_log_gives_again_say_nothing_of_what_is_known_already():
     judge = odd()
     judge.see(0, 1)
@@ -597,7 +615,11 @@ def test_a_file_of_the_version_before_is_read():
     judge.see(0, 95)
     known = stored(judge.alerting)
     columns, alerts = known.pop("slots"), known.pop("open")
-    before = {name: column[0] for name, column in columns.items() if name not in {"pace", "last", "last_nanos", "beat"}}
+    before = {
+        name: column[0]
+        for name, column in columns.items()
+        if name not in {"pace", "interval", "last", "last_nanos", "beat"}
+    }
     again = Judge()
     again.alerting.restore({**known, "alerts": [{"alert": alerts[0], "slot": before}]}, [rule(hold=60)], [])
     again.position = judge.position

@@ -139,6 +139,8 @@ class Alerting:
         turned = (over != (slots.state[waited] != IDLE)) & (silent <= GONE_NANOS)
         if turned.any():
             judged = Judged(waited, over, ~over, silent / NANOS).only(turned)
+            # It turns now, whatever a clock said before.
+            slots.seen[judged.slots] = np.minimum(slots.seen[judged.slots], time - 1)
             self._move(slots.observe(judged, time, time), time, {})
 
     def see_anomalies(self, anomalies: Iterable[Anomaly], time: int) -> None:

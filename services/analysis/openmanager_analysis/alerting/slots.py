@@ -16,11 +16,12 @@ IDLE, PENDING, FIRING = 0, 1, 2
 # A sample that is further ahead than the log takes others is of an import, and is nobody's present.
 AHEAD_NANOS = 900 * 10**9
 _FIRST = 1024
-# A metric that comes seldom is waited for: half as long again as the time between its last two samples, up to a day.
+# A metric that comes seldom is waited for: half as long again as the shorter of the last two times from sample to sample,
+# so that one gap is not taken for a habit; up to a day.
 LATE, _MAX_PACE = 1.5, 86_400 * 10**9
 _KEPT = ("state", "value", "since", "clear_since", "seen", "heard")
 # Files from before have none of these.
-_ADDED = ("pace", "last", "last_nanos", "beat")
+_ADDED = ("pace", "interval", "last", "last_nanos", "beat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Slots:
     """The states of slots; times in nanoseconds.
 
     state int8, since (when the condition began to hold), clear_since (when it ceased to, 0 while it holds), seen (the time
-    of the newest sample), heard (when that came), pace (the time between the last two), value; last and last_nanos (the
+    of the newest sample), heard (when that came), interval (from the one before to it), pace (the shorter of it and the one before), value; last and last_nanos (the
     newest sample of what is judged by its growth, NaN and 0 for none); beat (up to when the log was listened to when its
     subject sent something, 0 for never); and of its rule hold, clear, stale, absent: the times that decide.
     """
@@ -75,7 +76,7 @@ class Slots:
         self.since, self.clear_since, self.seen, self.heard, self.hold, self.clear, self.stale = np.zeros(
             (7, _FIRST), np.int64
         )
-        self.pace, self.last_nanos, self.beat, self.absent = np.zeros((4, _FIRST), np.int64)
+        self.pace, self.interval, self.last_nanos, self.beat, self.absent = np.zeros((5, _FIRST), np.int64)
 
     def add(self, *, hold: int, clear: int, stale: int, absent: int = 0) -> int:
         """Return a new slot of a rule with such times."""
@@ -129,7 +130,10 @@ class Slots:
 
     def _note(self, slots: Ints, seen: Ints, time: int) -> None:
         is_next = (seen > 0) & (seen < time)
-        self.pace[slots] = np.where(is_next, np.minimum(time - seen, _MAX_PACE), self.pace[slots])
+        passed, before = np.minimum(time - seen, _MAX_PACE), self.interval[slots]
+        shorter = np.where(before > 0, np.minimum(before, passed), passed)
+        self.pace[slots] = np.where(is_next, shorter, self.pace[slots])
+        self.interval[slots] = np.where(is_next, passed, before)
         self.seen[slots] = np.maximum(seen, time)
 
     def observe(self, judged: Judged, time: int, heard: int | Ints) -> Moved:
