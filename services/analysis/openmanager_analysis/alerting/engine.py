@@ -416,6 +416,10 @@ class Alerting:
         ended = replace(
             self.now(alert), state=State.RESOLVED, end_nanos=max(time, alert.start_nanos), end_reason=reason
         )
+        rule = self.rules.get(alert.rule)
+        if rule is not None and isinstance(rule.condition, Absent):  # by now it may have sent something
+            silent = (rule.condition.hold_nanos + ended.end_nanos - ended.start_nanos) / NANOS
+            ended = described(replace(ended, value=silent), rule)
         self.register.put(replace(ended, stale=False))
         if ended.fire_nanos:
             self._on_over(ended)
