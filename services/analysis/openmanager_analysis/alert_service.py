@@ -142,10 +142,11 @@ class SilenceService:
         """Change some fields of a silence."""
         check_text("silence.etag", request.silence.etag, 64)
         paths, now = request.update_mask.paths, self._clock.now_nanos()
-        wire.changed_silence(_any_silence(now), request.silence, paths, now)  # what is wrong in a request is told first
         async with self._store.changing:
+            # What is wrong in a request is told before what is not there.
+            found = self._keeper.alerting.silences.get(request.silence.id) or _any_silence(now)
+            wanted = silences.check(wire.changed_silence(found, request.silence, paths, now), now)
             known = self._silence(request.silence.id, "silence.id")
-            wanted = silences.check(wire.changed_silence(known, request.silence, paths, now), now)
             if known.end_nanos <= now:
                 self._check_room(now)
             stored = await self._store.put_silence(wanted, request.silence.etag or known.etag)
@@ -254,7 +255,7 @@ def _any_rule(rule_id: str) -> Rule:
 
 
 def _any_silence(now: int) -> Silence:
-    return Silence(id="", matcher="rule = x", start_nanos=now, end_nanos=now + 1, comment="x")
+    return Silence(id="", matcher="rule = x", start_nanos=now, end_nanos=now + silences.LONGEST_NANOS, comment="x")
 
 
 def _place(alert: Alert) -> tuple[str, ...]:
