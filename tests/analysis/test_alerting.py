@@ -74,27 +74,29 @@ def test_what_nobody_saw_has_not_held():
 
 def test_a_metric_that_comes_seldom_holds_from_one_sample_to_the_next():
     judge = Judge(rule(hold=1800))
-    judge.see(0, 95)
-    judge.alerting.pass_time(BEGIN + 301 * SECOND)
-    assert judge.states() == []  # nobody knows yet how often it comes
-    for at in (600, 1200, 1800):
+    for at in (0, 600):
+        judge.see(at, 95)
+        judge.alerting.pass_time(BEGIN + (at + 301) * SECOND)
+        assert judge.states() == []  # nobody knows yet how often it comes
+    for at in (1200, 1800, 2400):
         assert judge.see(at, 95) == [("web-1", "PENDING")]
         judge.alerting.pass_time(BEGIN + (at + 599) * SECOND)
-    assert judge.states() == [("web-1", "PENDING")]
-    assert judge.see(2400, 95) == [("web-1", "FIRING")]
-    assert judge.one().start_nanos == BEGIN + 600 * SECOND
-    judge.alerting.pass_time(BEGIN + 3200 * SECOND)
+        assert judge.states() == [("web-1", "PENDING")]
+    assert judge.see(3000, 95) == [("web-1", "FIRING")]
+    assert judge.one().start_nanos == BEGIN + 1200 * SECOND
+    judge.alerting.pass_time(BEGIN + 3800 * SECOND)
     assert not judge.one().stale
-    judge.alerting.pass_time(BEGIN + 3400 * SECOND)
+    judge.alerting.pass_time(BEGIN + 4000 * SECOND)
     assert judge.one().stale
 
 
 def test_one_sample_too_few_of_a_metric_that_comes_seldom_is_a_gap():
     judge = Judge(rule(hold=1800))
-    for at in (0, 600, 1200):
+    for at in (0, 600, 1200, 1800):
         judge.see(at, 95)
-    assert judge.see(2400, 95) == [("web-1", "PENDING")]
-    assert judge.one().start_nanos == BEGIN + 2400 * SECOND
+    assert judge.one().start_nanos == BEGIN + 1200 * SECOND
+    assert judge.see(3000, 95) == [("web-1", "PENDING")]
+    assert judge.one().start_nanos == BEGIN + 3000 * SECOND
 
 
 def test_one_gap_is_not_taken_for_a_habit():

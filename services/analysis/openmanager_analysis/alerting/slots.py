@@ -63,7 +63,8 @@ class Slots:
     """The states of slots; times in nanoseconds.
 
     state int8, since (when the condition began to hold), clear_since (when it ceased to, 0 while it holds), seen (the time
-    of the newest sample), heard (when that came), interval (from the one before to it), pace (the shorter of it and the one before), value; last and last_nanos (the
+    of the newest sample), heard (when that came), interval (from the one before to it, 0 where that is no longer than stale), pace (the shorter of it and the one
+    before), value; last and last_nanos (the
     newest sample of what is judged by its growth, NaN and 0 for none); beat (up to when the log was listened to when its
     subject sent something, 0 for never); and of its rule hold, clear, stale, absent: the times that decide.
     """
@@ -76,6 +77,7 @@ class Slots:
         self.since, self.clear_since, self.seen, self.heard, self.hold, self.clear, self.stale = np.zeros(
             (7, _FIRST), np.int64
         )
+        self._has_seldom = False  # whether any interval was longer than stale: most fleets have none such
         self.pace, self.interval, self.last_nanos, self.beat, self.absent = np.zeros((5, _FIRST), np.int64)
 
     def add(self, *, hold: int, clear: int, stale: int, absent: int = 0) -> int:
@@ -104,9 +106,12 @@ class Slots:
         for name in _ADDED:
             if stored.get(name) is not None:  # NaN is stored as null
                 getattr(self, name)[slot] = stored[name]
+        self._has_seldom |= bool(self.interval[slot])
 
     def patience(self, slots: Ints) -> Ints:
         """Return after how long without a sample nobody knows any more, int64[K]."""
+        if not self._has_seldom:
+            return self.stale[slots]
         return np.maximum(self.stale[slots], (LATE * self.pace[slots]).astype(np.int64))
 
     def growth(self, slots: Ints, values: Floats, time: int, heard: int) -> Floats:
@@ -129,11 +134,14 @@ class Slots:
             times[slots] = np.minimum(times[slots], time - 1)
 
     def _note(self, slots: Ints, seen: Ints, time: int) -> None:
-        is_next = (seen > 0) & (seen < time)
-        passed, before = np.minimum(time - seen, _MAX_PACE), self.interval[slots]
-        shorter = np.where(before > 0, np.minimum(before, passed), passed)
-        self.pace[slots] = np.where(is_next, shorter, self.pace[slots])
-        self.interval[slots] = np.where(is_next, passed, before)
+        passed = time - seen
+        is_seldom = (passed > self.stale[slots]) & (seen > 0)
+        if self._has_seldom or is_seldom.any():
+            self._has_seldom = True
+            before, is_next = self.interval[slots], passed > 0
+            passed = np.where(is_seldom, np.minimum(passed, _MAX_PACE), 0)
+            self.pace[slots] = np.where(is_next, np.minimum(before, passed), self.pace[slots])
+            self.interval[slots] = np.where(is_next, passed, before)
         self.seen[slots] = np.maximum(seen, time)
 
     def observe(self, judged: Judged, time: int, heard: int | Ints) -> Moved:
