@@ -55,6 +55,7 @@ COMMANDS = {
     "backup": "backup",
     "restore": "restore",
     "plan": "plan",
+    "schema": "schema",
     "config": "config",
     "version": "version",
 }
