@@ -21,7 +21,7 @@ from openmanager import access
 from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError, FailedPreconditionError, Reason
 from openmanager.runtime import grpc_server, measure, reflection, telemetry, tls
-from openmanager.runtime.address import is_loopback
+from openmanager.runtime.address import Proxies, is_loopback
 from openmanager.runtime.audit import Auditor, PeerRecorder
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Edge, Load
@@ -293,6 +293,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
     check_address(address, allow_insecure=config.allow_insecure, encrypted=files is not None)
     if config.tls_listen:
         check_address(config.tls_listen, allow_insecure=False, encrypted=files is not None)
+    proxies = Proxies(config.trusted_proxies)
     end_telemetry = telemetry.set_up(module.name, VERSION, mesh.gateway)
     clock = clock or SystemClock()
     stop = asyncio.Event()
@@ -314,6 +315,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
             anonymous=access.LOCAL if local else None,
             mesh_key=mesh_key,
             authenticator=service.authenticator,
+            proxies=proxies,
         )
         auditor = service.auditor or await stack.enter_async_context(_telling_metadata(runtime))
         server = Server(
