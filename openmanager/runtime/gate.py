@@ -108,4 +108,3 @@ def _credential(authorization: str) -> str:
     if authorization[: len(BEARER)].lower() != BEARER or len(authorization) > MAX_CREDENTIAL:
         raise errors.credentials_invalid("authorization must be “Bearer” and a token or key")
     return authorization[len(BEARER) :].strip()
-
