@@ -49,6 +49,10 @@ NAMES = (*SERVICES, GATEWAY)
 # Speaks HTTP, and is a client of the gateway: no server of the mesh, but run like one.
 CONSOLE = "console"
 PROGRAMS = (*NAMES, CONSOLE)
+# Envoy before the gateways, where it runs: deploy/envoy.
+EDGE = "edge"
+# Who has a certificate of the mesh.
+CERTIFIED = (*PROGRAMS, EDGE)
 
 
 def load_protos() -> None:

@@ -40,6 +40,17 @@ class Edge:
             return int(json.load(told)["stats"][0]["value"])
 
 
+def curl(*arguments: str) -> tuple[int, Any]:
+    """Return the status and body of what curl is told to ask for."""
+    command = ["curl", "--silent", "--show-error", "--max-time", "20", "--write-out", "\n%{http_code}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    body, _, status = done.stdout.rpartition("\n")
+    try:
+        return int(status), json.loads(body)
+    except ValueError:
+        return int(status), body
+
+
 def write_files(folder: Path, identity_key: Path | None = None) -> None:
     """Have the program write what Envoy needs."""
     environment = clean_environment()

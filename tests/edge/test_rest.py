@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import run_edge
@@ -18,7 +17,7 @@ from conftest import Mesh
 from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
-from edge.proxied import Edge, needs_envoy
+from edge.proxied import Edge, curl, needs_envoy
 from openmanager import suite
 from openmanager.runtime.module import service_descriptor
 from openmanager.runtime.peer import retried
@@ -51,17 +50,6 @@ def bindings(method: MethodDescriptor) -> list[tuple[str, str]]:
     rule = method.GetOptions().Extensions[annotations_pb2.http]
     found = [(each.WhichOneof("pattern"), each) for each in (rule, *rule.additional_bindings)]
     return [(kind.upper(), getattr(each, kind)) for kind, each in found if kind]
-
-
-def curl(*arguments: str) -> tuple[int, Any]:
-    """Return the status and body of what curl is told to ask for."""
-    command = ["curl", "--silent", "--show-error", "--max-time", "20", "--write-out", "\n%{http_code}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    body, _, status = done.stdout.rpartition("\n")
-    try:
-        return int(status), json.loads(body)
-    except ValueError:
-        return int(status), body
 
 
 # ── the contracts ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -158,10 +146,7 @@ def test_a_query_is_a_header_and_then_a_line_for_each_series(edge: Edge):
 @needs_envoy
 @pytest.mark.parametrize(
     "path",
-    (
-        "fleet series?page_size=1 ledger tiers retention anomalies alerts rules silences simulation faults inventory/servers"
-        " users keys roles sessions identity interactions audit audit/entries"
-    ).split(),
+    ["fleet", "series?page_size=1", "ledger", "tiers", "retention", "anomalies", "alerts", "rules", "silences", "simulation", "faults", "inventory/servers", "users", "keys", "roles", "sessions", "identity", "interactions", "audit", "audit/entries"],
 )
 def test_what_people_look_at_is_answered(edge: Edge, path: str):
     assert curl(f"{edge.url}/v1/{path}")[0] == 200
