@@ -20,7 +20,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGURATION = ROOT / "deploy/envoy/envoy.yaml"
-CERTIFICATES = ROOT / "deploy/envoy/tls.yaml"
+# What Envoy reads certificates by.
+SECRETS = ("certificate.yaml", "authority.yaml")
 LISTEN, GATEWAY = "127.0.0.1:50443", "127.0.0.1:50050"
 
 
@@ -40,13 +41,13 @@ def configured(
     origins: Sequence[str] = (),
     admin: str = "",
 ) -> dict[str, Any]:
-    """Return the configuration for this machine. `folder` holds what `openmanager edge` wrote; another file is added to it.
+    """Return the configuration for this machine. `folder` holds what `openmanager edge` wrote; more files are added to it.
 
     Without `certificates`, a folder that `openmanager certs` made, nothing is encrypted. `hosts` are further names that it
     is called by, `origins` sites whose pages may ask.
     """
     text = CONFIGURATION.read_text().replace("/etc/openmanager/edge", str(folder))
-    made: dict[str, Any] = yaml.safe_load(text.replace("/etc/envoy/tls.yaml", str(folder / "tls.yaml")))
+    made: dict[str, Any] = yaml.safe_load(text.replace("/etc/envoy", str(folder)))
     (listener,), (cluster,) = made["static_resources"]["listeners"], made["static_resources"]["clusters"]
     listener["address"] = _address(listen)
     cluster["load_assignment"]["endpoints"] = [
@@ -58,8 +59,9 @@ def configured(
             del each["transport_socket"]
         del chain["transport_socket_connect_timeout"], listener["listener_filters"]
     else:
-        secrets = CERTIFICATES.read_text().replace("/etc/openmanager/tls", str(certificates))
-        (folder / "tls.yaml").write_text(secrets)
+        for name in SECRETS:
+            secret = CONFIGURATION.with_name(name).read_text()
+            (folder / name).write_text(secret.replace("/etc/openmanager/tls", str(certificates)))
     manager = chain["filters"][0]["typed_config"]
     if not (folder / "jwks.json").exists():
         manager["http_filters"] = [each for each in manager["http_filters"] if each["name"] != "jwt_authn"]

@@ -53,7 +53,7 @@ from openmanager.cli.serve import serve
 from openmanager.runtime.module import MeshConfig, ServerConfig
 from openmanager.runtime.server import check_address, is_local
 
-EDGE_FILES = (ROOT / "deploy/envoy/envoy.yaml", ROOT / "deploy/envoy/tls.yaml")
+EDGE_FILES = [ROOT / "deploy/envoy" / name for name in ("envoy.yaml", "certificate.yaml", "authority.yaml")]
 SCHEMA = json.loads((Path(__file__).parent / "compose.schema.json").read_text())
 SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|PRIVATE|_KEY$")
 # A long run of hexadecimal or base64, as a pasted key is; words and paths have separators.
@@ -539,7 +539,9 @@ def test_no_file_holds_what_looks_like_a_secret(path):
     assert SECRET_TEXT.findall(text) == []
     given = re.findall(r"\w*(?:PASSWORD|TOKEN|SECRET)\w*[ \t]*[:=][ \t]*(\S+)", VARIABLE.sub("", text), re.IGNORECASE)
     # In a variable, in a file, or the name of one; or the tokens of a bucket, which are counted.
-    elsewhere = re.compile(r"""["']?\$.*|/run/secrets/.*|\(cat|'password';|\[[a-z_]+[],]|\{file:|\{max_tokens:|\d{1,5},""")
+    elsewhere = re.compile(
+        r"""["']?\$.*|/run/secrets/.*|\(cat|'password';|\[[a-z_]+[],]|\{file:|\{max_tokens:|\d{1,5},"""
+    )
     assert [value for value in given if not elsewhere.fullmatch(value)] == []
 
 

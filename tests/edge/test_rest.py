@@ -146,7 +146,28 @@ def test_a_query_is_a_header_and_then_a_line_for_each_series(edge: Edge):
 @needs_envoy
 @pytest.mark.parametrize(
     "path",
-    ["fleet", "series?page_size=1", "ledger", "tiers", "retention", "anomalies", "alerts", "rules", "silences", "simulation", "faults", "inventory/servers", "users", "keys", "roles", "sessions", "identity", "interactions", "audit", "audit/entries"],
+    [
+        "fleet",
+        "series?page_size=1",
+        "ledger",
+        "tiers",
+        "retention",
+        "anomalies",
+        "alerts",
+        "rules",
+        "silences",
+        "simulation",
+        "faults",
+        "inventory/servers",
+        "users",
+        "keys",
+        "roles",
+        "sessions",
+        "identity",
+        "interactions",
+        "audit",
+        "audit/entries",
+    ],
 )
 def test_what_people_look_at_is_answered(edge: Edge, path: str):
     assert curl(f"{edge.url}/v1/{path}")[0] == 200
