@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -279,12 +278,8 @@ def examples() -> list[tuple[str, str]]:
 def test_an_example_of_the_document_prints_what_it_says(edge: Edge, mesh: Mesh, command: str, output: str):
     _, listed = curl(f"{edge.url}/v1/servers?order_by=id&page_size=1")
     text = command.replace("http://127.0.0.1:50443", edge.url).replace("web-aws-01", listed["servers"][0]["id"])
-    end = time.monotonic() + 20
-    while True:
-        done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=30, check=False)
-        assert done.returncode in {0, 28}, done.stderr  # 28: a watch that was given so much time
-        if done.stdout.strip() or time.monotonic() > end:
-            break
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode in {0, 28}, done.stderr  # 28: a watch that was given so much time
     # The same form: the figures are those of another fleet.
-    shape = re.compile(r'"[a-z_]+":|^[A-Z]{4,}/\S+ \d+', re.MULTILINE)
-    assert set(shape.findall(output)) <= set(shape.findall(done.stdout)), done.stdout
+    fields = re.compile(r'"[a-z_]+":')
+    assert set(fields.findall(output)) <= set(fields.findall(done.stdout)), done.stdout
