@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -22,9 +23,12 @@ from typing import Any
 
 import aiohttp
 import grpc
+import h2.connection
 import jwt
 import pytest
 from conftest import Mesh, child, environment, free_ports, secret, wait_until
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from openmanager_metadata.keyring import Access, Keyring
 
 from edge.proxied import Edge, needs_envoy, running
@@ -99,6 +103,20 @@ async def test_an_error_by_grpc_web_has_our_details(edge: Edge):
     request = gateway_pb2.GetServerRequest(id="nobody").SerializeToString()
     status, trailers, _ = await ask(edge.url, FLEET.replace("GetFleetSummary", "GetServer"), request)
     assert (status, trailers["grpc-status"].strip(), "grpc-status-details-bin" in trailers) == (200, "5", True)
+
+
+async def test_exports_reflection_and_health_go_through(edge: Edge):
+    async with grpc.aio.insecure_channel(edge.address) as channel:
+        export = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+        assert await channel.unary_unary(export)(b"", timeout=10) == b""
+        health = await channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=10)
+        assert health_pb2.HealthCheckResponse.FromString(health).status == health_pb2.HealthCheckResponse.SERVING
+        ask = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+        call = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(timeout=10)
+        await call.write(ask)
+        listed = reflection_pb2.ServerReflectionResponse.FromString(await call.read()).list_services_response.service
+        call.cancel()
+    assert {each.name for each in listed} >= {"openmanager.api.gateway.v1.GatewayService"}
 
 
 def test_a_watch_outlives_the_silence_that_is_allowed(mesh: Mesh, edge_files: Path):
@@ -273,6 +291,23 @@ async def test_an_address_that_asks_too_often_is_told_to_wait(mesh: Mesh, edge_f
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_a_connection_that_only_resets_its_streams_is_closed(edge: Edge):
+    host, port = edge.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        http2 = h2.connection.H2Connection()
+        http2.initiate_connection()
+        path = [(":method", "GET"), (":scheme", "http"), (":authority", host), (":path", "/v1/fleet")]
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                stream = http2.get_next_available_stream_id()
+                http2.send_headers(stream, path, end_stream=True)
+                http2.reset_stream(stream)
+                connection.sendall(http2.data_to_send())
+            while connection.recv(65536):
+                pass
+    assert edge.counter("http.edge.downstream_rq_too_many_premature_resets") > 0
+
+
 @contextlib.contextmanager
 def second_gateway(mesh: Mesh, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Serve the mesh by one gateway more."""
@@ -299,7 +334,7 @@ async def test_a_gateway_that_is_killed_fails_no_read(mesh: Mesh, edge_files: Pa
                     return (await client.fleet_summary()).total >= 3
                 return False
 
-            await wait_until(serves, 40)
+            await wait_until(serves, 60)
         with running(edge_files, mesh.gateway, address) as edge:
             failed, done = [], 0
             stub_path = FLEET
