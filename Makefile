@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run edge test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run edge test clients check format protos docs dashboards lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ edge: $(STAMP) ## run Envoy before the mesh of this machine: REST and gRPC-Web a
 
 test: $(STAMP) ## run every test, two beside each other (WORKERS=2)
 	@$(BIN)/python -m pytest -q --numprocesses $(or $(WORKERS),2) --dist loadfile
+
+clients: $(STAMP) ## build clients in Go, Node.js, Java and Rust from the protos, and hold each against a mesh (minutes at first)
+	@TEST_CLIENTS=1 $(BIN)/python -m pytest -q -rs tests/clients
 
 check: $(STAMP) ## all static checks, fastest first
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .

@@ -536,8 +536,11 @@ def compose_program() -> list[str]:
 )
 def test_no_file_holds_what_looks_like_a_secret(path):
     text = (ROOT / path).read_text()
-    assert SECRET_TEXT.findall(text) == []
-    given = re.findall(r"\w*(?:PASSWORD|TOKEN|SECRET)\w*[ \t]*[:=][ \t]*(\S+)", VARIABLE.sub("", text), re.IGNORECASE)
+    # An address with nobody's name and password in it is none.
+    assert SECRET_TEXT.findall(re.sub(r"https?://[^\s@]+(?!\S)", "", text)) == []
+    # What Kubernetes calls the name of a Secret, and whether a pod has a token of its own, are none.
+    named = r"\b(?!secretName\b|automountServiceAccountToken\b)\w*(?:PASSWORD|TOKEN|SECRET)\w*[ \t]*[:=][ \t]*(\S+)"
+    given = re.findall(named, VARIABLE.sub("", text), re.IGNORECASE)
     # In a variable, in a file, or the name of one; or the tokens of a bucket, which are counted.
     elsewhere = re.compile(
         r"""["']?\$.*|/run/secrets/.*|\(cat|'password';|\[[a-z_]+[],]|\{file:|\{max_tokens:|\d{1,5},"""
