@@ -55,6 +55,8 @@ COMMANDS = {
     "edge": "edge",
     "backup": "backup",
     "restore": "restore",
+    "plan": "plan",
+    "schema": "schema",
     "config": "config",
     "version": "version",
 }

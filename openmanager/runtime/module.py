@@ -84,6 +84,9 @@ class ServerConfig:
         "Whose `x-forwarded-for` is believed, separated by commas: addresses (`10.0.0.7`), networks (`10.0.0.0/24`), or"
         " who a certificate names (`edge`, `console`); empty: nobody's.",
     )
+    own_metrics: bool = setting(
+        False, "Store what the services measure of themselves in this mesh too, as the server `openmanager-<host>`."
+    )
     log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
     max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")
     write_timeout: timedelta = setting(

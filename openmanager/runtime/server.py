@@ -318,7 +318,12 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
     if config.health_listen:
         check_address(config.health_listen, allow_insecure=True)
     proxies = Proxies(config.trusted_proxies)
-    end_telemetry = telemetry.set_up(module.name, VERSION, mesh.gateway)
+    own = None
+    if config.own_metrics:
+        from openmanager.runtime.own_metrics import OwnMetrics  # takes the SDK, which is not needed otherwise
+
+        own = OwnMetrics()
+    end_telemetry = telemetry.set_up(module.name, VERSION, mesh.gateway, own)
     clock = clock or SystemClock()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -353,6 +358,8 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
             auditor=auditor,
         )
         _measure(service)
+        if own is not None:
+            stack.enter_context(own.through(await stack.enter_async_context(runtime.peer("gateway"))))
         async with server.running():
             log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))
             try:

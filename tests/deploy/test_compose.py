@@ -46,6 +46,7 @@ from deploy.composed import (
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.engines import open_engine
 
+from chaos.upgrade import GATEWAYS_FIRST
 from openmanager import authority, config, suite
 from openmanager.cli.certs import certs
 from openmanager.cli.main import COMMANDS, cli
@@ -551,3 +552,10 @@ def test_no_file_holds_what_looks_like_a_secret(path):
 def test_what_looks_like_a_secret_is_found():
     assert SECRET_TEXT.search("PASSWORD: 1726d21abbef7bcbeff0251b12a675a8")
     assert SECRET_TEXT.search('token: "dGhpcyBpcyBhIHNlY3JldCB0b2tlbg=="')
+
+
+def test_the_upgrade_goes_through_all_programs_in_the_order_that_was_measured():
+    (loop,) = re.findall(r"^for service in (.*); do$", (ROOT / "docs/upgrade.md").read_text(), re.MULTILINE)
+    measured = [name for name in GATEWAYS_FIRST if name in OWN]
+    assert loop.split() == [*measured, "console"]
+    assert set(measured) == set(OWN)
