@@ -52,6 +52,7 @@ COMMANDS = {
     "simulate": "simulate",
     "fault": "fault",
     "certs": "certs",
+    "edge": "edge",
     "backup": "backup",
     "restore": "restore",
     "plan": "plan",

@@ -79,6 +79,11 @@ class ServerConfig:
     tls_session: timedelta = setting(
         timedelta(hours=12), "An encrypted connection between services is ended after so long, 1s–20d, and made anew."
     )
+    trusted_proxies: str = setting(
+        "",
+        "Whose `x-forwarded-for` is believed, separated by commas: addresses (`10.0.0.7`), networks (`10.0.0.0/24`), or"
+        " who a certificate names (`edge`, `console`); empty: nobody's.",
+    )
     own_metrics: bool = setting(
         False, "Store what the services measure of themselves in this mesh too, as the server `openmanager-<host>`."
     )

@@ -21,7 +21,7 @@ from openmanager import access
 from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError, FailedPreconditionError, Reason
 from openmanager.runtime import grpc_server, measure, reflection, telemetry, tls
-from openmanager.runtime.address import is_loopback
+from openmanager.runtime.address import Proxies, is_loopback
 from openmanager.runtime.audit import Auditor, PeerRecorder
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Edge, Load
@@ -317,6 +317,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
         check_address(config.tls_listen, allow_insecure=False, encrypted=files is not None)
     if config.health_listen:
         check_address(config.health_listen, allow_insecure=True)
+    proxies = Proxies(config.trusted_proxies)
     own = None
     if config.own_metrics:
         from openmanager.runtime.own_metrics import OwnMetrics  # takes the SDK, which is not needed otherwise
@@ -343,6 +344,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
             anonymous=access.LOCAL if local else None,
             mesh_key=mesh_key,
             authenticator=service.authenticator,
+            proxies=proxies,
         )
         auditor = service.auditor or await stack.enter_async_context(_telling_metadata(runtime))
         server = Server(
