@@ -22,7 +22,7 @@ from openmanager.errors import ConfigurationError, FailedPreconditionError, Reas
 # The services that hold state by server: one owner each for every shard. All others are as many as one likes.
 SHARDED = ("timeseries", "cache", "analysis")
 MAX_SHARDS = 64
-FILE = "SHARD"
+FILE, VERSION = "SHARD", "VERSION"
 _REMEMBERED = 1 << 17
 
 
@@ -71,13 +71,13 @@ class Shard:
     def claim(self, folder: Path) -> None:
         """Make a folder that of this shard (blocking); ConfigurationError for one that holds the data of another.
 
-        What has no file of a shard and is not empty is whole: the one shard of one.
+        What has no file of a shard, and holds more than the mark of its layout, is whole: the one shard of one.
         """
         file = folder / FILE
         held = "0 of 1"
         if file.exists():
             held = file.read_text(encoding="ascii", errors="replace").strip()
-        elif not folder.is_dir() or not any(folder.iterdir()):
+        elif not folder.is_dir() or {each.name for each in folder.iterdir()} <= {VERSION}:
             held = str(self)
             if self.count > 1:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)

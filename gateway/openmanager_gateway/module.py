@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from openmanager.api.status.v1 import status_pb2
 from openmanager.hot import HotFleet
 from openmanager.hot_service import HotService
+from openmanager.runtime import measure
 from openmanager.runtime.background import working
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.module import Runtime, Service, service_descriptor
@@ -64,6 +65,7 @@ class GatewayModule:
                 )
                 for shard, part in enumerate(parts)
             ]
+            measure.observe_staleness(replicas.staleness)
             started = runtime.clock.now_nanos()
             board = StatusBoard(
                 peers=[peer for shards in peers.values() for peer in shards],

@@ -199,6 +199,12 @@ class Replica:
             servers.append(make_server(message, frame.metrics, frame.values[-1, at]))
         self.fleet.put(servers)
 
+    def staleness(self) -> float | None:
+        """Return the seconds for which nobody has told of changes; None as long as nothing is known at all."""
+        if self._following:
+            return 0.0
+        return max(0, self._clock.now_nanos() - self._as_of_nanos) / 1e9 if self._as_of_nanos else None
+
     def describe(self) -> provenance_pb2.Provenance:
         """Return the provenance of an answer given now."""
         now = self._clock.now_nanos()
@@ -236,6 +242,11 @@ class Replicas:
             about.partial = True
             about.reason = f"shard {', '.join(unheard)} of {len(self._parts)} was not heard of yet"
         return about
+
+    def staleness(self) -> float | None:
+        """Return the seconds for which nobody has told of changes of some shard; None as long as nothing is known."""
+        known = [seconds for part in self._parts if (seconds := part.staleness()) is not None]
+        return max(known, default=None)
 
     def describe_one(self, server: str) -> provenance_pb2.Provenance:
         """Return the provenance of an answer about one server."""

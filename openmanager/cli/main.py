@@ -53,8 +53,11 @@ COMMANDS = {
     "simulate": "simulate",
     "fault": "fault",
     "certs": "certs",
+    "edge": "edge",
     "backup": "backup",
     "restore": "restore",
+    "plan": "plan",
+    "schema": "schema",
     "config": "config",
     "version": "version",
 }

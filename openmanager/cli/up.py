@@ -54,6 +54,7 @@ M = TypeVar("M", bound=Message)
 @click.option("--interval", metavar="DURATION", help="Time between the fleet's ticks.  [default: 10s]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the fleet.  [default: 1]")
 @click.option("--no-simulation", is_flag=True, help="Start the simulator without letting it tick.")
+@click.option("--own-metrics", is_flag=True, help="Store what the services measure of themselves here too.")
 def up(**options: Any) -> None:
     """Start the mesh: PostgreSQL, Valkey, and every service, until Ctrl-C.
 
@@ -82,6 +83,7 @@ def _flags(options: Mapping[str, Any], held: int | None) -> dict[tuple[str, str]
         ("simulator", "seed"): options["seed"],
         ("simulator", "autostart"): False if options["no_simulation"] else None,
         ("mesh", "shard_count"): shards,
+        ("server", "own_metrics"): True if options["own_metrics"] else None,
     }
     gateway = options["gateway"] or os.environ.get("OPENMANAGER_GATEWAY")
     if shards or gateways:
@@ -124,8 +126,10 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
 def _check_addresses(mesh: MeshConfig, server: ServerConfig) -> None:
     from openmanager.runtime.server import check_address, port_is_taken
 
-    if server.tls_certificate or server.tls_listen:
-        raise ConfigurationError("`up` runs on loopback, unencrypted: server.tls_* is for `serve`")
+    if server.tls_certificate or server.tls_listen or server.health_listen:
+        raise ConfigurationError(
+            "`up` runs on loopback, unencrypted: server.tls_* and server.health_listen are for `serve`"
+        )
     for part in layout.parts(mesh):
         check_address(part.address, allow_insecure=server.allow_insecure)
         if port_is_taken(part.address):

@@ -97,6 +97,7 @@ TABLE: Mapping[str, Mapping[str, Handler]] = {
         "CreateSilence": _ANYWHERE,
         "GetSilence": merging.counted("silence", "alert_count"),
         "ListSilences": merging.counted("silences", "alert_count"),
+        "UpdateSilence": _ANYWHERE,
         "ExpireSilence": _ANYWHERE,
     },
     f"{_API}.analysis.v1.AlertService": {

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+from openmanager import datadir
 from openmanager.errors import ConfigurationError
 from openmanager.runtime.background import working
 from openmanager.runtime.clock import Clock
@@ -46,6 +47,7 @@ class AnalysisModule:
         """Follow the log with the detector, and answer questions about history."""
         config: AnalysisConfig = runtime.section(AnalysisConfig)
         interval = _nanos(config.interval)
+        await asyncio.to_thread(datadir.claim, config.data_dir)
         await asyncio.to_thread(runtime.shard.claim, config.data_dir)
         async with contextlib.AsyncExitStack() as stack:
             log = await stack.enter_async_context(runtime.peer("timeseries"))

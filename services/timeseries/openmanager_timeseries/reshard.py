@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from openmanager import durable
+from openmanager import datadir, durable
 from openmanager.errors import DataLossError, FailedPreconditionError
 from openmanager.runtime.clock import Clock
 from openmanager.shard import Shard, shards_of
@@ -59,6 +59,7 @@ def check_places(sources: Sequence[Path], targets: Sequence[Path]) -> None:
     for index, folder in enumerate(sources):
         if not (folder / "log").is_dir():
             raise FailedPreconditionError(f"{folder} holds no history")
+        datadir.claim(folder)
         Shard(index, len(sources)).claim(folder)
     for folder in targets:
         if folder.exists() and any(folder.iterdir()):
@@ -141,6 +142,7 @@ def _sums(folder: Path) -> pa.Table:
 def _write(sources: Sequence[Path], folder: Path, shard: Shard, config: TimeseriesConfig) -> int:
     """Write what a shard owns of the sources; return how many servers it has."""
     shard.claim(folder)
+    datadir.claim(folder)
     (folder / "log").mkdir(mode=0o750)
     last = _write_blocks(sources, folder / "blocks", shard)
     for tier in parse_tiers(config.tiers):
