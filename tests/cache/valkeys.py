@@ -131,7 +131,7 @@ async def sentinels() -> AsyncIterator[Valkeys]:
             await each.start()
         await asyncio.gather(*(each.start() for each in found))
         for each in found:
-            await each.ask("SENTINEL", "DEBUG", "info-period", 200, "publish-period", 200, "ping-period", 100)
+            await each.ask("SENTINEL", "DEBUG", "info-period", 200, "publish-period", 200)
 
         async def know_each_other() -> bool:
             told = [await each.ask("SENTINEL", "MASTER", MASTER) for each in found]

@@ -162,7 +162,6 @@ class RedisStore:
 
     async def _in_trouble(self, err: Exception) -> Finding:
         """Return what a probe says that failed; OSError and TimeoutError where nobody answered."""
-        await self._client.failed()
         state, reason = _trouble(err) or (status_pb2.STORAGE_STATE_DOWN, "refuses")
         if reason == REFUSED:
             self._url.refused()

@@ -1,0 +1,272 @@
+"""The log on NATS JetStream, three servers of it, beside our own log: `python -m bench.replicated_log`.
+
+Needs `nats-server` on the path and the package `nats-py`. The same frames, as many under way; a batch is what came while
+the one before was on its way, as our own log's is. All three servers sync to one disk here, which is not what they would do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openmanager_timeseries.disk import PosixDisk
+from openmanager_timeseries.log import Log, LogOptions
+
+from bench.data import frame
+from bench.rpc import cpu_seconds, free_ports
+from openmanager.frame import encode
+from openmanager.runtime.clock import SystemClock
+
+SERVER = "nats-server"
+METRICS = 511
+MAX_PAYLOAD = 8 << 20
+PAIRS = 5
+# What waits for a dead leader is tried again so often.
+AGAIN_SECONDS = 0.25
+
+Append = Callable[[bytes], Awaitable[Any]]
+
+
+@dataclass
+class Figures:
+    """Of one run: acknowledged samples per second, p50 and p99 of an acknowledgement in s, CPU in s per million samples."""
+
+    rate: float
+    p50: float
+    p99: float
+    cpu: float
+
+
+class Batches:
+    """Publishes frames together that come while others are on their way."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def append(self, payload: bytes) -> None:
+        """Return when a frame is acknowledged."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((payload, done))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._publish())
+        await done
+
+    async def _publish(self) -> None:
+        while self._waiting:
+            size, count = 0, 0
+            for payload, _ in self._waiting:
+                if count and size + len(payload) > MAX_PAYLOAD:
+                    break
+                size, count = size + len(payload), count + 1
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
+            await self._stream.publish("log", b"".join(payload for payload, _ in batch), timeout=30)
+            for _, done in batch:
+                done.set_result(None)
+
+
+@contextlib.asynccontextmanager
+async def jetstream(*, synced: bool) -> AsyncIterator[tuple[Any, dict[str, subprocess.Popen[bytes]], Any]]:
+    """Run three servers; yield a client's stream, the servers' processes by name, and how to start one again."""
+    import nats
+
+    base = free_ports(6)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        running: dict[str, subprocess.Popen[bytes]] = {}
+
+        def start(name: str) -> None:
+            at = int(name[1:])
+            routes = ",".join(f"nats://127.0.0.1:{base + 3 + each}" for each in range(3))
+            file = Path(folder) / f"{name}.conf"
+            file.write_text(
+                f"server_name: {name}\nlisten: 127.0.0.1:{base + at}\nmax_payload: {MAX_PAYLOAD}\n"
+                f"jetstream {{store_dir: {folder}/{name}\n max_file_store: 8GB\n{'sync_interval: always' if synced else ''}}}\n"
+                f"cluster {{name: log, listen: 127.0.0.1:{base + 3 + at}, routes: [{routes}]}}\n"
+            )
+            running[name] = subprocess.Popen(
+                [str(shutil.which(SERVER)), "-c", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+
+        for each in range(3):
+            start(f"n{each}")
+        stack.callback(lambda: [(each.kill(), each.wait()) for each in running.values()])
+        client = await nats.connect(
+            [f"nats://127.0.0.1:{base + each}" for each in range(3)],
+            reconnect_time_wait=0.05,
+            max_reconnect_attempts=-1,
+            connect_timeout=1,
+            allow_reconnect=True,
+            error_cb=_silent,
+            pending_size=4 * MAX_PAYLOAD,
+        )
+        stream = client.jetstream(timeout=30)
+        for _ in range(100):
+            try:
+                await stream.add_stream(name="log", subjects=["log"], num_replicas=3, duplicate_window=120)
+                break
+            except Exception:  # until the servers have elected one who may  # noqa: BLE001
+                await asyncio.sleep(0.2)
+        try:
+            yield stream, running, start
+        finally:
+            await client.close()
+
+
+async def _silent(_: Exception) -> None:
+    """Say nothing of a server that is gone: it was killed."""
+
+
+async def measured(append: Append, payload: bytes, servers: int, count: int, under_way: int, pids: list[int]) -> Figures:
+    """Append `count` frames with so many under way."""
+    await append(payload)
+    before = time.process_time() + sum(cpu_seconds(pid) for pid in pids)
+    took: list[float] = []
+
+    async def one() -> None:
+        start = time.perf_counter()
+        await append(payload)
+        took.append(time.perf_counter() - start)
+
+    left = iter(range(count))
+
+    async def worker() -> None:
+        for _ in left:
+            await one()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(under_way)))
+    elapsed = time.perf_counter() - start
+    used = time.process_time() + sum(cpu_seconds(pid) for pid in pids) - before
+    took.sort()
+    samples = count * servers * METRICS
+    return Figures(samples / elapsed, took[len(took) // 2], took[int(0.99 * (len(took) - 1))], used / samples * 1e6)
+
+
+async def ours(payload: bytes, servers: int, count: int, under_way: int) -> Figures:
+    """Append to our own log."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = await Log.open(PosixDisk(Path(folder)), LogOptions(ballast_size=0), SystemClock())
+        try:
+            return await measured(lambda data: log.append(data, 1), payload, servers, count, under_way, [])
+        finally:
+            await log.close()
+
+
+async def compare(servers: int, count: int, under_way: int) -> None:
+    """Print our log's figures, and those of JetStream in each way of using it, by interleaved pairs."""
+    payload = encode(frame(servers, METRICS))
+    print(f"\n{servers} × {METRICS} ({len(payload) / 1e3:,.0f} kB), {under_way} under way, medians of {PAIRS} interleaved runs")
+    print(f"{'':34}{'samples/s':>12}{'ack p50':>10}{'p99':>10}{'CPU s per 10⁶':>16}")
+    async with jetstream(synced=True) as synced, jetstream(synced=False) as lazy:
+        ways: dict[str, tuple[Any, bool]] = {
+            "JetStream, each frame, synced": (synced, False),
+            "JetStream, in batches, synced": (synced, True),
+            "JetStream, in batches, not synced": (lazy, True),
+        }
+        found: dict[str, list[Figures]] = {"our log": [], **{name: [] for name in ways}}
+        for _ in range(PAIRS):
+            found["our log"].append(await ours(payload, servers, count, under_way))
+            for name, ((stream, running, _), together) in ways.items():
+                append = Batches(stream).append if together else _each(stream)
+                pids = [each.pid for each in running.values()]
+                found[name].append(await measured(append, payload, servers, count, under_way, pids))
+                await stream.purge_stream("log")
+    for name, runs in found.items():
+        rate, p50, p99, cpu = (statistics.median(getattr(run, key) for run in runs) for key in ("rate", "p50", "p99", "cpu"))
+        print(f"{name:34}{rate:>12,.0f}{p50 * 1e3:>7,.1f} ms{p99 * 1e3:>7,.1f} ms{cpu:>16.3f}")
+
+
+def _each(stream: Any) -> Append:
+    return lambda payload: stream.publish("log", payload, timeout=30)
+
+
+async def fail_over(*, synced: bool, rounds: int) -> None:
+    """Kill the leader while numbered frames are published; print how long nothing was acknowledged, and what was lost."""
+    gaps, lost, twice, acknowledged = [], 0, 0, 0
+    payload = encode(frame(20, METRICS))
+    for _ in range(rounds):
+        async with jetstream(synced=synced) as (stream, running, start):
+            acked: dict[int, float] = {}
+
+            async def publish(number: int) -> None:
+                while number not in acked:
+                    with contextlib.suppress(Exception):
+                        headers = {"Nats-Msg-Id": str(number), "Number": str(number)}
+                        await stream.publish("log", payload, timeout=AGAIN_SECONDS, headers=headers)
+                        acked[number] = time.perf_counter()
+
+            numbers = iter(range(1_000_000))
+            ended = False
+
+            async def writer() -> None:
+                while not ended:
+                    await publish(next(numbers))
+
+            writers = [asyncio.create_task(writer()) for _ in range(4)]
+            await asyncio.sleep(1)
+            leader = (await stream.stream_info("log")).cluster.leader
+            running[leader].send_signal(signal.SIGKILL)
+            killed = time.perf_counter()
+            running[leader].wait()
+            # What was on its way is acknowledged at once, if at all: the first that was published afterwards counts.
+            last = max(acked)
+            while not any(number > last + len(writers) for number in acked):
+                await asyncio.sleep(0.005)
+            gaps.append(min(at for number, at in acked.items() if number > last + len(writers)) - killed)
+            start(leader)
+            await asyncio.sleep(1)
+            ended = True
+            await asyncio.gather(*writers)
+            found = [int((await _message(stream, at)).headers["Number"]) for at in await _sequences(stream)]
+            lost += len(set(acked) - set(found))
+            twice += len(found) - len(set(found))
+            acknowledged += len(acked)
+    how = "synced" if synced else "not synced"
+    print(
+        f"leader killed, {how}: no acknowledgement for {statistics.median(gaps):.2f} s, at most {max(gaps):.2f}"
+        f" ({rounds} times); of {acknowledged:,} acknowledged frames {lost} lost, {twice} there twice"
+    )
+
+
+async def _sequences(stream: Any) -> range:
+    state = (await stream.stream_info("log")).state
+    return range(state.first_seq, state.last_seq + 1)
+
+
+async def _message(stream: Any, at: int) -> Any:
+    return await stream.get_msg("log", at)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.replicated_log", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often a leader is killed")
+    options = parser.parse_args()
+    missing = [name for name, there in (
+        (SERVER, shutil.which(SERVER)), ("nats-py", importlib.util.find_spec("nats"))
+    ) if not there]  # fmt: skip
+    if missing:
+        print(f"not run: {', '.join(missing)} is missing")
+        return
+    print(f"{os.cpu_count()} cores")
+    await compare(20, 320, 16)
+    await compare(1000, 24, 4)
+    for synced in (True, False):
+        await fail_over(synced=synced, rounds=options.rounds)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
