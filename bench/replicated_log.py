@@ -33,7 +33,7 @@ from openmanager.runtime.clock import SystemClock
 SERVER = "nats-server"
 METRICS = 511
 MAX_PAYLOAD = 8 << 20
-PAIRS = 5
+PAIRS = 3
 # What waits for a dead leader is tried again so often.
 AGAIN_SECONDS = 0.25
 
@@ -130,7 +130,9 @@ async def _silent(_: Exception) -> None:
     """Say nothing of a server that is gone: it was killed."""
 
 
-async def measured(append: Append, payload: bytes, servers: int, count: int, under_way: int, pids: list[int]) -> Figures:
+async def measured(
+    append: Append, payload: bytes, servers: int, count: int, under_way: int, pids: list[int]
+) -> Figures:
     """Append `count` frames with so many under way."""
     await append(payload)
     before = time.process_time() + sum(cpu_seconds(pid) for pid in pids)
@@ -169,7 +171,9 @@ async def ours(payload: bytes, servers: int, count: int, under_way: int) -> Figu
 async def compare(servers: int, count: int, under_way: int) -> None:
     """Print our log's figures, and those of JetStream in each way of using it, by interleaved pairs."""
     payload = encode(frame(servers, METRICS))
-    print(f"\n{servers} × {METRICS} ({len(payload) / 1e3:,.0f} kB), {under_way} under way, medians of {PAIRS} interleaved runs")
+    print(
+        f"\n{servers} × {METRICS} ({len(payload) / 1e3:,.0f} kB), {under_way} under way, medians of {PAIRS} interleaved runs"
+    )
     print(f"{'':34}{'samples/s':>12}{'ack p50':>10}{'p99':>10}{'CPU s per 10⁶':>16}")
     async with jetstream(synced=True) as synced, jetstream(synced=False) as lazy:
         ways: dict[str, tuple[Any, bool]] = {
@@ -186,7 +190,9 @@ async def compare(servers: int, count: int, under_way: int) -> None:
                 found[name].append(await measured(append, payload, servers, count, under_way, pids))
                 await stream.purge_stream("log")
     for name, runs in found.items():
-        rate, p50, p99, cpu = (statistics.median(getattr(run, key) for run in runs) for key in ("rate", "p50", "p99", "cpu"))
+        rate, p50, p99, cpu = (
+            statistics.median(getattr(run, key) for run in runs) for key in ("rate", "p50", "p99", "cpu")
+        )
         print(f"{name:34}{rate:>12,.0f}{p50 * 1e3:>7,.1f} ms{p99 * 1e3:>7,.1f} ms{cpu:>16.3f}")
 
 
@@ -262,8 +268,8 @@ async def main() -> None:
         print(f"not run: {', '.join(missing)} is missing")
         return
     print(f"{os.cpu_count()} cores")
-    await compare(20, 320, 16)
-    await compare(1000, 24, 4)
+    await compare(20, 160, 16)
+    await compare(1000, 16, 4)
     for synced in (True, False):
         await fail_over(synced=synced, rounds=options.rounds)
 

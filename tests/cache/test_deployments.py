@@ -31,9 +31,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[KeyValueStore]:
         yield MemoryStore(clock, 64 << 20)
         return
     async with SERVERS[request.param]() as running:
-        opened = open_redis(
-            Secret(running.url), prefix="t:", seconds=2, connect_seconds=2, connections=16, clock=clock
-        )
+        opened = open_redis(Secret(running.url), prefix="t:", seconds=2, connect_seconds=2, connections=16, clock=clock)
         yield opened
         await opened.close()
 

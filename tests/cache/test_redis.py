@@ -7,12 +7,10 @@ import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from conftest import wait_until
 from probed import VALUE, opened, until, until_one_of, until_written
 from redis.asyncio import Redis
 
@@ -22,8 +20,6 @@ from openmanager.config import Secret
 from openmanager.datadir import DataDir
 from openmanager.errors import UnavailableError
 from openmanager.runtime import credential
-from openmanager.runtime.clock import SystemClock
-from openmanager.runtime.status import Storage
 from openmanager.runtime.supervisor import Supervisor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

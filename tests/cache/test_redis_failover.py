@@ -8,21 +8,24 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import valkeys
+from client.mesh import frame_of, local_mesh, servers_known
 from conftest import wait_until
 from openmanager_cache.backends.redis import RedisStore
 from openmanager_cache.mirror import Mirror
 from probed import opened, until, until_one_of
+from valkeys import Valkeys
 
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.status.v1 import status_pb2
+from openmanager.client import Client, StorageState
 from openmanager.config import Secret
 from openmanager.errors import UnavailableError
 from openmanager.hot import HotFleet, make_server
 from openmanager.runtime.status import Storage
-from valkeys import Valkeys
 
 MINUTE = timedelta(minutes=1)
 FLEET = 40
@@ -153,6 +156,30 @@ async def test_a_master_of_a_cluster_without_a_replica_is_done_without_and_fille
         await until(hot.shown, status_pb2.STORAGE_STATE_OK)
         await hot.until_whole()
         assert len(await hot.mirror.load()) == FLEET
+
+
+async def test_hot_state_is_read_on_while_a_master_is_away(tmp_path: Path):
+    async with contextlib.AsyncExitStack() as stack:
+        servers = await stack.enter_async_context(valkeys.sentinels())
+        mesh = await stack.enter_async_context(local_mesh(tmp_path, {("cache", "redis_url"): servers.url}))
+        client = await stack.enter_async_context(Client(mesh.gateway))
+        await client.write_frame(frame_of(3, 5))
+        await servers_known(client, 3)
+        await wait_until(lambda: redis_is(client, StorageState.OK))
+        totals, away = set[int](), 0
+        servers.servers[0].kill()
+        while not await redis_is(client, StorageState.DOWN):
+            totals.add((await client.fleet_summary()).total)
+        while not await redis_is(client, StorageState.OK):
+            totals.add((await client.fleet_summary()).total)
+            away += 1
+        assert totals == {3}
+        assert away > 0
+
+
+async def redis_is(client: Client, state: StorageState) -> bool:
+    board = await client.storage_status()
+    return [each.state for service in board.services for each in service.storages if each.name == "redis"] == [state]
 
 
 async def key_at(servers: Valkeys, hot: Hot, at: int) -> str:

@@ -136,8 +136,7 @@ async def sentinels() -> AsyncIterator[Valkeys]:
         async def know_each_other() -> bool:
             told = [await each.ask("SENTINEL", "MASTER", MASTER) for each in found]
             return all(
-                (int(each["num-other-sentinels"]), int(each["num-slaves"])) == (2, 1)
-                for each in map(_as_mapping, told)
+                (int(each["num-other-sentinels"]), int(each["num-slaves"])) == (2, 1) for each in map(_as_mapping, told)
             )
 
         await wait_until(know_each_other)
@@ -188,7 +187,9 @@ async def server() -> AsyncIterator[Valkeys]:
 async def _all_say(servers: Sequence[Valkey], line: str) -> bool:
     said = [await each.ask("CLUSTER", "INFO") for each in servers]
     # Lines of text, or what redis-py has made of them.
-    return all(line in ([f"{key}:{value}" for key, value in each.items()] if isinstance(each, dict) else each) for each in said)
+    return all(
+        line in ([f"{key}:{value}" for key, value in each.items()] if isinstance(each, dict) else each) for each in said
+    )
 
 
 async def _all_copied(masters: Sequence[Valkey]) -> bool:

@@ -272,8 +272,9 @@ class _MasterPool(SentinelConnectionPool, redis_async.BlockingConnectionPool):
 
 
 def deployment(url: str, limits: Limits) -> Deployment:
-    """Return what a URL says; nothing is connected yet. ValueError, TypeError or RedisClusterException when it is
-    malformed.
+    """Return what a URL says; nothing is connected yet.
+
+    ValueError, TypeError or RedisClusterException when it is malformed; they may repeat what is in it.
     """
     scheme, _, rest = url.partition("://")
     plain, _, kind = scheme.partition("+")

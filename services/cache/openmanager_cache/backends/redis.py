@@ -184,7 +184,7 @@ class RedisStore:
         await self._client.aclose()
 
 
-def _trouble(err: Exception) -> tuple[StorageState.ValueType, str] | None:  # noqa: PLR0911  (a table)
+def _trouble(err: Exception) -> tuple[StorageState.ValueType, str] | None:  # noqa: C901, PLR0911, PLR0912  (a table)
     """Return the state that an error tells of and why in words, None when it says nothing about the store."""
     match err:
         case exceptions.ConnectionError(__cause__=exceptions.RedisError() as cause):
