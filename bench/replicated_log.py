@@ -10,9 +10,9 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import tempfile
@@ -35,7 +35,8 @@ METRICS = 511
 MAX_PAYLOAD = 8 << 20
 PAIRS = 3
 # What waits for a dead leader is tried again so often.
-AGAIN_SECONDS = 0.25
+AGAIN_SECONDS = 0.5
+WRITERS = 4
 
 Append = Callable[[bytes], Awaitable[Any]]
 
@@ -174,7 +175,7 @@ async def compare(servers: int, count: int, under_way: int) -> None:
     print(
         f"\n{servers} × {METRICS} ({len(payload) / 1e3:,.0f} kB), {under_way} under way, medians of {PAIRS} interleaved runs"
     )
-    print(f"{'':34}{'samples/s':>12}{'ack p50':>10}{'p99':>10}{'CPU s per 10⁶':>16}")
+    print(f"{'':34}{'samples/s':>12}{'ack p50':>12}{'p99':>12}{'CPU s per 10⁶':>16}")
     async with jetstream(synced=True) as synced, jetstream(synced=False) as lazy:
         ways: dict[str, tuple[Any, bool]] = {
             "JetStream, each frame, synced": (synced, False),
@@ -193,68 +194,71 @@ async def compare(servers: int, count: int, under_way: int) -> None:
         rate, p50, p99, cpu = (
             statistics.median(getattr(run, key) for run in runs) for key in ("rate", "p50", "p99", "cpu")
         )
-        print(f"{name:34}{rate:>12,.0f}{p50 * 1e3:>7,.1f} ms{p99 * 1e3:>7,.1f} ms{cpu:>16.3f}")
+        print(f"{name:34}{rate:>12,.0f}{p50 * 1e3:>9,.1f} ms{p99 * 1e3:>9,.1f} ms{cpu:>16.3f}")
 
 
 def _each(stream: Any) -> Append:
     return lambda payload: stream.publish("log", payload, timeout=30)
 
 
+class Numbered:
+    """Publishes numbered frames, each until it is acknowledged; `acknowledged` says when each was."""
+
+    def __init__(self, stream: Any, payload: bytes) -> None:
+        self._stream = stream
+        self._payload = payload
+        self._numbers = itertools.count()
+        self.acknowledged: dict[int, float] = {}
+        self.ended = False
+
+    async def write(self) -> None:
+        """Publish one frame after the other."""
+        while not self.ended:
+            number = next(self._numbers)
+            headers = {"Nats-Msg-Id": str(number), "Number": str(number)}
+            while number not in self.acknowledged:
+                with contextlib.suppress(Exception):  # tried again, under the same id
+                    await self._stream.publish("log", self._payload, timeout=AGAIN_SECONDS, headers=headers)
+                    self.acknowledged[number] = time.perf_counter()
+
+    def after(self, number: int) -> list[float]:
+        """Return when frames after a number were acknowledged."""
+        return [at for each, at in self.acknowledged.items() if each > number]
+
+
 async def fail_over(*, synced: bool, rounds: int) -> None:
-    """Kill the leader while numbered frames are published; print how long nothing was acknowledged, and what was lost."""
+    """Kill the leader while frames are published; print how long nothing was acknowledged, and what was lost."""
     gaps, lost, twice, acknowledged = [], 0, 0, 0
     payload = encode(frame(20, METRICS))
     for _ in range(rounds):
         async with jetstream(synced=synced) as (stream, running, start):
-            acked: dict[int, float] = {}
-
-            async def publish(number: int) -> None:
-                while number not in acked:
-                    with contextlib.suppress(Exception):
-                        headers = {"Nats-Msg-Id": str(number), "Number": str(number)}
-                        await stream.publish("log", payload, timeout=AGAIN_SECONDS, headers=headers)
-                        acked[number] = time.perf_counter()
-
-            numbers = iter(range(1_000_000))
-            ended = False
-
-            async def writer() -> None:
-                while not ended:
-                    await publish(next(numbers))
-
-            writers = [asyncio.create_task(writer()) for _ in range(4)]
+            numbered = Numbered(stream, payload)
+            writers = [asyncio.create_task(numbered.write()) for _ in range(WRITERS)]
             await asyncio.sleep(1)
             leader = (await stream.stream_info("log")).cluster.leader
-            running[leader].send_signal(signal.SIGKILL)
+            running[leader].kill()
             killed = time.perf_counter()
             running[leader].wait()
-            # What was on its way is acknowledged at once, if at all: the first that was published afterwards counts.
-            last = max(acked)
-            while not any(number > last + len(writers) for number in acked):
+            # What was on its way may still be acknowledged, by who is dead: what was published afterwards counts.
+            newest = max(numbered.acknowledged) + WRITERS
+            while not (back := numbered.after(newest)):  # noqa: ASYNC110  (nobody tells)
                 await asyncio.sleep(0.005)
-            gaps.append(min(at for number, at in acked.items() if number > last + len(writers)) - killed)
+            gaps.append(min(back) - killed)
             start(leader)
             await asyncio.sleep(1)
-            ended = True
+            numbered.ended = True
             await asyncio.gather(*writers)
-            found = [int((await _message(stream, at)).headers["Number"]) for at in await _sequences(stream)]
-            lost += len(set(acked) - set(found))
+            state = (await stream.stream_info("log")).state
+            kept = [await stream.get_msg("log", at) for at in range(state.first_seq, state.last_seq + 1)]
+            found = [int(each.headers["Number"]) for each in kept]
+            lost += len(set(numbered.acknowledged) - set(found))
             twice += len(found) - len(set(found))
-            acknowledged += len(acked)
-    how = "synced" if synced else "not synced"
+            acknowledged += len(numbered.acknowledged)
     print(
-        f"leader killed, {how}: no acknowledgement for {statistics.median(gaps):.2f} s, at most {max(gaps):.2f}"
-        f" ({rounds} times); of {acknowledged:,} acknowledged frames {lost} lost, {twice} there twice"
+        f"leader killed, {'synced' if synced else 'not synced'}: no acknowledgement for {statistics.median(gaps):.2f} s,"
+        f" at most {max(gaps):.2f} ({rounds} times);"
+        f" of {acknowledged:,} acknowledged frames {lost} lost, {twice} there twice"
     )
-
-
-async def _sequences(stream: Any) -> range:
-    state = (await stream.stream_info("log")).state
-    return range(state.first_seq, state.last_seq + 1)
-
-
-async def _message(stream: Any, at: int) -> Any:
-    return await stream.get_msg("log", at)
 
 
 async def main() -> None:
