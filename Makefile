@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ vulnerabilities: $(STAMP) ## ask what is known to be vulnerable of what the lock
 
 bench: $(STAMP) ## measure, each figure a ratio to a peer in the same run
 	@$(BIN)/python -m bench
+
+bench-all: $(STAMP) ## all of it in one run, beside what is here of VictoriaMetrics, InfluxDB, TSBS and Go (MINUTES=2 ARGUMENTS=--markdown)
+	@$(BIN)/python -m bench --all --minutes $(or $(MINUTES),2) $(ARGUMENTS)
 
 bench-history: $(STAMP) ## measure history beside VictoriaMetrics, InfluxDB and SQL (a quarter of an hour)
 	@$(BIN)/python -m bench --history

@@ -1,4 +1,4 @@
-"""`make bench` and `make bench-history`: print the table."""
+"""`make bench`, `make bench-history` and `make bench-all`: print the table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bench.pair import Row
 PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
     "frame": local.frames,
     "tick": local.tick,
+    "generator": local.generator,
     "ack-20": lambda: local.acknowledged(20, 320, 16),
     "ack-1000": lambda: local.acknowledged(1000, 48, 4),
     "block": local.block,
@@ -31,10 +32,14 @@ PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
 def main() -> None:
     options = _options()
     parts = _parts(options)
-    width = 116 if options.history else 88
+    width = 116 if options.history or options.all else 88
     if not options.json:
         print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.platform()}\n")
-        print(f"{'what':{width}} {'ours':>14} {'peer':>14} {'ratio':>8} {'goal':>8}")
+        print(
+            _MARKDOWN_HEAD
+            if options.markdown
+            else f"{'what':{width}} {'ours':>14} {'peer':>14} {'ratio':>8} {'goal':>8}"
+        )
     missed = 0
     for part in options.parts or parts:
         if sys.stderr.isatty():
@@ -42,7 +47,8 @@ def main() -> None:
         found = parts[part]()
         for row in [found] if isinstance(found, Row) else found:
             missed += not row.met
-            print(json.dumps(asdict(row)) if options.json else _line(row, width), flush=True)
+            line = _markdown(row) if options.markdown else _line(row, width)
+            print(json.dumps(asdict(row)) if options.json else line, flush=True)
     if missed and not options.json:
         print(f"\n{missed} goals missed")
 
@@ -51,6 +57,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("parts", nargs="*", help="only these parts")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--markdown", action="store_true", help="a table for the documentation")
+    parser.add_argument("--all", action="store_true", help="all parts")
     parser.add_argument("--history", action="store_true", help="the parts about history beside real engines")
     parser.add_argument("--minutes", type=float, default=2.0, help="of history: how long a steady load goes on")
     parser.add_argument("--pace", type=float, default=1.0, help="of history: seconds from one frame of it to the next")
@@ -61,18 +69,29 @@ def _options() -> argparse.Namespace:
 
 
 def _parts(options: argparse.Namespace) -> Mapping[str, Callable[[], Row | Iterable[Row]]]:
-    if not options.history:
+    if not (options.history or options.all):
         return PARTS
     from bench.history import parts
 
-    return parts(options.minutes, options.pace)
+    return {**(PARTS if options.all else {}), **parts(options.minutes, options.pace)}
+
+
+_MARKDOWN_HEAD = "| what | ours | peer | ratio | goal |\n|---|---|---|---|---|"
 
 
 def _line(row: Row, width: int) -> str:
     mark = "" if row.met else "  missed"
-    ratio = "—" if math.isnan(row.ratio) else f"{row.ratio:.3f}"
     note = f"\n    {row.note}" if row.note else ""
-    return f"{row.name:{width}} {row.ours:>14} {row.peer:>14} {ratio:>8} {row.goal:>8}{mark}{note}"
+    return f"{row.name:{width}} {row.ours:>14} {row.peer:>14} {_ratio(row):>8} {row.goal:>8}{mark}{note}"
+
+
+def _markdown(row: Row) -> str:
+    note, mark = f" ({row.note})" if row.note else "", "" if row.met else ", missed"
+    return f"| {row.name}{note} | {row.ours} | {row.peer} | {_ratio(row)} | {row.goal or '—'}{mark} |"
+
+
+def _ratio(row: Row) -> str:
+    return "—" if math.isnan(row.ratio) else f"{row.ratio:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,27 +1,47 @@
-"""The peer of every RPC row: a stock grpc.aio server that answers a fixed number of bytes, in a process of its own."""
+"""The peers of every RPC row: stock servers that answer a fixed number of bytes, each in a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+OPTIONS = [("grpc.so_reuseport", 0)]
+THREADS = 10
 
-async def main(port: int, size: int) -> None:
-    reply = b"x" * size
+
+async def with_asyncio(port: int, reply: bytes) -> None:
+    """Answer with grpc.aio."""
 
     async def echo(request: bytes, context: object) -> bytes:  # noqa: ARG001
         return reply
 
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", handlers),))
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
+    server = grpc.aio.server(options=OPTIONS)
+    await _serving(server, port, echo).start()
     print("ready", flush=True)
     await server.wait_for_termination()
 
 
+def with_threads(port: int, reply: bytes) -> None:
+    """Answer with a pool of threads."""
+    server = grpc.server(ThreadPoolExecutor(THREADS), options=OPTIONS)
+    _serving(server, port, lambda request, context: reply).start()  # noqa: ARG005
+    print("ready", flush=True)
+    server.wait_for_termination()
+
+
+def _serving(server, port: int, echo):  # type: ignore[no-untyped-def]
+    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", handlers),))
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    return server
+
+
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    kind, port, size = sys.argv[1:]
+    if kind == "aio":
+        asyncio.run(with_asyncio(int(port), b"x" * int(size)))
+    else:
+        with_threads(int(port), b"x" * int(size))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -75,6 +77,42 @@ def tick() -> list[Row]:
         )
         rows.append(at_most(f"simulator tick, noise {noise}, against float32 normals", figures, goal, "ns/value", 1e9))
     return rows
+
+
+def generator() -> list[Row]:
+    """Values made and encoded to be sent, a second, against TSBS' generator where it is on the path; both alone on a core."""
+    from openmanager_simulator.catalogue import load_catalogue
+    from openmanager_simulator.fleet import make_fleet
+    from openmanager_simulator.simulation import Simulation
+
+    binary = shutil.which("tsbs_generate_data")
+    if binary is None:
+        return []
+    catalogue, fleet = load_catalogue(), make_fleet(100)
+    ids, metrics = tuple(server.id for server in fleet), tuple(metric.key for metric in catalogue.metrics)
+    simulation = Simulation(fleet=fleet, catalogue=catalogue, seed=1, interval_nanos=INTERVAL)
+    ticks = 64
+    at = [180_000_000]
+
+    def ours() -> float:
+        start, at[0] = time.process_time(), at[0] + ticks
+        values = simulation.values(at[0], ticks)
+        for tick, time_nanos in enumerate(simulation.times(at[0], ticks)):
+            encode(Frame(times=time_nanos[None], servers=ids, metrics=metrics, values=values[tick : tick + 1]))
+        return (time.process_time() - start) / values.size
+
+    def peer() -> float:
+        hour = ["--timestamp-start=2026-01-01T00:00:00Z", "--timestamp-end=2026-01-01T01:00:00Z"]
+        options = ["--use-case=cpu-only", "--format=influx", "--scale=100", "--log-interval=10s", "--seed=1", *hour]
+        before = os.times()
+        subprocess.run([binary, *options], stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        return used / (100 * 360 * 10)
+
+    mine, theirs, ratio = pairs(ours, peer, 5)
+    name = "values made and encoded, a second of processor time, against tsbs_generate_data (cpu-only, influx)"
+    return [at_least(name, (1 / mine, 1 / theirs, 1 / ratio), 1.0, "M/s", 1e-6)]
 
 
 def acknowledged(servers: int, count: int, under_way: int) -> Row:

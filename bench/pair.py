@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -48,11 +49,10 @@ def pairs(ours: Callable[[], float], peer: Callable[[], float], count: int = PAI
 def at_most(
     name: str, figures: tuple[float, float, float], goal: float, unit: str, scale: float, note: str = ""
 ) -> Row:
-    """Return a row whose ratio should be at most `goal`."""
+    """Return a row whose ratio should be at most `goal`, if there is one: infinity is none."""
     ours, peer, ratio = figures
-    return Row(
-        name, f"{ours * scale:.3g} {unit}", f"{peer * scale:.3g} {unit}", ratio, f"≤ {goal:g}", ratio <= goal, note
-    )
+    wanted = "" if math.isinf(goal) else f"≤ {goal:g}"
+    return Row(name, f"{ours * scale:.3g} {unit}", f"{peer * scale:.3g} {unit}", ratio, wanted, ratio <= goal, note)
 
 
 def at_least(

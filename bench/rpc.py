@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -34,6 +36,8 @@ GET_SERVER = "/openmanager.api.gateway.v1.GatewayService/GetServer"
 CACHE_GET_SERVER = "/openmanager.api.cache.v1.CacheService/GetServer"
 LIST_SERIES = "/openmanager.api.timeseries.v1.TimeseriesService/ListSeries"
 ECHO = "/bench.Echo/Echo"
+ECHO_SERVER = (sys.executable, "-m", "bench.echo")
+ECHO_GO = Path(__file__).with_name("echo_go")
 USERS_RATE = 1000.0
 SECONDS = 4.0
 PAIRS = 5
@@ -100,12 +104,11 @@ def _pids(parent: int) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def echo(size: int) -> Iterator[tuple[str, int]]:
-    """Run an echo server; yield its address and process id."""
+def echo(size: int, *command: str) -> Iterator[tuple[str, int]]:
+    """Run an echo server, of grpc.aio unless another is named; yield its address and process id."""
     port = free_ports(1)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.echo", str(port), str(size)], stdout=subprocess.PIPE, text=True
-    )
+    command = command or (*ECHO_SERVER, "aio")
+    process = subprocess.Popen([*command, str(port), str(size)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
     try:
@@ -113,6 +116,18 @@ def echo(size: int) -> Iterator[tuple[str, int]]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def _other_echoes(size: int) -> Iterator[dict[str, tuple[str, int]]]:
+    """Run the echo servers that say what another way to serve would cost; that in Go is built where Go is."""
+    with contextlib.ExitStack() as stack:
+        found = {"a pool of threads": stack.enter_context(echo(size, *ECHO_SERVER, "threads"))}
+        if go := shutil.which("go"):
+            binary = Path(stack.enter_context(tempfile.TemporaryDirectory()), "echo")
+            subprocess.run([go, "build", "-o", str(binary), "."], cwd=ECHO_GO, check=True)
+            found["Go"] = stack.enter_context(echo(size, str(binary)))
+        yield found
 
 
 def cpu_seconds(pid: int) -> float:
@@ -134,7 +149,7 @@ def load(target: str, path: str, request: bytes, pids: list[int], *, rate: float
 
 
 def compare(name: str, ours, peer, goals: dict[str, float]) -> list[Row]:  # type: ignore[no-untyped-def]
-    """Return a row for each figure of interleaved loads."""
+    """Return a row for each figure of interleaved loads; a goal of infinity is none."""
     found = [(ours(), peer()) for _ in range(PAIRS)]
     rows = []
     for figure, goal in goals.items():
@@ -178,6 +193,14 @@ def rows() -> list[Row]:
                 lambda: load(peer, ECHO, b"", [peer_pid], rate=USERS_RATE, amount=SECONDS),
                 {"p50": 1.3, "p99": 1.5, "cpu": 1.2},
             )
+            with _other_echoes(size) as others:
+                for language, (other, other_pid) in others.items():
+                    out += compare(
+                        f"the same, against an echo in {language}",
+                        lambda: load(gateway, GET_SERVER, read, [pids["gateway"]], rate=USERS_RATE, amount=SECONDS),
+                        lambda at=other, pid=other_pid: load(at, ECHO, b"", [pid], rate=USERS_RATE, amount=SECONDS),
+                        {"p50": math.inf, "p99": math.inf, "cpu": math.inf},
+                    )
             one = cache_pb2.GetServerRequest(id=server).SerializeToString()
             out += compare(
                 "one call routed by the gateway, against two echoes",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
 
 from openmanager.api.status.v1 import status_pb2
+from openmanager.runtime.background import working
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.module import Runtime, Service, service_descriptor
 from openmanager.runtime.peer import Peer
@@ -59,21 +59,17 @@ class GatewayModule:
             )
             authenticator = Authenticator(peers["metadata"], runtime.clock, config.identity_grace)
             upstreams = {name: _upstream(peer, runtime) for name, peer in peers.items()}
-            tasks = [
-                asyncio.create_task(work)
-                for work in (
-                    replica.run(),
-                    replica.run_fallback(),
-                    authenticator.run(),
-                    *(probe(each) for each in upstreams.values()),
-                )
-            ]
             routes = {
                 service: Route(service_descriptor(service), upstreams[name])
                 for name, services in self._routes.items()
                 for service in services
             }
-            try:
+            async with working(
+                replica.run(),
+                replica.run_fallback(),
+                authenticator.run(),
+                *(probe(each) for each in upstreams.values()),
+            ):
                 yield Service(
                     servicers={
                         OWN: GatewayService(replica=replica, board=board, timeseries=upstreams["timeseries"]),
@@ -85,10 +81,6 @@ class GatewayModule:
                     authenticator=authenticator,
                     public=True,
                 )
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _upstream(peer: Peer, runtime: Runtime) -> Upstream:

@@ -329,7 +329,9 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
         _measure(service)
         async with server.running():
             log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))
-            await stop.wait()
-            _hard_exit(DRAIN_SECONDS + config.grace.total_seconds() + CLOSE_SECONDS)
+            try:
+                await stop.wait()
+            finally:
+                _hard_exit(DRAIN_SECONDS + config.grace.total_seconds() + CLOSE_SECONDS)
     await asyncio.to_thread(end_telemetry)
     log.info("stopped", extra=telemetry.fields(service=module.name))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 from openmanager.errors import ConfigurationError
+from openmanager.runtime.background import working
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
@@ -71,18 +71,20 @@ class AnalysisModule:
             await keeper.load()
             await watcher.load()
             observe_anomalies(lambda: watcher.register)
-            watching = [
-                asyncio.create_task(work)
-                for work in (
-                    watcher.run(),
-                    keeper.run(),
-                    policies.follow(),
-                    Stores(gateway, keeper, runtime.clock).run(),
-                    Outlooks(analyst, keeper, runtime.clock, config.outlook_interval.total_seconds()).run(),
-                    Inventory(cache, names).run(),
+            async with contextlib.AsyncExitStack() as beside:
+                beside.push_async_callback(watcher.save)
+                beside.push_async_callback(keeper.save)
+                outlooks = Outlooks(analyst, keeper, runtime.clock, config.outlook_interval.total_seconds())
+                await beside.enter_async_context(
+                    working(
+                        watcher.run(),
+                        keeper.run(),
+                        policies.follow(),
+                        Stores(gateway, keeper, runtime.clock).run(),
+                        outlooks.run(),
+                        Inventory(cache, names).run(),
+                    )
                 )
-            ]
-            try:
                 yield Service(
                     servicers={
                         f"{PACKAGE}.AnalysisService": AnalysisService(analyst, watcher, runtime.clock),
@@ -108,12 +110,6 @@ class AnalysisModule:
                         ),
                     ],
                 )
-            finally:
-                for task in watching:
-                    task.cancel()
-                await asyncio.gather(*watching, return_exceptions=True)
-                await keeper.save()
-                await watcher.save()
 
 
 def _keeper(config: AnalysisConfig, names: Names, clock: Clock) -> Keeper:

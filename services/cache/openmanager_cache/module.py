@@ -11,6 +11,7 @@ from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.errors import OpenManagerError
 from openmanager.hot_service import HotService
 from openmanager.log_follower import LogFollower
+from openmanager.runtime.background import working
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
 from openmanager_cache.backends import KeyValueStore
@@ -52,11 +53,10 @@ class CacheModule:
             )
             inventory = InventoryFollower(peer=metadata, fleet=fleet, interval=config.inventory_interval)
             state = _State(fleet=fleet, follower=log, mirror=mirror, runtime=runtime)
-            tasks = [
-                asyncio.create_task(work)
-                for work in (state.warm_up(), log.run(), mirror.run(), inventory.run(), state.mark_offline())
-            ]
-            try:
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(store.close)
+                work = state.warm_up(), log.run(), mirror.run(), inventory.run(), state.mark_offline()
+                await stack.enter_async_context(working(*work))
                 yield Service(
                     servicers={
                         f"{PACKAGE}.CacheService": HotService(fleet.hot, state.describe, state.known),
@@ -73,11 +73,6 @@ class CacheModule:
                         )
                     ],
                 )
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                await store.close()
 
 
 def _open_store(config: CacheConfig, runtime: Runtime) -> KeyValueStore:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from openmanager.attempts import Attempts
 from openmanager.errors import OpenManagerError
 from openmanager.runtime.audit import Auditor
+from openmanager.runtime.background import working
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Finding, Storage
@@ -88,16 +89,10 @@ class MetadataModule:
             Auditor(audit, self.name, clock=runtime.clock) as auditor,
         ):
             await keeping.begin()
-            tasks = [
-                asyncio.create_task(work)
-                for work in (
-                    keeping.run(),
-                    erasures.run(),
-                    checkpoints.keep(),
-                    _prune(Pruning(database, audit, runtime.clock)),
-                )
-            ]
-            try:
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(checkpoints.finish)
+                prune = _prune(Pruning(database, audit, runtime.clock))
+                await stack.enter_async_context(working(keeping.run(), erasures.run(), checkpoints.keep(), prune))
                 yield Service(
                     servicers={
                         f"{PACKAGE}.ServerService": ServerService(inventory, memory.snapshot, runtime.clock),
@@ -121,11 +116,6 @@ class MetadataModule:
                         )
                     ],
                 )
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                await checkpoints.finish()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from openmanager.errors import ConfigurationError
+from openmanager.runtime.background import working
 from openmanager.runtime.module import Runtime, Service
 from openmanager_simulator.backfill import Backfill
 from openmanager_simulator.catalogue import load_catalogue
@@ -73,21 +74,17 @@ class SimulatorModule:
                 schedule=config.faults,
             )
             desk = FaultDesk(ticker=ticker, book=book, clock=runtime.clock, schedule=config.faults)
-            tasks = [asyncio.create_task(ticker.deliver()), asyncio.create_task(book.keep())]
-            if config.autostart:
-                await ticker.start(settings)
-            try:
+            async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(working(ticker.deliver(), book.keep()))
+                stack.push_async_callback(ticker.stop)
+                if config.autostart:
+                    await ticker.start(settings)
                 yield Service(
                     servicers={
                         f"{PACKAGE}.SimulatorService": SimulatorService(ticker, backfill),
                         f"{PACKAGE}.FaultService": FaultService(desk, runtime.clock),
                     }
                 )
-            finally:
-                await ticker.stop()
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _settings(config: SimulatorConfig) -> Settings:

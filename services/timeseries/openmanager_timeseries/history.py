@@ -25,6 +25,7 @@ from openmanager import grid
 from openmanager.errors import invalid
 from openmanager.frame import Frame
 from openmanager.runtime import telemetry
+from openmanager.runtime.background import working
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries import block, snapshot, span
 from openmanager_timeseries.catalog import Catalog, Selection
@@ -409,13 +410,10 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
         erasures=Erasures(folder / "erasures.json", source.state.head_position),
     )
     await history.replay()
-    keeper = asyncio.create_task(Keeper(history, disk).keep())
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(history.close)
+        await stack.enter_async_context(working(Keeper(history, disk).keep()))
         yield history
-    finally:
-        keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
-        await history.close()
 
 
 def _tier_files(folder: Path, tier: Tier, catalog: Catalog, clock: Clock, cache: GroupCache) -> TierFiles:

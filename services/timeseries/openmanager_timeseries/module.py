@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.runtime.audit import Auditor, PeerRecorder
+from openmanager.runtime.background import working
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Finding, Storage, as_calls_find
 from openmanager_timeseries import evidence
@@ -57,8 +58,10 @@ class TimeseriesModule:
                 consumers.append(link)
                 running.append(link.watch())
             running += [_runner(each, history, runtime).run() for each in consumers]
-            tasks = [asyncio.create_task(each) for each in running]
-            try:
+            async with contextlib.AsyncExitStack() as stack:
+                if link is not None:
+                    stack.push_async_callback(link.engine.close)
+                await stack.enter_async_context(working(*running))
                 yield Service(
                     servicers={
                         f"{PACKAGE}.TimeseriesService": TimeseriesService(history, runtime.clock),
@@ -71,12 +74,6 @@ class TimeseriesModule:
                     ledger=lambda: history.ledger.message(history.log),
                     breakers=(link.reads, link.writes) if link is not None else (),
                 )
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                if link is not None:
-                    await link.engine.close()
 
 
 def _engine_link(config: TimeseriesConfig, history: History, runtime: Runtime) -> EngineLink | None:
