@@ -28,10 +28,17 @@ def storage(store: RedisStore) -> Storage:
 
 
 @contextlib.asynccontextmanager
-async def opened(url: Secret, *, connections: int = 4) -> AsyncIterator[tuple[RedisStore, Storage]]:
+async def opened(
+    url: Secret, *, connections: int = 4, seconds: float = 0.15
+) -> AsyncIterator[tuple[RedisStore, Storage]]:
     """A store as the cache service has it, probed more often."""
     store = open_redis(
-        url, prefix="t:", seconds=0.15, connect_seconds=0.2, connections=connections, clock=SystemClock()
+        url,
+        prefix="t:",
+        seconds=seconds,
+        connect_seconds=max(seconds, 0.2),
+        connections=connections,
+        clock=SystemClock(),
     )
     shown = storage(store)
 

@@ -12,7 +12,7 @@ import valkeys
 from conftest import wait_until
 from openmanager_cache.backends import EPOCH, KeyValueStore
 from openmanager_cache.backends.memory import MemoryStore
-from openmanager_cache.backends.redis import open_redis
+from openmanager_cache.backends.redis import REFUSED, RedisStore, open_redis
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.config import Secret
@@ -25,15 +25,24 @@ SERVERS = {"Redis": valkeys.server, "Sentinel": valkeys.sentinels, "cluster": va
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["memory", *SERVERS])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[KeyValueStore]:
-    clock = SystemClock()
+async def url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """What REDIS_URL says; empty for a store in this process."""
     if request.param == "memory":
-        yield MemoryStore(clock, 64 << 20)
+        yield ""
         return
     async with SERVERS[request.param]() as running:
-        opened = open_redis(Secret(running.url), prefix="t:", seconds=2, connect_seconds=2, connections=16, clock=clock)
-        yield opened
-        await opened.close()
+        yield running.url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def store(url: str) -> AsyncIterator[KeyValueStore]:
+    opened = of(url) if url else MemoryStore(SystemClock(), 64 << 20)
+    yield opened
+    await opened.close()
+
+
+def of(url: str) -> RedisStore:
+    return open_redis(Secret(url), prefix="t:", seconds=10, connect_seconds=10, connections=16, clock=SystemClock())
 
 
 async def test_what_is_written_is_read_in_the_order_asked_for(store: KeyValueStore):
@@ -104,3 +113,20 @@ async def test_a_probe_finds_it_well_and_counts(store: KeyValueStore):
 async def test_a_probe_leaves_nothing(store: KeyValueStore):
     before = (await store.look()).item_count
     assert (await store.look()).item_count <= before
+
+
+async def test_what_is_wrong_with_a_url_is_told_by_who_is_asked(url: str):
+    if not url:
+        pytest.skip("a store in this process has no URL")
+    mistakes = {url.replace(valkeys.PASSWORD, "wrong"): REFUSED}
+    if "sentinel" in url:
+        mistakes[url.replace(f"/{valkeys.MASTER}?", "/other?")] = "Sentinel knows no master"
+    elif "cluster" not in url:
+        mistakes[url.replace("redis://", "redis+cluster://")] = "is no cluster"
+    for mistaken, reason in mistakes.items():
+        opened = of(mistaken)
+        try:
+            found = await opened.look()
+        finally:
+            await opened.close()
+        assert (found.state, found.reason) == (status_pb2.STORAGE_STATE_DOWN, reason)

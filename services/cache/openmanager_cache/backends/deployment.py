@@ -204,7 +204,8 @@ class Cluster:
             await self._client.initialize()
             masters = self._client.get_primaries()
             said = await asyncio.gather(*(self._client.info(target_nodes=master) for master in masters))
-            return said, int(await self._client.dbsize())
+            counts = await asyncio.gather(*(self._client.dbsize(target_nodes=master) for master in masters))
+            return said, sum(counts)
 
     async def aclose(self) -> None:
         """Close the connections to all nodes."""
@@ -243,9 +244,20 @@ async def _set_many(client: Client, values: Sequence[tuple[str, bytes, int | Non
 
 
 class _Sentinels(Sentinel):
-    """Sentinels that are asked at the same time: one that hangs, or has died with the master, hides no other."""
+    """Sentinels that are asked at the same time: one that hangs, or has died with the master, hides no other.
+
+    All connections that are made meanwhile share the answer, and a caller who gives up does not end the question.
+    """
+
+    _asked: asyncio.Task[tuple[str, int]] | None = None
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.create_task(self._discover(service_name))
+            self._asked.add_done_callback(_seen)
+        return await asyncio.shield(self._asked)
+
+    async def _discover(self, service_name: str) -> tuple[str, int]:
         asked = [asyncio.create_task(self._ask(sentinel, service_name)) for sentinel in self.sentinels]
         failure: Exception | None = None
         try:
@@ -265,6 +277,11 @@ class _Sentinels(Sentinel):
         if state is None or not self.check_master_state(state, name):
             raise MasterNotFoundError
         return state["ip"], state["port"]
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # callers who gave up do not ask for it
 
 
 class _MasterPool(SentinelConnectionPool, redis_async.BlockingConnectionPool):
