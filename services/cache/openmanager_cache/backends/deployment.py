@@ -111,7 +111,8 @@ class Server:
 
     async def get_many(self, names: Sequence[str]) -> list[bytes | None]:
         """Read with one MGET."""
-        return list(await self._client.mget(names))
+        found: list[Any] = await self._client.mget(names)
+        return found
 
     async def delete(self, name: str) -> int:
         """Delete a key."""
@@ -155,7 +156,7 @@ class Cluster:
 
     def __init__(self, client: RedisCluster, connections: int) -> None:
         self._client = client
-        client.commands_parser = _FirstIsKey()
+        client.commands_parser = _FirstIsKey()  # type: ignore[assignment]
         # A node's pool of connections refuses, where ours waits.
         self._free = asyncio.Semaphore(connections)
 
@@ -273,7 +274,8 @@ class _Sentinels(Sentinel):
         raise MasterNotFoundError from failure
 
     async def _ask(self, sentinel: redis_async.Redis, name: str) -> tuple[str, int]:
-        state = (await sentinel.sentinel_masters()).get(name)
+        masters: Any = await sentinel.sentinel_masters()
+        state = masters.get(name)
         if state is None or not self.check_master_state(state, name):
             raise MasterNotFoundError
         return state["ip"], state["port"]
@@ -316,8 +318,9 @@ def _sentinel(hosts: list[tuple[str, int]], path: str, options: dict[str, Any], 
         raise ValueError("no name of a master")
     ours = {key.removeprefix("sentinel_"): options.pop(key) for key in list(options) if key.startswith("sentinel_")}
     common = limits.options() | {key: value for key, value in options.items() if key.startswith("ssl")}
-    sentinel = _Sentinels(hosts, sentinel_kwargs=common | ours)
-    pool = _MasterPool(name, sentinel, **limits.pool() | {"db": int(database or 0)} | options)
+    sentinel = _Sentinels(hosts, sentinel_kwargs=common | ours)  # type: ignore[no-untyped-call]
+    more = limits.pool() | {"db": int(database or 0)} | options
+    pool = _MasterPool(name, sentinel, **more)  # type: ignore[no-untyped-call]
     return Server(_client(pool), sentinel)
 
 
