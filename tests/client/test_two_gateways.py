@@ -19,7 +19,7 @@ from openmanager.errors import OpenManagerError
 
 # More than half of what was on its way at once is lost with the gateway, and made again.
 CALLERS = 32
-ENOUGH = 200
+ENOUGH = 100
 
 
 @contextlib.contextmanager
