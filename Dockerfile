@@ -22,9 +22,12 @@ RUN /opt/build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --
     && python -m pip --python /opt/openmanager/bin/python install --quiet --no-deps --no-index /opt/wheel/*.whl
 
 FROM ${BASE_IMAGE}
+# Of git, where it is known.
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="OpenManager" \
       org.opencontainers.image.description="A telemetry store for server fleets behind typed gRPC contracts." \
       org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 # A volume takes its owner from the folder that it is first mounted over.
 RUN groupadd --gid 10001 openmanager \
@@ -40,6 +43,7 @@ WORKDIR /var/lib/openmanager
 USER 10001:10001
 EXPOSE 50050 50051 50052 50053 50054 50055 50056 50080
 # Of the gateway; whoever runs another service names its port, as docker-compose.yml does.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --start-interval=2s --retries=3 CMD ["openmanager", "health"]
+# Without --start-interval, which buildah 1.28 does not know.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 CMD ["openmanager", "health"]
 ENTRYPOINT ["openmanager"]
 CMD ["--help"]

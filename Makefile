@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format protos docs dashboards lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling env clean
+.PHONY: help setup run test clients check format protos docs dashboards lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling upgrade release image image-test env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -26,9 +26,13 @@ run: $(STAMP) ## start the whole mesh on this machine, with the simulator tickin
 test: $(STAMP) ## run every test, two beside each other (WORKERS=2)
 	@$(BIN)/python -m pytest -q --numprocesses $(or $(WORKERS),2) --dist loadfile
 
+clients: $(STAMP) ## build clients in Go, Node.js, Java and Rust from the protos, and hold each against a mesh (minutes at first)
+	@TEST_CLIENTS=1 $(BIN)/python -m pytest -q -rs tests/clients
+
 check: $(STAMP) ## all static checks, fastest first
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against protos/released.binpb.gz
 	@$(BIN)/python scripts/protos.py --check
 	@$(BIN)/python scripts/configuration.py --check
 	@$(BIN)/python scripts/dashboards.py --check
@@ -95,6 +99,9 @@ soak: $(STAMP) ## break a mesh once a minute for an hour and look for what grows
 rolling: $(STAMP) ## restart every service under load, one at a time, and count the calls that fail
 	@$(BIN)/python -m chaos.rolling
 
+upgrade: $(STAMP) ## exchange the last release's services for these under load, and back (ORDER=services-first)
+	@$(BIN)/python -m chaos.upgrade --order $(or $(ORDER),gateways-first)
+
 lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--all-extras --group dev pyproject.toml -o requirements.lock
@@ -102,6 +109,15 @@ lock: $(STAMP) ## renew the three locks from pyproject.toml (needs uv)
 		--constraint requirements.lock --extra agent pyproject.toml -o requirements-image.lock
 	@printf 'hatchling>=1.27\n' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header --constraint requirements.lock - -o requirements-build.lock
+
+release: $(STAMP) ## make wheel, sdist, bill of materials and checksums in dist/VERSION, and try the wheel (docs/releasing.md)
+	@sh scripts/release.sh
+
+image: ## build the image without an engine, as root (needs buildah; BASE_IMAGE=debian needs debootstrap and no registry)
+	@sh scripts/image.sh build
+
+image-test: $(STAMP) ## run every program of that image below its root on real stores, and write and read by TLS
+	@sh scripts/image.sh test
 
 env: ## write .env, and fresh secrets into secrets/, for docker compose
 	@sh scripts/env.sh

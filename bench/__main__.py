@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
-from bench import analysis, backfill, catching_up, interactions, local, rpc
+from bench import analysis, auditing, backfill, catching_up, interactions, local, rpc
 from bench.pair import Row
 
 PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
     "backfill": backfill.rows,
     "catching-up": catching_up.rows,
     "interactions": interactions.rows,
+    "audit": auditing.rows,
     "analysis": analysis.rows,
 }
 

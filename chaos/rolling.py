@@ -75,6 +75,8 @@ class Outcome:
     reads: steady.Reads = field(default_factory=steady.Reads)
     verdict: checker.Verdict = field(default_factory=checker.Verdict)
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, journal.ROW))
+    limit_seconds: float = TOTAL_SECONDS
+    failed_share: float = FAILED_SHARE
 
     @property
     def calls(self) -> np.ndarray:
@@ -91,13 +93,13 @@ class Outcome:
 
     def lines(self) -> Iterator[str]:
         """Yield a table of the restarts, and the sum."""
-        yield f"{'service':12} {'ended s':>8} {'back s':>7} {'calls':>6} {'failed':>7} {'slowest read s':>15}"
+        yield f"{'service':18} {'ended s':>8} {'back s':>7} {'calls':>6} {'failed':>7} {'slowest read s':>15}"
         at, took = np.array(self.reads.at), np.array(self.reads.seconds)
         failed = np.array([at for at, _ in self.failures])
         for restart, end in zip(self.restarts, [*(each.began for each in self.restarts[1:]), np.inf], strict=True):
             calls, fails = (np.diff(np.searchsorted(each, [restart.began, end]))[0] for each in (self.calls, failed))
             slowest = took[(at >= restart.began) & (at < end)].max(initial=0)
-            yield f"{restart.service:12} {restart.ended:8.2f} {restart.back:7.2f} {calls:6} {fails:7} {slowest:15.2f}"
+            yield f"{restart.service:18} {restart.ended:8.2f} {restart.back:7.2f} {calls:6} {fails:7} {slowest:15.2f}"
         yield ""
         yield (
             f"{len(self.calls):,} calls in {self.seconds:.1f} s, {len(self.failures)} failed; "
@@ -107,11 +109,11 @@ class Outcome:
 
     def broken(self) -> Iterator[str]:
         """Yield the promises that were not kept."""
-        if len(self.failures) > FAILED_SHARE * len(self.calls):
+        if len(self.failures) > self.failed_share * len(self.calls):
             yield f"{len(self.failures)} of {len(self.calls):,} calls failed, such as: {self.failures[0][1]}"
         if not self.verdict.sound:
             yield f"samples: {', '.join(self.verdict.examples)}"
-        if self.seconds > TOTAL_SECONDS:
+        if self.seconds > self.limit_seconds:
             yield f"it took {self.seconds:.0f} s"
 
     def document(self) -> dict[str, object]:
@@ -144,8 +146,8 @@ async def run(
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(both, told, *pace, seconds=seconds) as outcome.reads:
                         await Probe(peer).wait("the first start")
-                        await _serving(second.address)
-                        await _known(peer)
+                        await serving(second.address)
+                        await known(peer)
                         await _roll(mesh, second, names, outcome)
                 outcome.rows = journal.load(path)
                 found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
@@ -195,7 +197,7 @@ async def _roll(mesh: Mesh, second: Second, names: Sequence[str], outcome: Outco
         else:
             await _end(mesh, name)
         ended = time.monotonic()
-        await _serving(second.address if name == SECOND else addresses[name])
+        await serving(second.address if name == SECOND else addresses[name])
         back = time.monotonic()
         outcome.restarts.append(Restart(service=name, began=began, ended=ended - began, back=back - began))
         await asyncio.sleep(PAUSE_SECONDS)
@@ -210,7 +212,7 @@ async def _end(mesh: Mesh, name: str) -> None:
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _known(peer: Peer) -> None:
+async def known(peer: Peer) -> None:
     """Return when the server that is asked for is known everywhere."""
     hot, kept = gateway_pb2.GetServerRequest(id=steady.SERVER), metadata_pb2.GetServerRequest(id=steady.SERVER)
     for _ in range(2 * len(NAMES)):  # by one gateway and the other
@@ -222,7 +224,7 @@ async def _known(peer: Peer) -> None:
         )
 
 
-async def _serving(address: str) -> None:
+async def serving(address: str) -> None:
     """Wait until a service says that it and all it stands on are well."""
     async with asyncio.timeout(START_SECONDS), Peer("the service", address) as peer:
         while True:

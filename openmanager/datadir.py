@@ -2,7 +2,7 @@
 
 ::
 
-    DIR/VERSION       the layout's version, one number
+    DIR/VERSION       the layout's version, one number; there is one in timeseries/ and analysis/ too
     DIR/lock          held by the process that uses DIR; contains its pid
     DIR/credentials/  generated secrets, one file each
     DIR/locks/        one per child process, held as long as any process of it lives
@@ -15,6 +15,7 @@ Everything is made for its owner alone: the programs that run as somebody else a
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -31,7 +32,8 @@ from typing import Self
 from openmanager.config import Secret
 from openmanager.errors import ConfigurationError
 
-LAYOUT_VERSION = 1
+# Of everything that is kept in folders: who knows less must not touch them (docs/decisions/0031-mixed-versions.md).
+LAYOUT_VERSION = 2
 RESTORING = "RESTORING"
 # A socket's address has 108 bytes (unix(7)), its end included; the longest name below is `pg/.s.PGSQL.5432`.
 MAX_RUNTIME_PATH = 80
@@ -141,12 +143,20 @@ def _lock(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def claim(path: Path) -> None:
+    """Mark a service's folder, made if need be, as of this layout; DataDirError when it is of a newer one.
+
+    A folder that cannot be written, on a full disk say, is the service's affair, which may still read it.
+    """
+    with contextlib.suppress(OSError):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_version(path)
+
+
 def _check_version(path: Path) -> None:
+    """Mark a folder as of this layout; DataDirError when it is of a newer one, before anything in it is touched."""
     file = path / "VERSION"
-    if not file.exists():
-        write_durably(file, f"{LAYOUT_VERSION}\n")
-        return
-    text = file.read_text(encoding="utf-8", errors="replace").strip()
+    text = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else "0"
     if not text.isdecimal():
         raise DataDirError(f"the data directory {path} has no version in its file VERSION")
     if int(text) > LAYOUT_VERSION:
@@ -154,6 +164,8 @@ def _check_version(path: Path) -> None:
             f"the data directory {path} has layout version {int(text)}, this program knows {LAYOUT_VERSION}: "
             "use the newer program that wrote it"
         )
+    if int(text) < LAYOUT_VERSION:
+        write_durably(file, f"{LAYOUT_VERSION}\n")
 
 
 @contextmanager

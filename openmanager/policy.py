@@ -96,6 +96,7 @@ POLICY: Mapping[str, Mapping[str, Rule]] = {
         "CreateSilence": Rule(_P.OPERATE, _ALL, audited="silences"),
         "GetSilence": Rule(_P.READ, _ALL),
         "ListSilences": Rule(_P.READ, _ALL),
+        "UpdateSilence": Rule(_P.OPERATE, _ALL, audited="silences/{silence.id}"),
         "ExpireSilence": Rule(_P.OPERATE, _ALL, audited="silences/{id}"),
     },
     f"{_API}.analysis.v1.AlertService": {

@@ -73,6 +73,8 @@ def rules(ctx: click.Context, *, as_json: bool) -> None:
         "alerts rules create odd --anomaly critical --where 'environment = production'",
         "alerts rules create disk disk_usage --reaches 95 --within 7d",
         "alerts rules create stores --store '*' --for 1m",
+        "alerts rules create errors net_errors_total --above 5 --per-second",
+        "alerts rules create gone --silent 5m --where 'environment = production'",
     ),
 )
 @click.argument("rule_id", metavar="ID")
@@ -80,6 +82,7 @@ def rules(ctx: click.Context, *, as_json: bool) -> None:
 @series_options
 @click.option("--above", type=float, metavar="VALUE", help="A metric is above this.")
 @click.option("--below", type=float, metavar="VALUE", help="A metric is below this.")
+@click.option("--per-second", is_flag=True, help="Not its value is, but its growth per second: of counters.")
 @click.option("--clear", type=float, metavar="VALUE", help="It is well again from here on.  [default: the bound]")
 @click.option("--for", "lasting", callback=length, metavar="DURATION", help="For so long, before it fires.")
 @click.option(
@@ -89,6 +92,9 @@ def rules(ctx: click.Context, *, as_json: bool) -> None:
 @click.option("--reaches", type=float, metavar="VALUE", help="A metric will reach this, …")
 @click.option("--within", callback=length, metavar="DURATION", help="… within so long.")
 @click.option("--probability", type=click.FloatRange(0.05, 1), help="… as probably at least.  [default: 0.8]")
+@click.option(
+    "--silent", callback=length, metavar="DURATION", help="A server, or a METRIC of it, sends nothing for so long."
+)
 @click.option("--store", "stores", multiple=True, metavar="GLOB", help="A store is not well; may be repeated.")
 @click.option("--service", "services", multiple=True, metavar="GLOB", help="A service, or its stores; may be repeated.")
 @click.option(
@@ -117,7 +123,7 @@ def rules(ctx: click.Context, *, as_json: bool) -> None:
 )
 @render.json_option
 def create_command(**options: Any) -> None:
-    """Create a rule ID: on METRICs (keys, names or globs), on anomalies, on limits to come, or on stores."""
+    """Create a rule ID: on METRICs (keys, names or globs), on anomalies, on limits to come, on stores, or on silence."""
     wanted = _wanted(options)
     connection.run(lambda client: _create(client, wanted, as_json=options["as_json"]))
 
@@ -186,6 +192,27 @@ def silence_command(**options: Any) -> None:
     if bool(options["lasting"]) == bool(options["end"]):
         raise click.UsageError("either --for or --end is needed")
     connection.run(lambda client: _silence(client, options))
+
+
+@silences.command(
+    "change",
+    epilog=render.examples(
+        "alerts silences change 3f9c0a1b2c4d --for 4h",
+        "alerts silences change 3f9c0a1b2c4d --comment 'new disk, again'",
+    ),
+)
+@click.argument("silence_id", metavar="ID")
+@click.option("--matcher", metavar="MATCHER", help="Which alerts.")
+@click.option("--for", "lasting", callback=length, metavar="DURATION", help="For so long from now.")
+@click.option("--start", callback=moment, metavar="TIME", help="From then on.")
+@click.option("--end", callback=moment, metavar="TIME", help="Until then.")
+@click.option("--comment", metavar="TEXT", help="Why.")
+@render.json_option
+def change_command(**options: Any) -> None:
+    """Change a silence: what is given, and nothing else."""
+    if options["lasting"] and options["end"]:
+        raise click.UsageError("--for and --end exclude each other")
+    connection.run(lambda client: _change_silence(client, options))
 
 
 @silences.command("expire", epilog=render.examples("alerts silences expire 3f9c0a1b2c4d"))
@@ -331,13 +358,16 @@ def _about(rule: AlertRule) -> str:
 
 
 def _condition_text(rule: AlertRule) -> str:
-    from openmanager.client import AnomalyCondition, ExhaustionCondition, ThresholdCondition
+    from openmanager.client import AbsenceCondition, AnomalyCondition, ExhaustionCondition, ThresholdCondition
 
     match rule.condition:
         case ThresholdCondition() as found:
             bound = f"above {found.above:g}" if found.above is not None else f"below {found.below:g}"
+            bound += "/s" if found.per_second else ""
             text = bound + (f" for {show_duration(found.lasting)}" if found.lasting else "")
             return text + (f", clear at {found.clear:g}" if found.clear not in {found.above, found.below, None} else "")
+        case AbsenceCondition() as found:
+            return f"nothing sent for {show_duration(found.lasting)}"
         case AnomalyCondition() as found:
             return f"anomaly, {found.min_severity.lower()} or graver"
         case ExhaustionCondition() as found:
@@ -363,7 +393,13 @@ def _wanted(options: dict[str, Any]) -> AlertRule:
 
 
 def _condition(options: dict[str, Any]) -> Any:
-    from openmanager.client import AnomalyCondition, ExhaustionCondition, StoreCondition, ThresholdCondition
+    from openmanager.client import (
+        AbsenceCondition,
+        AnomalyCondition,
+        ExhaustionCondition,
+        StoreCondition,
+        ThresholdCondition,
+    )
 
     lasting = options["lasting"] or timedelta()
     given = {
@@ -372,9 +408,14 @@ def _condition(options: dict[str, Any]) -> Any:
         "--anomaly": options["anomaly"] is not None,
         "--reaches": options["reaches"] is not None,
         "--store or --service": bool(options["stores"] or options["services"]),
+        "--silent": bool(options["silent"]),
     }
     if sum(given.values()) != 1:
         raise click.UsageError(f"one of {', '.join(given)} is needed")
+    if options["per_second"] and not (given["--above"] or given["--below"]):
+        raise click.UsageError("--per-second goes with --above or --below")
+    if options["silent"]:
+        return AbsenceCondition(lasting=options["silent"])
     if options["anomaly"]:
         return AnomalyCondition(min_severity=options["anomaly"].upper())
     if options["reaches"] is not None:
@@ -392,6 +433,7 @@ def _condition(options: dict[str, Any]) -> Any:
         clear=options["clear"],
         lasting=lasting,
         clear_lasting=options["clear_lasting"] or timedelta(),
+        per_second=options["per_second"],
     )
 
 
@@ -480,5 +522,20 @@ async def _silence(client: Client, options: dict[str, Any]) -> None:
         wanted.start_time.CopyFrom(codec.timestamp(start, "start"))
     request = alert_pb2.CreateSilenceRequest(silence=wanted, request_id=uuid.uuid4().hex)
     reply = await client.rpc.call(rpc.CREATE_SILENCE, request)
+    made = wire.silence(reply.silence)
+    _told(reply, f"{made.id}: {made.matcher}, until {render.show_moment(made.end_time)}", as_json=options["as_json"])
+
+
+async def _change_silence(client: Client, options: dict[str, Any]) -> None:
+    from openmanager.client import alerts as wire
+    from openmanager.client import rpc
+
+    end = datetime.now(UTC) + options["lasting"] if options["lasting"] else options["end"]
+    request = wire.silence_change(
+        options["silence_id"], matcher=options["matcher"], start=options["start"], end=end, comment=options["comment"]
+    )
+    if not request.update_mask.paths:
+        raise click.UsageError("there is nothing to change: --matcher, --for, --start, --end or --comment")
+    reply = await client.rpc.call(rpc.UPDATE_SILENCE, request)
     made = wire.silence(reply.silence)
     _told(reply, f"{made.id}: {made.matcher}, until {render.show_moment(made.end_time)}", as_json=options["as_json"])

@@ -54,6 +54,7 @@ COMMANDS = {
     "certs": "certs",
     "backup": "backup",
     "restore": "restore",
+    "schema": "schema",
     "config": "config",
     "version": "version",
 }

@@ -115,8 +115,10 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
 def _check_addresses(mesh: MeshConfig, server: ServerConfig) -> None:
     from openmanager.runtime.server import check_address, port_is_taken
 
-    if server.tls_certificate or server.tls_listen:
-        raise ConfigurationError("`up` runs on loopback, unencrypted: server.tls_* is for `serve`")
+    if server.tls_certificate or server.tls_listen or server.health_listen:
+        raise ConfigurationError(
+            "`up` runs on loopback, unencrypted: server.tls_* and server.health_listen are for `serve`"
+        )
     for name in suite.PROGRAMS:
         address = getattr(mesh, name)
         check_address(address, allow_insecure=server.allow_insecure)

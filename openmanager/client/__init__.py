@@ -10,6 +10,7 @@ Dataclasses and numpy arrays go in and come out; what goes wrong is one of `open
 """
 
 from openmanager.client.alerts import (
+    AbsenceCondition,
     Alert,
     AlertRule,
     Alerts,
@@ -83,6 +84,7 @@ from openmanager.frame import Frame, MetricInfo, ServerInfo, split
 from openmanager.runtime.tls import Tls
 
 __all__ = [
+    "AbsenceCondition",
     "Aggregation",
     "Alert",
     "AlertRule",

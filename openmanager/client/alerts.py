@@ -18,13 +18,17 @@ from openmanager.client.rpc import DEADLINE_SECONDS, Away, Rpc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThresholdCondition:
-    """A metric is above or below a value, one of the two, for `lasting`; well again at `clear`, for `clear_lasting`."""
+    """A metric is above or below a value, one of the two, for `lasting`; well again at `clear`, for `clear_lasting`.
+
+    `per_second`: not its value is, but by how much it grows in a second, as counters need it.
+    """
 
     above: float | None = None
     below: float | None = None
     clear: float | None = None
     lasting: timedelta = timedelta()
     clear_lasting: timedelta = timedelta()
+    per_second: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,14 @@ class StoreCondition:
     lasting: timedelta = timedelta()
 
 
-Condition = ThresholdCondition | AnomalyCondition | ExhaustionCondition | StoreCondition
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbsenceCondition:
+    """A server, or where metrics are chosen one of those, has sent nothing for `lasting`: 30 s to 1 day."""
+
+    lasting: timedelta
+
+
+Condition = ThresholdCondition | AnomalyCondition | ExhaustionCondition | StoreCondition | AbsenceCondition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +108,7 @@ class Silence:
     creator: str
     state: str
     alert_count: int
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,10 +212,47 @@ class Alerts:
         request = pb.CreateSilenceRequest(silence=wanted, request_id=uuid.uuid4().hex)
         return silence((await self._calls.call(rpc.CREATE_SILENCE, request, seconds=seconds)).silence)
 
+    async def update_silence(
+        self,
+        silence_id: str,
+        *,
+        matcher: str | None = None,
+        start: datetime | int | None = None,
+        end: datetime | int | None = None,
+        comment: str | None = None,
+        etag: str = "",
+        seconds: float = DEADLINE_SECONDS,
+    ) -> Silence:
+        """Change what is given of a silence; AbortedError when an etag is given and not the stored one."""
+        request = silence_change(silence_id, matcher=matcher, start=start, end=end, comment=comment, etag=etag)
+        return silence((await self._calls.call(rpc.UPDATE_SILENCE, request, seconds=seconds)).silence)
+
     async def expire_silence(self, silence_id: str, *, seconds: float = DEADLINE_SECONDS) -> Silence:
         """End a silence now."""
         request = pb.ExpireSilenceRequest(id=silence_id)
         return silence((await self._calls.call(rpc.EXPIRE_SILENCE, request, seconds=seconds)).silence)
+
+
+def silence_change(
+    silence_id: str,
+    *,
+    matcher: str | None = None,
+    start: datetime | int | None = None,
+    end: datetime | int | None = None,
+    comment: str | None = None,
+    etag: str = "",
+) -> pb.UpdateSilenceRequest:
+    """Return the request that changes what is given of a silence."""
+    request = pb.UpdateSilenceRequest(silence=pb.Silence(id=silence_id, etag=etag))
+    for name, text in (("matcher", matcher), ("comment", comment)):
+        if text is not None:
+            setattr(request.silence, name, text)
+            request.update_mask.paths.append(name)
+    for name, time in (("start", start), ("end", end)):
+        if time is not None:
+            getattr(request.silence, f"{name}_time").CopyFrom(codec.timestamp(time, name))
+            request.update_mask.paths.append(f"{name}_time")
+    return request
 
 
 def alert(message: pb.Alert) -> Alert:
@@ -245,6 +294,7 @@ def silence(message: pb.Silence) -> Silence:
         creator=message.creator,
         state=pb.SilenceState.Name(message.state).removeprefix("SILENCE_STATE_"),
         alert_count=message.alert_count,
+        etag=message.etag,
     )
 
 
@@ -290,6 +340,8 @@ def _condition(message: pb.AlertRule) -> Condition:
                 ),
                 lasting=found.for_duration.ToTimedelta(),
             )
+        case "absence":
+            return AbsenceCondition(lasting=found.for_duration.ToTimedelta())
         case _:
             bound = found.WhichOneof("bound")
             return ThresholdCondition(
@@ -298,6 +350,7 @@ def _condition(message: pb.AlertRule) -> Condition:
                 clear=found.clear if found.HasField("clear") else None,
                 lasting=found.for_duration.ToTimedelta(),
                 clear_lasting=found.clear_duration.ToTimedelta(),
+                per_second=found.per_second,
             )
 
 
@@ -325,6 +378,7 @@ def rule_message(wanted: AlertRule) -> pb.AlertRule:
                     setattr(message.threshold, name, value)
             message.threshold.for_duration.CopyFrom(codec.duration(condition.lasting))
             message.threshold.clear_duration.CopyFrom(codec.duration(condition.clear_lasting))
+            message.threshold.per_second = condition.per_second
         case AnomalyCondition() as condition:
             wanted_severity = codec.number(
                 analysis_pb2.AnomalySeverity, "ANOMALY_SEVERITY_", condition.min_severity, "min_severity"
@@ -341,4 +395,6 @@ def rule_message(wanted: AlertRule) -> pb.AlertRule:
                 codec.number(status_pb2.StorageState, "STORAGE_STATE_", each, "states") for each in condition.states
             )
             message.store.for_duration.CopyFrom(codec.duration(condition.lasting))
+        case AbsenceCondition() as condition:
+            message.absence.for_duration.CopyFrom(codec.duration(condition.lasting))
     return message

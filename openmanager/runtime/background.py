@@ -16,17 +16,23 @@ async def working(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run work for the life of the context.
 
     Work that fails ends the context with an ExceptionGroup, and so the server: whoever supervises it starts it anew,
-    while one that went on without would serve what gets older, and nobody would know why.
+    while one that went on without would serve what gets older, and nobody would know why. What fails in the context
+    itself is raised as it is.
     """
+    own: Exception | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(each, name=each.__qualname__) for each in work]  # type: ignore[attr-defined]
         for task in tasks:
             task.add_done_callback(_tell)
         try:
             yield
+        except Exception as err:  # noqa: BLE001  (raised below, where the group cannot wrap it)
+            own = err
         finally:
             for task in tasks:
                 task.cancel()
+    if own is not None:
+        raise own
 
 
 def _tell(task: asyncio.Task[None]) -> None:

@@ -71,6 +71,11 @@ class ServerConfig:
     tls_listen: str = setting(
         "", "Where the gateway also listens for services, which show a certificate there; empty: nowhere."
     )
+    health_listen: str = setting(
+        "",
+        "Where health alone is served too, unencrypted and to anybody: for probes that show no certificate, such as"
+        " those of Kubernetes; empty: nowhere.",
+    )
     tls_session: timedelta = setting(
         timedelta(hours=12), "An encrypted connection between services is ended after so long, 1s–20d, and made anew."
     )

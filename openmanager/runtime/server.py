@@ -128,7 +128,10 @@ def port_is_taken(address: str) -> bool:
 
 
 class Server:
-    """One module served on one port; a public one, encrypted, on another one for services too."""
+    """One module served on one port; a public one, encrypted, on another one for services too.
+
+    Where the configuration says so, a port of its own answers for the health of it, to anybody and unencrypted.
+    """
 
     def __init__(
         self,
@@ -176,21 +179,36 @@ class Server:
             self._edge.add(service_descriptor(full_name), servicer)
         self._edge.add(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health)
         reflection.add(self._edge, [*self.names, *service.routed, HEALTH_SERVICE])
-        self.port = self._listen(address, files, require_client=require_client)
+        self.port = self._listen(self._grpc, address, files, require_client=require_client)
         self.service_port = 0
         if files is not None and service.public and config.tls_listen:
-            self.service_port = self._listen(config.tls_listen, files, require_client=True)
+            self.service_port = self._listen(self._grpc, config.tls_listen, files, require_client=True)
+        self.health_port = 0
+        self._probed: grpc_server.GuardedServer | None = None
+        if config.health_listen:
+            self._probed = self._open_health(config)
 
-    def _listen(self, address: str, files: tls.Files | None, *, require_client: bool) -> int:
+    def _open_health(self, config: ServerConfig) -> grpc_server.GuardedServer:
+        """Return a second server, whose methods are those of health and no others."""
+        probed = grpc_server.GuardedServer(
+            _options(config, public=True, encrypted=False), read_seconds=config.read_timeout.total_seconds()
+        )
+        Edge(probed, Load()).add(health_pb2.DESCRIPTOR.services_by_name["Health"], self._health)
+        self.health_port = self._listen(probed, config.health_listen, None, require_client=False)
+        return probed
+
+    def _listen(
+        self, server: grpc_server.GuardedServer, address: str, files: tls.Files | None, *, require_client: bool
+    ) -> int:
         """Listen at an address and return the port; ConfigurationError when that cannot be."""
         host, _, port = address.rpartition(":")
         if port != "0" and port_is_taken(address):
             raise ConfigurationError(f"port {port} of {host} is taken by another program")
         try:
             if files is None:
-                return self._grpc.add_insecure_port(address)
+                return server.add_insecure_port(address)
             credentials = tls.server_credentials(files, require_client=require_client)
-            return self._grpc.add_secure_port(address, credentials)
+            return server.add_secure_port(address, credentials)
         except RuntimeError as err:
             raise ConfigurationError(f"cannot listen on {address}") from err
 
@@ -199,6 +217,8 @@ class Server:
         """Serve for the life of the context; on leaving, drain and stop."""
         async with self.status.probing():
             await self._grpc.start()
+            if self._probed is not None:
+                await self._probed.start()
             self._health.set_serving(serving=True)
             try:
                 yield
@@ -220,6 +240,8 @@ class Server:
         await asyncio.wait([stopping], timeout=max(0.0, self._grace - ANSWER_SECONDS))
         self._edge.end()
         await stopping
+        if self._probed is not None:  # until now it has said that we are going
+            await self._probed.stop(None)
 
 
 def is_local(config: ServerConfig) -> bool:
@@ -293,6 +315,8 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
     check_address(address, allow_insecure=config.allow_insecure, encrypted=files is not None)
     if config.tls_listen:
         check_address(config.tls_listen, allow_insecure=False, encrypted=files is not None)
+    if config.health_listen:
+        check_address(config.health_listen, allow_insecure=True)
     end_telemetry = telemetry.set_up(module.name, VERSION, mesh.gateway)
     clock = clock or SystemClock()
     stop = asyncio.Event()

@@ -6,7 +6,7 @@ Enumerations hold known values, Timestamps and Durations are within their types'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason, invalid, missing
 
 MAX_UNKNOWN_BYTES = 64 * 1024
+MAX_PATHS = 100
 # google.protobuf.Timestamp: 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999999Z; Duration: ±10,000 years.
 _TIMESTAMP_SECONDS = (-62_135_596_800, 253_402_300_799)
 _DURATION_SECONDS = 315_576_000_000
@@ -56,6 +57,18 @@ class Years:
         if not self.first_nanos <= nanos <= self.last_nanos:
             raise OutOfRangeError(f"{prefix}{name} is outside the years {self.words}", field=prefix + name)
         return nanos
+
+
+def mask(paths: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return the paths of an `update_mask`, each once; InvalidArgumentError unless all are known ones."""
+    if not paths:
+        raise missing("update_mask")
+    if len(paths) > MAX_PATHS:
+        raise invalid("update_mask", f"has more than {MAX_PATHS} paths")
+    for path in paths:
+        if path not in known:
+            raise invalid("update_mask", f"has the path {path[:40]!r}; it may have {', '.join(known)}")
+    return list(dict.fromkeys(paths))
 
 
 def check(message: Message, size: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from openmanager_analysis.alerting.alert import Alert, State
 from openmanager_analysis.alerting.engine import Alerting
 from openmanager_analysis.alerting.keeper import Keeper
@@ -25,7 +26,9 @@ BEGIN = 1_790_000_000 * SECOND
 OUTLOOK = 900 * SECOND
 
 
-def rule(name: str = "cpu", *, metrics=("cpu",), above=90.0, clear=None, hold=0, clear_for=0, **more: Any) -> Rule:
+def rule(
+    name: str = "cpu", *, metrics=("cpu",), above=90.0, clear=None, hold=0, clear_for=0, per_second=False, **more: Any
+) -> Rule:
     """Return a checked rule on a metric, by seconds."""
     condition = Threshold(
         bound=above,
@@ -33,6 +36,7 @@ def rule(name: str = "cpu", *, metrics=("cpu",), above=90.0, clear=None, hold=0,
         clear=above if clear is None else clear,
         hold_nanos=hold * SECOND,
         clear_nanos=clear_for * SECOND,
+        per_second=per_second,
     )
     return check(
         Rule(**{"id": name, "name": name, "condition": condition, "selection": Selection(metrics=metrics)} | more)
@@ -45,9 +49,15 @@ def frame(at: float, value: float, *, server="web-1", metric="cpu", infos: tuple
         times=np.array([BEGIN + int(at * SECOND)]),
         servers=(server,),
         metrics=(metric,),
-        values=np.full((1, 1, 1), value),
+        values=np.full((1, 1, 1), float(value)),
         server_infos=infos,
     )
+
+
+def stored(alerting: Alerting) -> dict[str, Any]:
+    """Return what a file holds of it."""
+    found: dict[str, Any] = orjson.loads(orjson.dumps(alerting.document(), option=orjson.OPT_SERIALIZE_NUMPY))
+    return found
 
 
 class Judge:

@@ -51,6 +51,8 @@ class Life:
     resolved: Counter[tuple[int, Trouble]] = field(default_factory=Counter)
     ends: dict[Trouble, set[str]] = field(default_factory=dict)
     dies_at_next_message: bool = False
+    mood: str = ""  # of the receiver: how it takes messages
+    refused: Counter[str] = field(default_factory=Counter)
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -70,6 +72,13 @@ class Life:
 
     async def told(self, request: web.Request) -> web.Response:
         document = await request.json()
+        if self.mood in {"answers 500", "hangs up"}:
+            self.refused[self.mood] += 1
+            if self.mood == "hangs up" and request.transport is not None:
+                request.transport.close()
+            return web.Response(status=500)
+        if self.mood == "is slow":
+            await asyncio.sleep(0.3)
         for each in document["alerts"]:
             trouble = each["labels"]["server"], each["startsAt"]
             if each["status"] == "firing":
@@ -178,12 +187,7 @@ async def test_a_kill_while_alerts_begin_and_end_loses_none_and_repeats_none_in_
         async with Client(mesh.gateway) as client, lived(tmp_path, mesh) as life:
             canaries, fleet = Fleet(client, chance), Fleet(client, chance)
 
-            async def canary() -> bool:
-                assert not life.is_dead, (tmp_path / "analysis.log").read_text()
-                await canaries.turn("canary")
-                return bool(life.firing or life.resolved)
-
-            await wait_until(canary, PATIENCE)  # it follows the log: what comes from now on is judged
+            await is_followed(life, canaries)
             for turn in range(ROUNDS):
                 stop = asyncio.Event()
                 writing = asyncio.create_task(fleet.run(stop))
@@ -201,20 +205,61 @@ async def test_a_kill_while_alerts_begin_and_end_loses_none_and_repeats_none_in_
                 stop.set()
                 await writing
 
-            def missing() -> list[Trouble]:
-                return [each for each in fleet.over if each not in life.ends] + [
-                    each for each in fleet.going_on.items() if not life.knows(each)
-                ]
-
-            async def is_all_told() -> bool:
-                return not missing()
-
-            await wait_until(is_all_told, PATIENCE)
+            await wait_until(lambda: told_all(life, fleet), PATIENCE)
             assert {each: life.ends[each] for each in fleet.over} == {each: {at} for each, at in fleet.over.items()}
             assert [each for each, count in life.resolved.items() if count > 1] == []
             assert fleet.over
     finally:
         await mesh.stop()
+
+
+@pytest.mark.timeout(180)
+async def test_a_receiver_in_trouble_is_told_each_end_once_when_it_is_well_though_the_analysis_was_killed_meanwhile(
+    tmp_path: Path,
+):
+    mesh = LocalMesh(tmp_path / "timeseries", {})
+    await mesh.start()
+    try:
+        async with Client(mesh.gateway) as client, lived(tmp_path, mesh) as life:
+            canaries, fleet = Fleet(client, random.Random(6)), Fleet(client, random.Random(7))
+            await is_followed(life, canaries)
+            for life.mood in ("is slow", "answers 500", "hangs up"):
+                for server in range(SERVERS):
+                    await fleet.turn(f"web-{server}")
+                if life.mood != "is slow":
+                    await wait_until(lambda: _refused(life), PATIENCE)
+            life.kill()
+            for server in range(0, SERVERS, 2):
+                await fleet.turn(f"web-{server}")
+            life.mood = ""
+            life.start()
+            await wait_until(lambda: told_all(life, fleet), PATIENCE)
+            assert len(fleet.over) == SERVERS + SERVERS // 2
+            assert {each: life.ends[each] for each in fleet.over} == {each: {at} for each, at in fleet.over.items()}
+            taken = Counter(trouble for _, trouble in life.resolved.elements())
+            assert {taken[each] for each in fleet.over} == {1}
+    finally:
+        await mesh.stop()
+
+
+async def is_followed(life: Life, canaries: Fleet) -> None:
+    """Return when the analysis follows the log: what comes from now on is judged."""
+
+    async def canary() -> bool:
+        assert not life.is_dead, (life.folder / "analysis.log").read_text()
+        await canaries.turn("canary")
+        return bool(life.firing or life.resolved)
+
+    await wait_until(canary, PATIENCE)
+
+
+async def told_all(life: Life, fleet: Fleet) -> bool:
+    """Say whether the receiver knows of all that is over, and of all that goes on."""
+    return all(each in life.ends for each in fleet.over) and all(life.knows(each) for each in fleet.going_on.items())
+
+
+async def _refused(life: Life) -> bool:
+    return life.refused[life.mood] > 0
 
 
 async def _died(life: Life) -> bool:

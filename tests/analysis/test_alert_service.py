@@ -34,6 +34,7 @@ from openmanager.client import (
     ExhaustionCondition,
     Inhibitor,
     Selector,
+    Silence,
     StoreCondition,
     ThresholdCondition,
 )
@@ -180,8 +181,12 @@ async def test_from_a_rule_to_who_is_told_and_on_after_a_restart_without_metadat
             await until(client, "FIRING", None, where="severity = critical")
             await wait_until(lambda: silenced(client, 1), PATIENCE)
             assert [each.id for each in await client.alerts.silences(active_only=True)] == [silence.id]
+            await changed_silence(client, silence)
             assert (await client.alerts.expire_silence(silence.id)).state == "EXPIRED"
             await wait_until(lambda: silenced(client, 0), PATIENCE)
+            again = await client.alerts.update_silence(silence.id, end=datetime.now(UTC) + timedelta(hours=1))
+            assert again.state == "ACTIVE"
+            await client.alerts.expire_silence(silence.id)
             assert [each.series_count for each in await client.alerts.rules()] == [1]
         count = len(told)
         async with opened(tmp_path, None) as client:
@@ -197,6 +202,27 @@ async def test_from_a_rule_to_who_is_told_and_on_after_a_restart_without_metadat
             assert [(each["status"], each["alerts"][0]["startsAt"]) for each in told[count:]] == [
                 ("resolved", told[0]["alerts"][0]["startsAt"])
             ]
+
+
+async def changed_silence(client: Client, silence: Silence) -> None:
+    changed = await client.alerts.update_silence(silence.id, comment="newer disk", etag=silence.etag)
+    assert changed == replace(silence, comment="newer disk", etag=changed.etag, alert_count=1)
+    with pytest.raises(AbortedError):
+        await client.alerts.update_silence(silence.id, comment="newest", etag=silence.etag)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    for refused, field in (
+        ({}, "update_mask"),
+        ({"comment": " "}, "silence.comment"),
+        ({"matcher": ""}, "silence.matcher"),
+        ({"matcher": "colour = red"}, "silence.matcher"),
+        ({"end": yesterday}, "silence.end_time"),
+    ):
+        with pytest.raises(InvalidArgumentError) as wrong:
+            await client.alerts.update_silence(silence.id, **refused)
+        assert wrong.value.field == field
+    with pytest.raises(NotFoundError):
+        await client.alerts.update_silence("nobody", comment="x")
+    assert await client.alerts.get_silence(silence.id) == changed
 
 
 async def said(told: list[dict[str, Any]], count: int) -> bool:
@@ -259,6 +285,22 @@ async def test_rules_change_are_refused_and_commands_show_them(
         assert (code, "rule = hot, until" in out, err) == (0, True, "")
         code, out, _ = await openmanager(client, "alerts", "silences")
         assert (code, "local" in out, "active" in out) == (0, True, True)
+        (silence,) = await client.alerts.silences()
+        code, out, err = await openmanager(
+            client, "alerts", "silences", "change", silence.id, "--for", "4h", "--matcher", "rule = cool"
+        )
+        assert (code, f"{silence.id}: rule = cool, until" in out, err) == (0, True, "")
+        code, _, err = await openmanager(client, "alerts", "silences", "change", silence.id)
+        assert (code, "nothing to change" in err) == (2, True)
+        code, out, err = await openmanager(
+            client, "alerts", "rules", "create", "gone", "--silent", "5m", "--where", "role = web"
+        )
+        assert (code, out, err) == (0, "gone: nothing sent for 5m, all metrics where role = web, warning\n", "")
+        code, out, _ = await openmanager(
+            client, "alerts", "rules", "create", "err", "e", "--above", "5", "--per-second"
+        )
+        assert (code, out) == (0, "err: above 5/s, e, warning\n")
+        assert (await client.alerts.get_rule("err")).condition == ThresholdCondition(above=5, clear=5, per_second=True)
         code, _, err = await openmanager(client, "alerts", "silences", "create", "", "--for", "2h", "--comment", "x")
         assert (code, err) == (1, "openmanager: silence.matcher is required\n")
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from analysis.alerting import BEGIN, SECOND, Judge, rule
+from analysis.alerting import BEGIN, SECOND, Judge, rule, stored
 from openmanager_analysis.alerting import engine
 from openmanager_analysis.alerting.alert import State
 from openmanager_analysis.alerting.engine import Look
-from openmanager_analysis.alerting.rule import Exhausting, Rule, Threshold, Unusual
+from openmanager_analysis.alerting.listening import Listening
+from openmanager_analysis.alerting.rule import Absent, Exhausting, Rule, Threshold, Unusual, check
 from openmanager_analysis.anomaly import Anomaly, Blame, Severity
 from openmanager_analysis.history import Selection
 
+from openmanager.errors import InvalidArgumentError
 from openmanager.frame import Frame, ServerInfo
 
 
@@ -68,6 +70,206 @@ def test_what_nobody_saw_has_not_held():
     judge.see(0, 95)
     assert judge.see(700, 95) == [("web-1", "PENDING")]
     assert judge.one().start_nanos == BEGIN + 700 * SECOND
+
+
+def test_a_metric_that_comes_seldom_holds_from_one_sample_to_the_next():
+    judge = Judge(rule(hold=1800))
+    for at in (0, 600):
+        judge.see(at, 95)
+        judge.alerting.pass_time(BEGIN + (at + 301) * SECOND)
+        assert judge.states() == []  # nobody knows yet how often it comes
+    for at in (1200, 1800, 2400):
+        assert judge.see(at, 95) == [("web-1", "PENDING")]
+        judge.alerting.pass_time(BEGIN + (at + 599) * SECOND)
+        assert judge.states() == [("web-1", "PENDING")]
+    assert judge.see(3000, 95) == [("web-1", "FIRING")]
+    assert judge.one().start_nanos == BEGIN + 1200 * SECOND
+    judge.alerting.pass_time(BEGIN + 3800 * SECOND)
+    assert not judge.one().stale
+    judge.alerting.pass_time(BEGIN + 4000 * SECOND)
+    assert judge.one().stale
+
+
+def test_one_sample_too_few_of_a_metric_that_comes_seldom_is_a_gap():
+    judge = Judge(rule(hold=1800))
+    for at in (0, 600, 1200, 1800):
+        judge.see(at, 95)
+    assert judge.one().start_nanos == BEGIN + 1200 * SECOND
+    assert judge.see(3000, 95) == [("web-1", "PENDING")]
+    assert judge.one().start_nanos == BEGIN + 3000 * SECOND
+
+
+def test_one_gap_is_not_taken_for_a_habit():
+    judge = Judge(rule())
+    for at in (0, 10, 20, 86_400):
+        judge.see(at, 95)
+    judge.alerting.pass_time(BEGIN + 86_400 * SECOND + 301 * SECOND)
+    assert judge.one().stale
+
+
+# ── counters ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_of_a_counter_its_growth_is_judged_from_the_second_sample_on():
+    judge = Judge(rule(above=5, per_second=True))
+    assert judge.see(0, 1_000_000) == []
+    assert judge.see(10, 1_000_050) == []
+    assert judge.see(20, 1_000_110) == [("web-1", "FIRING")]
+    assert judge.one().annotations["summary"] == "web-1: cpu grows by 6/s, above 5/s for 0 s"
+    assert judge.see(40, 1_000_210) == []
+    assert judge.over[0].value == 5
+
+
+def test_a_counter_that_began_anew_grew_from_nothing():
+    judge = Judge(rule(above=5, per_second=True))
+    judge.see(0, 1_000_000)
+    assert judge.see(10, 40) == []
+    assert judge.see(20, 10) == []  # again, at 1 a second
+    assert judge.see(30, 100) == [("web-1", "FIRING")]
+    assert judge.one().value == 9
+
+
+def test_what_comes_late_twice_or_not_at_all_grows_nothing():
+    judge = Judge(rule(above=5, per_second=True))
+    judge.see(0, 0)
+    judge.see(10, 60)
+    assert judge.one().value == 6
+    for at, value in ((5, 1000), (10, 1000), (15, float("nan"))):
+        assert judge.see(at, value) == [("web-1", "FIRING")]
+    assert judge.one().value == 6
+    assert judge.see(20, 70) == []
+
+
+def test_a_counter_without_growth_is_below():
+    still = Rule(
+        id="still", name="still", condition=Threshold(bound=1, is_above=False, clear=1, per_second=True),
+        selection=Selection(metrics=("cpu",)),
+    )  # fmt: skip
+    judge = Judge(still)
+    assert judge.see(0, 500) == []
+    assert judge.see(10, 500) == [("web-1", "FIRING")]
+
+
+def test_the_growth_of_what_fires_goes_on_after_a_restart():
+    rules = [rule(above=5, per_second=True)]
+    judge = Judge(*rules)
+    judge.see(0, 0)
+    judge.see(10, 60)
+    again = Judge(*rules)
+    again.alerting.restore(stored(judge.alerting), rules, [])
+    again.position = judge.position
+    assert again.see(20, 130) == [("web-1", "FIRING")]
+    assert again.one().value == 7
+
+
+# ── who sends nothing ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def absent(seconds: int = 60, **more) -> Rule:
+    return check(Rule(**{"id": "gone", "name": "gone", "condition": Absent(hold_nanos=seconds * SECOND)} | more))
+
+
+def heard(judge: Judge, begin: int, end: int, *servers: str, step: int = 10) -> list[tuple[str, str]]:
+    """Let servers send something every few seconds of the log."""
+    for at in range(begin, end, step):
+        for server in servers:
+            judge.see(at, 50, server=server)
+    return judge.states()
+
+
+def test_a_server_that_sends_nothing_while_others_do_fires_until_it_sends_again():
+    judge = Judge(absent())
+    assert heard(judge, 0, 60, "web-1", "web-2") == []
+    assert heard(judge, 60, 120, "web-1") == []
+    assert heard(judge, 120, 160, "web-1") == [("web-2", "FIRING")]
+    alert = judge.alerting.now(next(iter(judge.alerting.register.open.values())))
+    assert alert.annotations["summary"] == "web-2 has sent nothing for 2 min"
+    judge.alerting.pass_time(BEGIN + 10_000 * SECOND)
+    assert not alert.stale
+    judge.see(160, 50, server="web-2")
+    assert heard(judge, 161, 175, "web-1") == []
+    (over,) = judge.over
+    assert over.annotations["summary"] == "web-2 has sent nothing for 2 min"
+
+
+def test_a_metric_that_is_not_sent_any_more_fires_while_its_server_sends_others():
+    judge = Judge(absent(selection=Selection(metrics=("cpu",))))
+    judge.see(0, 1, metric="cpu")
+    for at in range(0, 100, 10):
+        judge.see(at, 1, metric="other")
+    (alert,) = judge.alerting.register.open.values()
+    assert (alert.labels["metric"], alert.state) == ("cpu", State.FIRING)
+
+
+def test_nobody_is_absent_while_the_log_is_away_or_its_clock_jumps():
+    judge = Judge(absent())
+    heard(judge, 0, 60, "web-1", "web-2")
+    assert judge.see(3_600, 50, server="web-1") == []  # an hour in which nobody could write
+    assert heard(judge, 3_610, 3_640, "web-1", "web-2") == []
+    assert judge.see(60, 50, server="web-1") == []  # an hour back
+    assert heard(judge, 70, 150, "web-1") == [("web-2", "FIRING")]
+
+
+def test_all_are_absent_when_nothing_comes_though_the_log_can_be_read():
+    judge = Judge(absent())
+    heard(judge, 0, 10, "web-1")
+    for at in range(1, 60):
+        judge.alerting.wait(SECOND, BEGIN + at * SECOND)
+    assert judge.states() == []
+    for at in range(60, 63):
+        judge.alerting.wait(SECOND, BEGIN + at * SECOND)
+    assert judge.states() == [("web-1", "FIRING")]
+
+
+@pytest.mark.parametrize("step", [0.01, 0.5, 3.0, 30.0])
+def test_time_is_counted_once_whoever_counts_it(step: float):
+    listening = Listening()
+    sent = 0.0
+    for second in range(1, 601):
+        while sent <= second:
+            listening.hear(BEGIN + round(sent * SECOND))
+            sent += step
+        listening.wait(SECOND)
+    assert listening.nanos / SECOND == pytest.approx(600, abs=max(2 * step, 2))
+
+
+def test_who_was_heard_is_known_after_a_restart_and_when_other_rules_change():
+    rules = [absent()]
+    judge = Judge(*rules)
+    heard(judge, 0, 60, "web-1", "web-2")
+    judge.alerting.adopt([*rules, rule()], BEGIN)
+    again = Judge(*rules)
+    again.alerting.restore(stored(judge.alerting), rules, [])
+    again.position = judge.position
+    assert heard(again, 60, 150, "web-1") == [("web-2", "FIRING")]
+    third = Judge(*rules)
+    third.alerting.restore(stored(again.alerting), rules, [])
+    assert third.alerting.register.open == again.alerting.register.open
+
+
+def test_who_a_rule_is_no_longer_about_is_not_missed():
+    judge = Judge(absent())
+    heard(judge, 0, 60, "web-1", "web-2")
+    judge.alerting.adopt([absent(selection=Selection(servers=("web-1",)))], BEGIN)
+    assert heard(judge, 60, 300, "web-1") == []
+
+
+def test_after_seven_days_nobody_waits_any_more():
+    judge = Judge(absent())
+    heard(judge, 0, 10, "web-1")
+    for at in range(1, 8 * 86_400 // 15):
+        judge.alerting.wait(15 * SECOND, BEGIN + at * 15 * SECOND)
+    assert judge.states() == []
+    assert [each.end_reason for each in judge.over] == ["NO_DATA"]
+
+
+@pytest.mark.parametrize("seconds", [0, 29, 86_401])
+def test_a_time_that_nobody_can_be_absent_for_is_refused(seconds: int):
+    with pytest.raises(InvalidArgumentError, match="must be 30 s to 1 day"):
+        absent(seconds)
+
+
+# ── all else ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_clear_value_is_no_break_of_a_gap_either():
@@ -280,6 +482,24 @@ def test_those_that_never_fired_are_let_go_before_those_that_did():
     assert [bool(each.fire_nanos) for each in kept] == [True, True]
 
 
+def test_who_watches_is_told_of_all_that_end_at_once():
+    servers = tuple(f"s{n}" for n in range(3_000))
+    judge = Judge(rule())
+
+    def tick(at: int, value: float) -> None:
+        values = np.full((1, len(servers), 1), value)
+        times = np.array([BEGIN + at * SECOND])
+        judge.alerting.take(Frame(times=times, servers=servers, metrics=("cpu",), values=values), times[0], at + 1)
+
+    tick(0, 95)
+    register = judge.alerting.register
+    seen = register.change
+    tick(1, 10)
+    assert {each.server for each in register.changed_since(seen)} == {*servers}
+    assert (len(register.over), len(list(judge.alerting.alerts()))) == (1_000, 1_000)
+    assert judge.alerting.document()["forgotten"] == register.over[0].change - 1
+
+
 def test_a_tick_is_judged_as_a_whole():
     servers = tuple(f"s{n}" for n in range(50))
     values = np.arange(50.0)[None, :, None]
@@ -329,6 +549,16 @@ def test_an_anomaly_that_ends_because_nothing_is_sent_any_more_is_stale_and_not_
     assert judge.states() == []
 
 
+def test_anomalies_are_judged_on_after_a_clock_that_was_ahead_was_put_back():
+    judge = odd()
+    judge.see(0, 1)
+    judge.alerting.see_anomalies([anomaly()], BEGIN + 86_400 * SECOND)
+    judge.alerting.step_back(BEGIN + 10 * SECOND)
+    judge.see(10, 1)
+    judge.alerting.see_anomalies([], BEGIN + 10 * SECOND)
+    assert judge.states() == []
+
+
 def test_anomalies_that_the_log_gives_again_say_nothing_of_what_is_known_already():
     judge = odd()
     judge.see(0, 1)
@@ -374,14 +604,29 @@ def test_what_was_stored_goes_on_as_if_nothing_had_been_wherever_it_was_cut(cras
     cut = Judge(*rules)
     for at, value in samples[:crash]:
         cut.see(at, value)
-    stored = cut.alerting.document()
     again = Judge(*rules)
-    again.alerting.restore(stored, rules, [])
+    again.alerting.restore(stored(cut.alerting), rules, [])
     for at, value in samples:  # the log gives all of it again
         again.see(at, value)
     assert [*again.alerting.register] == [*whole.alerting.register]
     assert [each.id for each in (*cut.over, *again.over)] == [each.id for each in whole.over]
     assert again.alerting.register.change == whole.alerting.register.change
+
+
+def test_a_file_of_the_version_before_is_read():
+    judge = Judge(rule(hold=60))
+    judge.see(0, 95)
+    known = stored(judge.alerting)
+    columns, alerts = known.pop("slots"), known.pop("open")
+    before = {
+        name: column[0]
+        for name, column in columns.items()
+        if name not in {"pace", "interval", "last", "last_nanos", "beat"}
+    }
+    again = Judge()
+    again.alerting.restore({**known, "alerts": [{"alert": alerts[0], "slot": before}]}, [rule(hold=60)], [])
+    again.position = judge.position
+    assert again.see(60, 95) == [("web-1", "FIRING")]
 
 
 def test_the_states_have_numbers_that_the_contract_has_too():

@@ -64,6 +64,25 @@ def test_a_wrong_clock_hides_nothing_of_what_others_say():
     assert collector.late_count == 2
 
 
+def test_a_clock_of_the_log_that_was_ahead_and_is_put_back_hides_nothing():
+    collector = opened()
+    added(collector, 1000)
+    added(collector, 4600)
+    assert added(collector, 4620) == [(4600, [1.0])]
+    assert added(collector, 1030, value=2.0) == []
+    assert added(collector, 1040) == []
+    assert added(collector, 1050) == [(1030, [2.0])]
+    assert collector.late_count == 0
+
+
+def test_a_clock_of_the_log_that_is_corrected_by_a_little_gives_no_span_twice():
+    collector = opened()
+    added(collector, 1000)
+    added(collector, 1020)
+    assert added(collector, 1012, received=1012.1) == []
+    assert added(collector, 1030) == [(1010, [1.0])]
+
+
 def test_what_comes_for_a_span_that_was_looked_at_is_counted_and_left_out():
     collector = opened()
     added(collector, 1000)

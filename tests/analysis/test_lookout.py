@@ -210,3 +210,11 @@ def test_the_server_that_is_about_to_alarm_is_the_likeliest_and_is_told_before_i
     assert chances[2] > 0.3
     usual = np.median([dict(each)["web-05"][0] for each in risks[DAY : drift.start]])
     assert usual < 0.01 < chances[0]
+
+
+def test_a_clock_that_was_ahead_and_is_put_back_makes_nothing_unusual():
+    values = fleet(4, ticks=DAY + 40)
+    lookout = watching(4)
+    watch(lookout, values[:DAY])
+    for tick in range(DAY, DAY + 40):  # it is yesterday again, at the same hour
+        assert lookout.look(START + (tick - DAY) * STEP, values[tick].reshape(-1)) == []

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -68,6 +70,17 @@ def page(request, chromium: sync.Browser, mesh: Mesh) -> Iterator[sync.Page]:
 @pytest.fixture
 def wide(chromium: sync.Browser, mesh: Mesh) -> Iterator[sync.Page]:
     yield from opened(chromium, mesh, 1280, "light")
+
+
+@contextlib.contextmanager
+def alerting(mesh: Mesh, rule: str, metric: str, *options: str) -> Iterator[None]:
+    """Have a rule."""
+    command = [str(Path(sys.executable).parent / "openmanager"), "--gateway", mesh.gateway, "alerts", "rules"]
+    subprocess.run([*command, "create", rule, metric, *options], check=True, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        subprocess.run([*command, "delete", rule], check=True, stdout=subprocess.DEVNULL)
 
 
 def until(page: sync.Page, expression: str) -> None:
@@ -178,6 +191,31 @@ def test_a_server_is_found_by_the_keyboard_alone(page: sync.Page):
     assert page.evaluate("document.activeElement.dataset.server") == last
 
 
+def test_alerts_that_fire_are_counted_listed_and_lead_to_their_charts(wide: sync.Page, mesh: Mesh):
+    metric = "system.memory.usage{state=used}"
+    assert wide.text_content("#alerts") == "None fires."
+    with alerting(mesh, "hot", metric, "--above", "-1", "--severity", "critical"):
+        wide.wait_for_selector("#alert-count a")
+        until(wide, "document.querySelectorAll('#alerts li.active').length === 12")
+        until(wide, "parseInt(document.querySelector('#alert-count').textContent) === 24")
+        assert wide.text_content("#alert-count") == "24 alerts"
+        assert wide.text_content("#alerts-counts") == "24 critical"
+        assert re.match(rf"Critical.*hot.*{re.escape(metric)} is ", wide.locator("#alerts li").first.text_content())
+        wide.click("button:has-text('Show 24 alerts')")
+        until(wide, "document.querySelectorAll('#alerts li.active').length === 24")
+        wide.focus("#alert-count a")
+        wide.keyboard.press("Enter")
+        until(wide, "document.activeElement.id === 'alerts-title'")
+        wide.keyboard.press("Tab")
+        wide.keyboard.press("Enter")
+        wide.wait_for_selector(f".chart h2:has-text('{metric}')")
+        wide.focus("#alert-count a")
+        wide.keyboard.press("Enter")
+        until(wide, "document.activeElement.id === 'alerts-title'")
+    until(wide, "document.querySelector('#alerts').textContent === 'None fires.'")
+    assert wide.text_content("#alert-count") == ""
+
+
 def test_a_server_has_charts_and_another_metric_is_added(page: sync.Page):
     page.locator("a.cell[data-server^='web-']").first.click()  # others have come with less
     page.wait_for_selector(".chart:nth-child(3) canvas")
@@ -254,8 +292,10 @@ def test_a_console_that_goes_is_said_in_words_and_comes_back(wide: sync.Page, me
 def test_a_picture_for_the_readme_is_taken(chromium: sync.Browser, mesh: Mesh):
     if "TEST_PICTURE" not in os.environ:
         pytest.skip("TEST_PICTURE is not set: docs/console.png is only taken anew when asked")
-    for page in opened(chromium, mesh, 1120, "light"):
-        page.click("label:has-text('Memory')")
-        page.wait_for_timeout(1500)
-        page.screenshot(path=PICTURE, clip={"x": 0, "y": 0, "width": 1120, "height": 560})
+    with alerting(mesh, "memory", "memory_usage", "--above", "76", "--severity", "critical"):
+        for page in opened(chromium, mesh, 1120, "light"):
+            page.wait_for_selector("#alert-count a")
+            page.click("label:has-text('Memory')")
+            page.wait_for_timeout(1500)
+            page.screenshot(path=PICTURE, clip={"x": 0, "y": 0, "width": 1120, "height": 660})
     assert PICTURE.stat().st_size < 100_000

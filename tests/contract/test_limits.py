@@ -27,6 +27,7 @@ from contract.answer import answer, ask
 from contract.rpc import METHODS, Method
 from fuzz.local import Context, LocalPeer
 from fuzz.mesh import open_mesh
+from openmanager.api.analysis.v1 import alert_pb2
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.metadata.v1 import interaction_pb2, metadata_pb2
 from openmanager.api.simulator.v1 import simulator_pb2
@@ -134,6 +135,34 @@ def faults(days: int) -> Message:
     return request
 
 
+def rule(**fields: Any) -> Message:
+    """Of a rule that does not exist: what is within the limits is not found."""
+    request = alert_pb2.UpdateRuleRequest(rule={"id": "limits-nobody", **fields})
+    request.update_mask.paths.extend(fields)
+    return request
+
+
+def named(name: str, count: int, length: int = 1) -> Message:
+    return rule(**{name: {f"l{at}": "x" * length for at in range(count)}})
+
+
+def selected(name: str, count: int) -> Message:
+    return rule(selector={"metrics": ["cpu"], name: ["cpu"] * count})
+
+
+def silence(*, seconds: int = 60, **fields: Any) -> Message:
+    """Of a silence that does not exist, in the future."""
+    fields = {"start_time": {"seconds": 7_000_000_000}, "end_time": {"seconds": 7_000_000_000 + seconds}, **fields}
+    wanted = {"matcher": "rule = nobody", "comment": "c", **fields}
+    return alert_pb2.CreateSilenceRequest(silence=wanted, request_id="limits")
+
+
+def alert_mask(count: int) -> Message:
+    request = alert_pb2.UpdateSilenceRequest(silence={"id": "nobody", "comment": "c"})
+    request.update_mask.paths.extend(["comment"] * count)
+    return request
+
+
 LARGE = {"code": "RESOURCE_EXHAUSTED", "reason": "MESSAGE_TOO_LARGE"}
 LIMITS = {
     "value of an entry": Limit("SetEntry", lambda n: entry(value=bytes(n)), 1 << 20, "value", **LARGE),
@@ -212,6 +241,58 @@ LIMITS = {
         code="RESOURCE_EXHAUSTED",
         reason="OVERLOADED",
         tried=False,
+    ),
+    "name of a rule": Limit("UpdateRule", lambda n: rule(name="n" * n), 100, "rule.name"),
+    "etag of a rule": Limit("UpdateRule", lambda n: rule(name="n", etag="e" * n), 64, "rule.etag", tried=False),
+    "servers of a rule": Limit("UpdateRule", lambda n: selected("servers", n), 1000, "rule.selector.servers"),
+    "metrics of a rule": Limit("UpdateRule", lambda n: selected("metrics", n), 1000, "rule.selector.metrics"),
+    "time of a condition": Limit(
+        "UpdateRule",
+        lambda n: rule(threshold={"above": 1, "for_duration": {"seconds": n}}),
+        7 * 86_400,
+        "rule.threshold.for_duration",
+    ),
+    "time of absence": Limit(
+        "UpdateRule", lambda n: rule(absence={"for_duration": {"seconds": n}}), 86_400, "rule.absence.for_duration"
+    ),
+    "time of exhaustion": Limit(
+        "UpdateRule",
+        lambda n: rule(exhaustion={"limit": 1, "within_duration": {"seconds": n}}),
+        366 * 86_400,
+        "rule.exhaustion.within_duration",
+    ),
+    "time until stale": Limit(
+        "UpdateRule", lambda n: rule(stale_duration={"seconds": n}), 86_400, "rule.stale_duration"
+    ),
+    "labels of a rule": Limit("UpdateRule", lambda n: named("labels", n), 20, "rule.labels"),
+    "name of a label of a rule": Limit("UpdateRule", lambda n: rule(labels={"l" * n: ""}), 63, "rule.labels"),
+    "value of a label of a rule": Limit("UpdateRule", lambda n: named("labels", 1, n), 255, "rule.labels"),
+    "annotations": Limit("UpdateRule", lambda n: named("annotations", n), 10, "rule.annotations"),
+    "annotation": Limit("UpdateRule", lambda n: named("annotations", 1, n), 1024, "rule.annotations"),
+    "inhibitors": Limit(
+        "UpdateRule",
+        lambda n: rule(inhibitors=[{"source_matcher": "rule = nobody"}] * n),
+        5,
+        "rule.inhibitors",
+    ),
+    "equal labels": Limit(
+        "UpdateRule",
+        lambda n: rule(inhibitors=[{"source_matcher": "rule = nobody", "equal": ["server"] * n}]),
+        10,
+        "rule.inhibitors.equal",
+    ),
+    "paths of a rule's mask": Limit(
+        "UpdateRule",
+        lambda n: alert_pb2.UpdateRuleRequest(rule={"id": "limits-nobody"}, update_mask={"paths": ["paused"] * n}),
+        100,
+        "update_mask",
+    ),
+    "paths of a silence's mask": Limit("UpdateSilence", alert_mask, 100, "update_mask"),
+    "time of a silence": Limit(
+        "CreateSilence", lambda n: silence(seconds=n), 366 * 86_400, "silence.end_time", tried=False
+    ),
+    "comment of a silence": Limit(
+        "CreateSilence", lambda n: silence(comment="c" * n), 1000, "silence.comment", tried=False
     ),
     "days of faults": Limit("ListFaults", faults, 400, "start_time"),
 }

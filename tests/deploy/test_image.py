@@ -117,6 +117,7 @@ def test_the_labels_are_those_of_the_project():
         "title": "OpenManager",
         "description": PROJECT["description"],
         "version": PROJECT["version"],
+        "revision": "${REVISION}",
         "licenses": PROJECT["license"],
     }
 

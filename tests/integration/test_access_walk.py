@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Mesh, clean_environment, running_mesh
-from test_readme import blocks
+from test_readme import README
+from transcript import blocks
 
 PASSWORD = "correct horse battery staple"
 HOME = "~/.local/share/openmanager"
@@ -64,7 +65,7 @@ def test_from_the_first_start_to_the_verified_audit(guarded: Mesh, tmp_path: Pat
     invitation = guarded.data / "credentials" / "admin-invitation"
     said_at_start = next(line for line in guarded.process.stdout if "access" in line)
     assert f"the administrator's invitation is in {invitation}" in said_at_start
-    lines = "".join(blocks("shell")).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks("shell", README)).replace("\\\n", " ").splitlines()
     commands = [line.removeprefix("$ openmanager ") for line in lines if line.startswith("$ openmanager ")]
     said = {}
     for command in commands:

@@ -10,22 +10,25 @@ from pathlib import Path
 
 import pytest
 from conftest import Mesh, clean_environment
+from transcript import Step, assert_alike, blocks, steps
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INTERACTIONS = (ROOT / "docs" / "interactions.md").read_text(encoding="utf-8")
 PORT = "127.0.0.1:50050"
-# Started by other tests, without an end of their own, or of more history than a new mesh has.
-ELSEWHERE = ("make run", "openmanager agent", "openmanager trend", "openmanager forecast ")
-
-
-def blocks(language: str, document: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL)
+# Run by other tests, without an end of their own, or of more history than a new mesh has.
+ELSEWHERE = ("make run", "openmanager agent", "openmanager trend", "openmanager forecast ", "grpcurl")
 
 
 def commands(document: str = README) -> list[str]:
     joined = "\n".join(blocks("console", document)).replace("\\\n", " ")
     return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+
+
+def in_the_small_fleet(mesh: Mesh, command: str) -> str:
+    """Return a command for the mesh of the tests: it has three servers, and the README's fleet twenty."""
+    text = command.replace(PORT, mesh.gateway).replace("web-aws-01", "web-onpremise-01")
+    return text.replace("cache-aws-01", "web-onpremise-02")
 
 
 def run(mesh: Mesh, arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -44,14 +47,19 @@ def run(mesh: Mesh, arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", [each for each in commands() if not each.startswith(ELSEWHERE)])
 def test_a_command_of_the_readme_works(mesh: Mesh, command: str):
-    # The mesh of the tests has three servers; the README's fleet has twenty.
-    text = command.replace(PORT, mesh.gateway).replace("web-aws-01", "web-onpremise-01")
-    text = text.replace("cache-aws-01", "web-onpremise-02")
+    text = in_the_small_fleet(mesh, command)
     if "backfill" in text:  # a year takes minutes
         text = text.replace("365d", "3h")
     found = run(mesh, shlex.split(text))
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip()
+
+
+@pytest.mark.parametrize("step", steps(README, "grpcurl"), ids=lambda step: step.command)
+def test_a_transcript_of_grpcurl_is_what_it_prints(mesh: Mesh, step: Step):
+    found = run(mesh, shlex.split(in_the_small_fleet(mesh, step.command)))
+    assert found.returncode == 0, found.stderr
+    assert_alike(step.shown, found.stdout)
 
 
 def test_the_commands_of_the_page_on_interactions_work_one_after_the_other(mesh: Mesh):
@@ -62,7 +70,7 @@ def test_the_commands_of_the_page_on_interactions_work_one_after_the_other(mesh:
 
 
 def test_the_example_of_the_readme_works(mesh: Mesh):
-    (example,) = blocks("python")
+    (example,) = blocks("python", README)
     found = run(mesh, ["python", "-c", example.replace(PORT, mesh.gateway)])
     assert found.returncode == 0, found.stderr
     assert "web-onpremise-01" in found.stdout
@@ -76,6 +84,7 @@ def test_the_commands_that_up_suggests_work(mesh: Mesh):
 
 def test_every_link_of_the_documents_leads_somewhere():
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        prose = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)#]+)\)", prose):
             if "://" not in target:
                 assert (document.parent / target).exists(), (document, target)

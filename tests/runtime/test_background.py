@@ -50,3 +50,9 @@ async def test_work_that_fails_ends_the_server_and_says_so(caplog: pytest.LogCap
 async def test_work_that_has_not_begun_is_ended_too():
     async with working(_for_ever()):
         pass
+
+
+async def test_what_fails_in_the_context_is_raised_as_it_is():
+    with pytest.raises(KeyError, match="mine"):
+        async with working(_for_ever()):
+            raise KeyError("mine")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from openmanager import datadir
-from openmanager.datadir import DataDir, DataDirError
+from openmanager.datadir import DataDir, DataDirError, claim
 from openmanager.errors import ConfigurationError
 
 HOLD = "import sys, time; from openmanager.datadir import DataDir; d = DataDir.open(sys.argv[1]); print('held', flush=True); time.sleep(60)"
@@ -87,8 +87,24 @@ def test_a_closed_directory_opens_again_with_the_same_credentials(path):
 def test_a_directory_of_a_newer_program_is_refused_and_names_both_versions(path):
     DataDir.open(path).close()
     (path / "VERSION").write_text("7\n")
-    with pytest.raises(DataDirError, match=r"^the data directory \S+ has layout version 7, this program knows 1: .*$"):
+    with pytest.raises(DataDirError, match=r"^the data directory \S+ has layout version 7, this program knows 2: .*$"):
         DataDir.open(path)
+
+
+def test_a_folder_of_an_older_layout_is_marked_so_that_the_older_program_leaves_it_alone(path):
+    path.mkdir()
+    (path / "VERSION").write_text("1\n")
+    DataDir.open(path).close()
+    assert (path / "VERSION").read_text() == "2\n"
+
+
+def test_a_folder_of_a_service_is_marked_and_one_of_a_newer_layout_is_not_touched(path):
+    claim(path)
+    assert (path / "VERSION").read_text() == "2\n"
+    (path / "VERSION").write_text("7\n")
+    with pytest.raises(DataDirError, match="use the newer program that wrote it"):
+        claim(path)
+    assert (path / "VERSION").read_text() == "7\n"
 
 
 def test_a_damaged_version_is_refused(path):

@@ -28,7 +28,7 @@ from test_edge import NAME, RULES, TestService, describe
 from openmanager import authority, certificate
 from openmanager.authority import Authority
 from openmanager.certificate import Pair
-from openmanager.errors import ConfigurationError, OpenManagerError, UnauthenticatedError, UnavailableError
+from openmanager.errors import ConfigurationError, OpenManagerError, Reason, UnauthenticatedError, UnavailableError
 from openmanager.runtime import tls
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.line import Line
@@ -180,6 +180,45 @@ async def test_the_public_port_asks_nobody_for_a_certificate_and_the_port_for_se
         with pytest.raises(UnavailableError):
             await asked(listen, only_ca, "gateway")
         assert service.calls == 2
+
+
+HEALTH = "/grpc.health.v1.Health/"
+
+
+async def test_health_alone_is_told_to_whoever_asks_at_a_port_of_its_own(mesh):
+    async with serving(mesh.tls("cache"), health_listen="127.0.0.1:0") as (service, address, server):
+        plain = f"127.0.0.1:{server.health_port}"
+        async with peer(plain, None) as through:
+            assert await through.unary_bytes(f"{HEALTH}Check", b"", seconds=5) == b"\x08\x01"
+            for path in (f"/{NAME}/Call", "/openmanager.api.status.v1.StatusService/GetStatus"):
+                with pytest.raises(OpenManagerError) as refused:
+                    await through.unary_bytes(path, b"", seconds=5)
+                assert refused.value.reason == Reason.METHOD_UNKNOWN
+        async with peer(address, None) as through:
+            with pytest.raises(UnavailableError):
+                await through.unary_bytes(f"{HEALTH}Check", b"", seconds=5)
+        assert service.calls == 0
+
+
+async def test_the_port_for_health_says_that_a_server_is_going_while_it_finishes_its_calls(mesh):
+    config = {"health_listen": "127.0.0.1:0", "grace": timedelta(seconds=5)}
+    async with contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(contextlib.AsyncExitStack())
+        service, address, server = await running.enter_async_context(serving(mesh.tls("cache"), **config))
+        probe = await stack.enter_async_context(peer(f"127.0.0.1:{server.health_port}", None))
+        through = await stack.enter_async_context(peer(address, mesh.tls("gateway")))
+        call = asyncio.create_task(ask(through, "slow"))
+        told = probe.server_stream(f"{HEALTH}Watch", b"", seconds=20)
+        assert await anext(told) == b"\x08\x01"
+        while not service.calls:
+            await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(running.aclose())
+        assert await anext(told) == b"\x08\x02"
+        assert await probe.unary_bytes(f"{HEALTH}Check", b"", seconds=5) == b"\x08\x02"
+        await told.aclose()
+        service.released.set()
+        assert await call == "gateway"
+        await stopping
 
 
 async def test_a_gateway_may_require_certificates_of_everybody(mesh):

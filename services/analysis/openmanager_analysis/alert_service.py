@@ -114,10 +114,8 @@ class SilenceService:
             known = self._keeper.alerting.silences
             if wanted.id in known:
                 return pb.CreateSilenceResponse(silence=self._message(known[wanted.id]))
-            if sum(1 for each in known.values() if each.end_nanos > now) >= MAX_SILENCES:
-                raise ResourceExhaustedError(f"there are {MAX_SILENCES} silences already", reason=Reason.TOO_MANY_RULES)
-            await self._store.put_silence(wanted)
-            return pb.CreateSilenceResponse(silence=self._message(wanted))
+            self._check_room(now)
+            return pb.CreateSilenceResponse(silence=self._message(await self._store.put_silence(wanted)))
 
     async def GetSilence(self, request: pb.GetSilenceRequest, context: Any) -> pb.GetSilenceResponse:  # noqa: ARG002, N802
         """Return one silence."""
@@ -140,19 +138,37 @@ class SilenceService:
             provenance=_provenance(self._keeper, self._clock),
         )
 
+    async def UpdateSilence(self, request: pb.UpdateSilenceRequest, context: Any) -> pb.UpdateSilenceResponse:  # noqa: ARG002, N802
+        """Change some fields of a silence."""
+        check_text("silence.etag", request.silence.etag, 64)
+        paths, now = request.update_mask.paths, self._clock.now_nanos()
+        async with self._store.changing:
+            # What is wrong in a request is told before what is not there.
+            found = self._keeper.alerting.silences.get(request.silence.id) or _any_silence(now)
+            wanted = silences.check(wire.changed_silence(found, request.silence, paths, now), now)
+            known = self._silence(request.silence.id, "silence.id")
+            if known.end_nanos <= now:
+                self._check_room(now)
+            stored = await self._store.put_silence(wanted, request.silence.etag or known.etag)
+            return pb.UpdateSilenceResponse(silence=self._message(stored))
+
     async def ExpireSilence(self, request: pb.ExpireSilenceRequest, context: Any) -> pb.ExpireSilenceResponse:  # noqa: ARG002, N802
         """End a silence."""
         async with self._store.changing:
             silence, now = self._silence(request.id), self._clock.now_nanos()
             if silence.end_nanos > now:
                 silence = replace(silence, start_nanos=min(silence.start_nanos, now), end_nanos=now)
-                await self._store.put_silence(silence)
+                silence = await self._store.put_silence(silence)
             return pb.ExpireSilenceResponse(silence=self._message(silence))
 
-    def _silence(self, silence_id: str) -> Silence:
+    def _check_room(self, now: int) -> None:
+        if sum(1 for each in self._keeper.alerting.silences.values() if each.end_nanos > now) >= MAX_SILENCES:
+            raise ResourceExhaustedError(f"there are {MAX_SILENCES} silences already", reason=Reason.TOO_MANY_RULES)
+
+    def _silence(self, silence_id: str, field: str = "id") -> Silence:
         if not silence_id:
-            raise missing("id")
-        check_server_id(silence_id, "id")
+            raise missing(field)
+        check_server_id(silence_id, field)
         silence = self._keeper.alerting.silences.get(silence_id)
         if silence is None:
             raise NotFoundError("there is no such silence", resource=f"silence/{silence_id}")
@@ -236,6 +252,10 @@ def chooser(text: str) -> Callable[[Alert], bool]:
 def _any_rule(rule_id: str) -> Rule:
     bound = Threshold(bound=0.0, is_above=True, clear=0.0)
     return Rule(id=rule_id, name=rule_id, condition=bound, selection=Selection(metrics=("*",)))
+
+
+def _any_silence(now: int) -> Silence:
+    return Silence(id="", matcher="rule = x", start_nanos=now, end_nanos=now + silences.LONGEST_NANOS, comment="x")
 
 
 def _place(alert: Alert) -> tuple[str, ...]:

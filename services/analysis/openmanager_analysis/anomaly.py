@@ -145,6 +145,12 @@ class Register(Chronicle[Anomaly]):
         )
         self._put(more, is_told=told)
 
+    def step_back(self, now_nanos: int) -> None:
+        """Go on from a time before the last one: what goes on was seen then at the latest."""
+        for server, each in self.open.items():
+            last = min(each.last_nanos, now_nanos)
+            self.open[server] = replace(each, last_nanos=last, start_nanos=min(each.start_nanos, last))
+
     def pass_time(self, now_nanos: int) -> None:
         """End the runs that have been quiet."""
         for server, each in [*self.open.items()]:

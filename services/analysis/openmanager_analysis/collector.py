@@ -15,6 +15,8 @@ from openmanager.metric import parse_key
 NANOS_PER_MILLI = 1_000_000
 # A span is looked at when so many more have begun by the clock of the log: what was measured in it has come then.
 OPEN_SPANS = 2
+# The log's clock has gone back by more than this: it jumped (ADR 0018).
+STEP_MILLIS = 10_000
 # Of the layouts that are remembered: so many, of so many series all together.
 _MAX_LAYOUTS, _MAX_CELLS = 4096, 1 << 22
 # The places of a series that was not seen yet, and of one that came when there were the most already.
@@ -104,7 +106,7 @@ class Collector:
     """Spans of `interval_millis`, aligned to the epoch, told apart by the times of samples and ended by those of the log.
 
     What comes for a span that was looked at, or that has not begun, is counted and left out: a clock that is wrong must not
-    hide what the others say.
+    hide what the others say. When the log's own clock was ahead and is put back, spans go on from there.
     """
 
     def __init__(self, names: Names, interval_millis: int) -> None:
@@ -135,6 +137,8 @@ class Collector:
         One that was yielded is no more collected.
         """
         now = receive_nanos // NANOS_PER_MILLI // self._interval
+        if self._next - now > max(1, STEP_MILLIS // self._interval):
+            self._step_back(now)
         self.begin((now - OPEN_SPANS) * self._interval)
         self.names.learn(frame)
         places = self._places(frame)
@@ -144,6 +148,10 @@ class Collector:
             else:
                 self.late_count += frame.values[row].size
         yield from self._over(now)
+
+    def _step_back(self, now: int) -> None:
+        self._next = now
+        self._open = {number: span for number, span in self._open.items() if number <= now}
 
     def _over(self, now: int) -> Iterator[Span]:
         for number in sorted(self._open):

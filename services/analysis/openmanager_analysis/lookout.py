@@ -61,7 +61,7 @@ class Lookout:
             self._families = self._families.grown(*places)
 
     def look(self, time_millis: int, values: NDArray[np.float64]) -> list[Finding]:
-        """Return the servers that are unusual at a time, which has to be after the last.
+        """Return the servers that are unusual at a time. One that is not after the last is of a clock that was put back.
 
         `values` is float64[≤ K], NaN for nothing; series beyond it have nothing.
         """
@@ -69,6 +69,7 @@ class Lookout:
             return []
         if len(values) < len(self._series):
             values = np.concatenate([values, np.full(len(self._series) - len(values), np.nan)])
+        self._detector.step_back(time_millis)
         scores = self._detector.observe(time_millis, values)
         rate = self._families.rate()
         family = self._roster.family

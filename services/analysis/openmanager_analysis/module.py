@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+from openmanager import datadir
 from openmanager.errors import ConfigurationError
 from openmanager.runtime.background import working
 from openmanager.runtime.clock import Clock
@@ -44,6 +46,7 @@ class AnalysisModule:
         """Follow the log with the detector, and answer questions about history."""
         config: AnalysisConfig = runtime.section(AnalysisConfig)
         interval = _nanos(config.interval)
+        await asyncio.to_thread(datadir.claim, config.data_dir)
         async with contextlib.AsyncExitStack() as stack:
             log = await stack.enter_async_context(runtime.peer("timeseries"))
             asked, cache, simulator = [

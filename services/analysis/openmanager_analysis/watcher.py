@@ -175,6 +175,9 @@ class Watcher:
             begin = time.monotonic()
             found = await asyncio.to_thread(self._lookout.look, span.time_millis, span.values)
             self._pace.took(time.monotonic() - begin)
+            if span.time_millis * NANOS_PER_MILLI <= self._seen_nanos:  # a clock was ahead, and was put back
+                self.register.step_back(span.time_millis * NANOS_PER_MILLI)
+                self._alerts.alerting.step_back(span.time_millis * NANOS_PER_MILLI)
             for each in found:
                 self.register.see(each, names.environment(each.server))
             self._seen_nanos = span.time_millis * NANOS_PER_MILLI

@@ -18,4 +18,4 @@ class ConsoleConfig:
     )
     max_connections: int = setting(256, "Connections at once; for one more, the one that has been idle longest goes.")
     max_pages: int = setting(64, "Pages that follow what happens at once; more are refused and try again.")
-    max_identities: int = setting(16, "People whose pages follow at once, each by three watches of the gateway.")
+    max_identities: int = setting(16, "People whose pages follow at once, each by four watches of the gateway.")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from openmanager.api.analysis.v1 import analysis_pb2
+from openmanager.api.analysis.v1 import alert_pb2, analysis_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.client import Client, rpc
@@ -34,10 +35,13 @@ SILENCE_SECONDS = 12.0
 # Of what a page can show; the rest is counted.
 MAX_SERVERS = 5_000
 MAX_ANOMALIES = 200
+MAX_ALERTS = 100
 # A page that goes and comes again, as by a reload, finds its watches.
 LINGER_SECONDS = 5.0
 
-STATUS, FLEET, ANOMALIES = "status", "fleet", "anomalies"
+STATUS, FLEET, ANOMALIES, ALERTS = "status", "fleet", "anomalies", "alerts"
+
+_UNKNOWN = object()
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ class Page:
 
     credential: Credential
     told: asyncio.Event = field(default_factory=asyncio.Event)
-    topics: set[str] = field(default_factory=lambda: {STATUS, FLEET, ANOMALIES})
+    topics: set[str] = field(default_factory=lambda: {STATUS, FLEET, ANOMALIES, ALERTS})
     fresh: bool = True
     servers: set[str] = field(default_factory=set)
 
@@ -68,6 +72,8 @@ class Feed:
         self.servers: dict[str, list[Any]] = {}
         self.left_out = 0
         self.anomalies: dict[str, dict[str, Any]] = {}
+        # Those that fire, by id.
+        self.alerts: dict[str, dict[str, Any]] = {}
         self.trouble: dict[str, OpenManagerError | None] = {}
         self._beyond: set[str] = set()
         self._tokens: dict[str, str] = {}
@@ -75,7 +81,7 @@ class Feed:
 
     def start(self) -> None:
         """Begin to watch."""
-        watches = {STATUS: self._status, FLEET: self._fleet, ANOMALIES: self._anomalies}
+        watches = {STATUS: self._status, FLEET: self._fleet, ANOMALIES: self._anomalies, ALERTS: self._alerts}
         self._tasks = [asyncio.create_task(self._follow(topic, watch)) for topic, watch in watches.items()]
 
     async def close(self) -> None:
@@ -91,7 +97,13 @@ class Feed:
         found: dict[str, Any] = {}
         for topic in topics:
             trouble = self.trouble.get(topic)
-            content = {STATUS: self._status_news, FLEET: self._fleet_news, ANOMALIES: self._anomaly_news}[topic](page)
+            news = {
+                STATUS: self._status_news,
+                FLEET: self._fleet_news,
+                ANOMALIES: self._anomaly_news,
+                ALERTS: self._alert_news,
+            }
+            content = news[topic](page)
             about = None if trouble is None else {"message": trouble.message, "reason": trouble.reason}
             if content is not None or about is not None:
                 found[topic] = {"trouble": about, **(content or {})}
@@ -102,6 +114,13 @@ class Feed:
 
     def _anomaly_news(self, _: Page) -> dict[str, Any] | None:
         return {"anomalies": list(self.anomalies.values())} if ANOMALIES in self.trouble else None
+
+    def _alert_news(self, _: Page) -> dict[str, Any] | None:
+        """Return the gravest and newest that fire, and how many there are of each severity."""
+        if ALERTS not in self.trouble:
+            return None
+        found = sorted(self.alerts.values(), key=lambda each: (each["gravity"], each["since"]), reverse=True)
+        return {"alerts": found[:MAX_ALERTS], "counts": Counter(each["severity"] for each in found)}
 
     def _fleet_news(self, page: Page) -> dict[str, Any] | None:
         if FLEET not in self.trouble:
@@ -191,6 +210,24 @@ class Feed:
             if message.anomalies or self.trouble[ANOMALIES] is not None:
                 self._well(ANOMALIES)
 
+    async def _alerts(self) -> None:
+        request = alert_pb2.WatchAlertsRequest(resume_token=self._tokens.get(ALERTS, ""))
+        firing = self.alerts if request.resume_token else {}
+        async for message in self._stream(rpc.WATCH_ALERTS, request):
+            for each in message.alerts:
+                firing.pop(each.id, None)
+                if each.state == alert_pb2.ALERT_STATE_FIRING:
+                    firing[each.id] = alert_row(each)
+            # What fires now is whole when a message without any has come; until then the token is of a part.
+            if firing is not self.alerts and message.alerts:
+                continue
+            is_news = (
+                bool(message.alerts) or firing is not self.alerts or self.trouble.get(ALERTS, _UNKNOWN) is not None
+            )
+            self.alerts, self._tokens[ALERTS] = firing, message.resume_token
+            if is_news:
+                self._well(ALERTS)
+
     async def _stream(self, method: rpc.Method[Any], request: Any) -> AsyncIterator[Any]:
         """Yield the messages of a watch; UnavailableError when it ends, or says nothing."""
         async with contextlib.aclosing(rpc.closable(self._client.rpc.stream(method, request, seconds=None))) as replies:
@@ -232,6 +269,22 @@ def row(server: Any) -> list[Any]:
         server.state_reason,
         server.sample_time.ToMilliseconds(),
     ]
+
+
+def alert_row(alert: alert_pb2.Alert) -> dict[str, Any]:
+    """Return an alert as a page shows it."""
+    return {
+        "id": alert.id,
+        "severity": alert_pb2.AlertSeverity.Name(alert.severity).removeprefix("ALERT_SEVERITY_"),
+        "gravity": alert.severity,
+        "rule": alert.labels.get("alertname", alert.rule),
+        "server": alert.server,
+        "metric": alert.metric,
+        "since": alert.fire_time.ToMilliseconds(),
+        "summary": alert.annotations.get("summary", ""),
+        "stale": alert.stale,
+        "suppressed": "silenced" if alert.silenced_by else "inhibited" if alert.inhibited_by else "",
+    }
 
 
 USAGES = ("cpu_usage", "memory_usage", "disk_usage")

@@ -30,6 +30,7 @@ from openmanager.errors import (
     missing,
 )
 from openmanager.frame import check_text
+from openmanager.runtime import validate
 from openmanager_metadata import keys, users
 from openmanager_metadata.directory import Directory
 from openmanager_metadata.identity import Key, Session, User
@@ -71,7 +72,7 @@ class UserService:
         """Change some fields of a user."""
         user = request.user
         changes = Changes(
-            fields=_mask(request.update_mask.paths),
+            fields=validate.mask(request.update_mask.paths, users.UPDATABLE),
             name=user.name,
             grants=_grants(user.grants, "user.grants"),
             disabled=user.disabled,
@@ -243,16 +244,6 @@ def _own_id() -> str:
 
 def _grants(messages: Iterable[pb.Grant], field: str) -> tuple[Grant, ...]:
     return tuple(Grant(check_role(each.role, f"{field}.role"), each.server_filter.strip()) for each in messages)
-
-
-def _mask(paths: Iterable[str]) -> list[str]:
-    found = list(dict.fromkeys(paths))
-    if not found:
-        raise missing("update_mask")
-    for path in found:
-        if path not in users.UPDATABLE:
-            raise invalid("update_mask", f"has the path {path[:40]!r}; it may have {', '.join(users.UPDATABLE)}")
-    return found
 
 
 def _lifetime(request: Any) -> timedelta:

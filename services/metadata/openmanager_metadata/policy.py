@@ -17,7 +17,7 @@ from openmanager_metadata.inventory import THRESHOLDS, check_thresholds
 from openmanager_metadata.sql import aware
 
 KINDS = ("thresholds", "fault", "retention", "audit", "rule", "silence")
-ALERT_CONDITIONS = ("threshold", "anomaly", "exhaustion", "store")
+ALERT_CONDITIONS = ("threshold", "anomaly", "exhaustion", "store", "absence")
 MAX_DOCUMENT_BYTES = 64 * 1024
 
 

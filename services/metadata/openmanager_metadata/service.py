@@ -15,11 +15,10 @@ from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.errors import UnavailableError, invalid, missing
 from openmanager.frame import check_server_id, checked_info
+from openmanager.runtime import validate
 from openmanager.runtime.clock import Clock
 from openmanager_metadata.inventory import UPDATABLE, Inventory, ListQuery, Page, Server, Snapshot, arrange, checked_ids
 from openmanager_metadata.policy import Policies, Policy
-
-MAX_PATHS = 100
 
 
 class ServerService:
@@ -75,7 +74,7 @@ class ServerService:
         """Change some fields of a server."""
         if not request.server.id:
             raise missing("server.id")
-        fields = _mask(request.update_mask.paths)
+        fields = validate.mask(request.update_mask.paths, UPDATABLE)
         await self._check_reached(request.server.id, _server(request.server), fields)
         changed = await self._inventory.update(_server(request.server), fields)
         self._snapshot.put(changed)
@@ -180,17 +179,6 @@ def _server(message: pb.Server) -> Server:
         thresholds={field.name: value for field, value in message.thresholds.ListFields()},
         etag=message.etag,
     )
-
-
-def _mask(paths: Sequence[str]) -> list[str]:
-    if not paths:
-        raise missing("update_mask")
-    if len(paths) > MAX_PATHS:
-        raise invalid("update_mask", f"has more than {MAX_PATHS} paths")
-    for path in paths:
-        if path not in UPDATABLE:
-            raise invalid("update_mask", f"has the path {path[:40]!r}; it may have {', '.join(UPDATABLE)}")
-    return list(dict.fromkeys(paths))
 
 
 def _infos(messages: Sequence[frame_pb2.ServerInfo]) -> list[Any]:

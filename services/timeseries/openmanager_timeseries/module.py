@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 
+from openmanager import datadir
 from openmanager.api.status.v1 import status_pb2
 from openmanager.runtime.audit import Auditor, PeerRecorder
 from openmanager.runtime.background import working
@@ -41,6 +42,7 @@ class TimeseriesModule:
     async def open(self, runtime: Runtime) -> AsyncIterator[Service]:
         """Open log, head and blocks, and run the consumers of this process."""
         config: TimeseriesConfig = runtime.section(TimeseriesConfig)
+        await asyncio.to_thread(datadir.claim, config.data_dir)
         disk = await asyncio.to_thread(PosixDisk, config.data_dir / "log")
         async with (
             open_history(config, disk, runtime.clock) as history,

@@ -163,6 +163,7 @@ class AlertRule(_message.Message):
     ANOMALY_FIELD_NUMBER: _builtins.int
     EXHAUSTION_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
+    ABSENCE_FIELD_NUMBER: _builtins.int
     SEVERITY_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
@@ -186,7 +187,9 @@ class AlertRule(_message.Message):
     """How many series or stores it looks at. Output only."""
     @_builtins.property
     def selector(self) -> _frame_pb2.Selector:
-        """Which series. A condition on a metric needs at least one metric; one on anomalies and stores takes none."""
+        """Which series. A condition on a metric needs at least one metric; one on anomalies may name some, one on stores takes no
+        selector at all; one on absence is about the servers where no metric is named.
+        """
 
     @_builtins.property
     def threshold(self) -> Global___ThresholdCondition:
@@ -203,6 +206,10 @@ class AlertRule(_message.Message):
     @_builtins.property
     def store(self) -> Global___StoreCondition:
         """A store or a service is not well."""
+
+    @_builtins.property
+    def absence(self) -> Global___AbsenceCondition:
+        """A server, or a metric of it, sends nothing any more."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -238,6 +245,7 @@ class AlertRule(_message.Message):
         anomaly: Global___AnomalyCondition | None = ...,
         exhaustion: Global___ExhaustionCondition | None = ...,
         store: Global___StoreCondition | None = ...,
+        absence: Global___AbsenceCondition | None = ...,
         severity: Global___AlertSeverity.ValueType = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
@@ -248,11 +256,11 @@ class AlertRule(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         series_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly", b"anomaly", "condition", b"condition", "exhaustion", b"exhaustion", "selector", b"selector", "stale_duration", b"stale_duration", "store", b"store", "threshold", b"threshold", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["absence", b"absence", "anomaly", b"anomaly", "condition", b"condition", "exhaustion", b"exhaustion", "selector", b"selector", "stale_duration", b"stale_duration", "store", b"store", "threshold", b"threshold", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "anomaly", b"anomaly", "condition", b"condition", "etag", b"etag", "exhaustion", b"exhaustion", "id", b"id", "inhibitors", b"inhibitors", "labels", b"labels", "name", b"name", "paused", b"paused", "selector", b"selector", "series_count", b"series_count", "severity", b"severity", "stale_duration", b"stale_duration", "store", b"store", "threshold", b"threshold", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence", b"absence", "annotations", b"annotations", "anomaly", b"anomaly", "condition", b"condition", "etag", b"etag", "exhaustion", b"exhaustion", "id", b"id", "inhibitors", b"inhibitors", "labels", b"labels", "name", b"name", "paused", b"paused", "selector", b"selector", "series_count", b"series_count", "severity", b"severity", "stale_duration", b"stale_duration", "store", b"store", "threshold", b"threshold", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["threshold", "anomaly", "exhaustion", "store"]  # noqa: Y015
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["threshold", "anomaly", "exhaustion", "store", "absence"]  # noqa: Y015
     _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
 
@@ -269,12 +277,18 @@ class ThresholdCondition(_message.Message):
     CLEAR_FIELD_NUMBER: _builtins.int
     FOR_DURATION_FIELD_NUMBER: _builtins.int
     CLEAR_DURATION_FIELD_NUMBER: _builtins.int
+    PER_SECOND_FIELD_NUMBER: _builtins.int
     above: _builtins.float
     """Above this, in the metric's unit; finite."""
     below: _builtins.float
     """Below this, in the metric's unit; finite."""
     clear: _builtins.float
     """From where on it is well again: at most `above`, or at least `below`. Unset: the bound itself."""
+    per_second: _builtins.bool
+    """Whether the metric's growth per second is judged, as a counter needs it, and not its value. From one sample to the
+    next; a value that is smaller than the one before is of a counter that began anew at 0. The first sample of a series,
+    and the first after a restart of the service, has no growth yet.
+    """
     @_builtins.property
     def for_duration(self) -> _duration_pb2.Duration:
         """How long it must be beyond the bound without a break before it fires: 0–7 d. Default 0."""
@@ -291,10 +305,11 @@ class ThresholdCondition(_message.Message):
         clear: _builtins.float | None = ...,
         for_duration: _duration_pb2.Duration | None = ...,
         clear_duration: _duration_pb2.Duration | None = ...,
+        per_second: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clear", b"_clear", "above", b"above", "below", b"below", "bound", b"bound", "clear", b"clear", "clear_duration", b"clear_duration", "for_duration", b"for_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clear", b"_clear", "above", b"above", "below", b"below", "bound", b"bound", "clear", b"clear", "clear_duration", b"clear_duration", "for_duration", b"for_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clear", b"_clear", "above", b"above", "below", b"below", "bound", b"bound", "clear", b"clear", "clear_duration", b"clear_duration", "for_duration", b"for_duration", "per_second", b"per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clear: _TypeAlias = _typing.Literal["clear"]  # noqa: Y015
     _WhichOneofArgType__clear: _TypeAlias = _typing.Literal["_clear", b"_clear"]  # noqa: Y015
@@ -414,6 +429,33 @@ class StoreCondition(_message.Message):
 Global___StoreCondition: _TypeAlias = StoreCondition  # noqa: Y015
 
 @_typing.final
+class AbsenceCondition(_message.Message):
+    """A server, or a metric of it, has sent nothing for long. Looked for are those that have sent something since the rule is
+    there. Only time counts in which the log could be written and was read: while the mesh itself is away nobody is absent.
+    After seven days it is over, with the reason `NO_DATA`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOR_DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def for_duration(self) -> _duration_pb2.Duration:
+        """For how long: 30 s–1 d. Required."""
+
+    def __init__(
+        self,
+        *,
+        for_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["for_duration", b"for_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_duration", b"for_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbsenceCondition: _TypeAlias = AbsenceCondition  # noqa: Y015
+
+@_typing.final
 class Inhibitor(_message.Message):
     """While other alerts fire, those of a rule are inhibited: kept, shown, and not sent."""
 
@@ -457,6 +499,7 @@ class Silence(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ALERT_COUNT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id. Output only."""
     matcher: _builtins.str
@@ -471,6 +514,8 @@ class Silence(_message.Message):
     """How it is now. Output only."""
     alert_count: _builtins.int
     """How many alerts it silences now. Output only."""
+    etag: _builtins.str
+    """Changes with every change; give it back to UpdateSilence to be sure that nobody else changed the silence. Output only."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """From when on. Unset at creation: now."""
@@ -490,10 +535,11 @@ class Silence(_message.Message):
         creator: _builtins.str = ...,
         state: Global___SilenceState.ValueType = ...,
         alert_count: _builtins.int = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_count", b"alert_count", "comment", b"comment", "creator", b"creator", "end_time", b"end_time", "id", b"id", "matcher", b"matcher", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_count", b"alert_count", "comment", b"comment", "creator", b"creator", "end_time", b"end_time", "etag", b"etag", "id", b"id", "matcher", b"matcher", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,7 +624,9 @@ class Alert(_message.Message):
     severity: Global___AlertSeverity.ValueType
     """How grave."""
     value: _builtins.float
-    """The newest value: of the metric, the score of an anomaly, the probability of exhaustion; 1 for a store."""
+    """The newest value: of the metric, or its growth per second; the score of an anomaly; the probability of exhaustion; the
+    seconds for which nothing has come; 1 for a store.
+    """
     stale: _builtins.bool
     """Whether no sample has come for longer than the rule's `stale_duration`: nobody knows how it is."""
     end_reason: _builtins.str
@@ -817,8 +865,8 @@ class UpdateRuleRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields to change, of `name`, `selector`, `threshold`, `anomaly`, `exhaustion`, `store`, `severity`, `labels`,
-        `annotations`, `inhibitors`, `stale_duration` and `paused`. Required.
+        """Which fields to change, of `name`, `selector`, `threshold`, `anomaly`, `exhaustion`, `store`, `absence`, `severity`,
+        `labels`, `annotations`, `inhibitors`, `stale_duration` and `paused`. Required.
         """
 
     def __init__(
@@ -1074,6 +1122,60 @@ class ListSilencesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSilencesResponse: _TypeAlias = ListSilencesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSilenceRequest(_message.Message):
+    """Request of UpdateSilence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SILENCE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def silence(self) -> Global___Silence:
+        """The silence with its id, the new values and, optionally, the etag that was read."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which fields to change, of `matcher`, `start_time`, `end_time` and `comment`. Required."""
+
+    def __init__(
+        self,
+        *,
+        silence: Global___Silence | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["silence", b"silence", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["silence", b"silence", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSilenceRequest: _TypeAlias = UpdateSilenceRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSilenceResponse(_message.Message):
+    """Response of UpdateSilence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SILENCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def silence(self) -> Global___Silence:
+        """The silence as it is now."""
+
+    def __init__(
+        self,
+        *,
+        silence: Global___Silence | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["silence", b"silence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["silence", b"silence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSilenceResponse: _TypeAlias = UpdateSilenceResponse  # noqa: Y015
 
 @_typing.final
 class ExpireSilenceRequest(_message.Message):

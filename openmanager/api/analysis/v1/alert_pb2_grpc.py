@@ -304,6 +304,11 @@ class SilenceServiceStub:
                 request_serializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.ListSilencesRequest.SerializeToString,
                 response_deserializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.ListSilencesResponse.FromString,
                 _registered_method=True)
+        self.UpdateSilence = channel.unary_unary(
+                '/openmanager.api.analysis.v1.SilenceService/UpdateSilence',
+                request_serializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.UpdateSilenceRequest.SerializeToString,
+                response_deserializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.UpdateSilenceResponse.FromString,
+                _registered_method=True)
         self.ExpireSilence = channel.unary_unary(
                 '/openmanager.api.analysis.v1.SilenceService/ExpireSilence',
                 request_serializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.ExpireSilenceRequest.SerializeToString,
@@ -337,6 +342,14 @@ class SilenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateSilence(self, request, context):
+        """Changes the fields that the mask names; what was over may hold again. INVALID_ARGUMENT, naming the field, for what no
+        silence can be; NOT_FOUND; ABORTED when the etag is not the stored one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExpireSilence(self, request, context):
         """Ends a silence now; its record stays. Idempotent. NOT_FOUND when it does not exist.
         """
@@ -361,6 +374,11 @@ def add_SilenceServiceServicer_to_server(servicer, server):
                     servicer.ListSilences,
                     request_deserializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.ListSilencesRequest.FromString,
                     response_serializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.ListSilencesResponse.SerializeToString,
+            ),
+            'UpdateSilence': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSilence,
+                    request_deserializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.UpdateSilenceRequest.FromString,
+                    response_serializer=openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.UpdateSilenceResponse.SerializeToString,
             ),
             'ExpireSilence': grpc.unary_unary_rpc_method_handler(
                     servicer.ExpireSilence,
@@ -450,6 +468,33 @@ class SilenceService:
             '/openmanager.api.analysis.v1.SilenceService/ListSilences',
             openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.ListSilencesRequest.SerializeToString,
             openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.ListSilencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSilence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openmanager.api.analysis.v1.SilenceService/UpdateSilence',
+            openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.UpdateSilenceRequest.SerializeToString,
+            openmanager_dot_api_dot_analysis_dot_v1_dot_alert__pb2.UpdateSilenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
+import orjson
+
 from openmanager.frame import ServerInfo
-from openmanager_analysis.alerting.rule import MAX_ANNOTATION, Exhausting, Rule, Threshold, Trouble, own_labels
+from openmanager_analysis.alerting.rule import MAX_ANNOTATION, Absent, Exhausting, Rule, Threshold, Trouble, own_labels
 from openmanager_analysis.anomaly import Severity
 from openmanager_analysis.explanation import figure, span
 from openmanager_analysis.told import Chronicle
 
 # Of those that are alive, some are for critical ones only: a rule that is about everything must not hide what is grave.
 MAX_ALIVE, RESERVED, MAX_KEPT = 10_000, 1_000, 1_000
+# So many more that are over are known to watches, though no list has them: all that are alive may be over at once.
+MAX_LEFT = MAX_ALIVE
 MESSAGE_BYTES = 3 << 20
 NANOS = 10**9
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -85,12 +89,35 @@ class Alert:
         return cls(**{**stored, **lists, **enums})
 
 
+class Written:
+    """Alerts as JSON; what was written before is not made again as long as it is the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Alert, orjson.Fragment]] = {}
+
+    def of(self, alerts: Iterable[Alert]) -> list[orjson.Fragment]:
+        """Return the documents of alerts; the others are forgotten."""
+        before, self._known = self._known, {}
+        found = []
+        for each in alerts:
+            known = before.get(each.id)
+            if known is None or known[0] is not each:
+                known = each, orjson.Fragment(orjson.dumps(each.document()))
+            self._known[each.id] = known
+            found.append(known[1])
+        return found
+
+
 @dataclass(slots=True)
 class Register(Chronicle[Alert]):
-    """All alerts that are known, by subject. What is not stored yet, after the change `settled`, is not told."""
+    """All alerts that are known, by subject. What is not stored yet, after the change `settled`, is not told.
+
+    `left` are those that no list has any more, and who watches may have yet to be told of.
+    """
 
     kept: int = MAX_KEPT
     settled: int = 0
+    left: deque[Alert] = field(default_factory=deque)
 
     def put(self, alert: Alert) -> None:
         """Note a change of an alert."""
@@ -103,14 +130,22 @@ class Register(Chronicle[Alert]):
             self.open[alert.subject] = told
 
     def trim(self) -> None:
-        """Let go of those that never fired first, and then of those that were over first."""
+        """List those no more that never fired first, and then those that were over first; let go of them later."""
         excess = len(self.over) - self.kept
         if excess <= 0:
             return
         order = sorted(range(len(self.over)), key=lambda place: (self.over[place].fire_nanos != 0, place))
         gone = frozenset(order[:excess])
-        self.forgotten = max(self.forgotten, *(self.over[place].change for place in gone))
+        self.left.extend(self.over[place] for place in sorted(gone))
+        while len(self.left) > MAX_LEFT:
+            self.forgotten = max(self.forgotten, self.left.popleft().change)
         self.over = deque(each for place, each in enumerate(self.over) if place not in gone)
+
+    def changed_since(self, change: int) -> list[Alert]:
+        """Return those that began, changed or ended after a change, in the order of their changes, as `Chronicle` does."""
+        found = Chronicle.changed_since(self, change)
+        more = [each for each in self.left if each.change > change]
+        return sorted([*found, *more], key=lambda each: each.change) if more else found
 
     @property
     def stored(self) -> Settled:
@@ -211,10 +246,14 @@ def described(alert: Alert, rule: Rule, detail: str = "") -> Alert:
 def _summary(alert: Alert, rule: Rule, detail: str) -> str:
     about = alert.labels.get("metric", "")
     match rule.condition:
-        case Threshold(bound=bound, is_above=is_above):
+        case Threshold(bound=bound, is_above=is_above, per_second=per_second):
             lasting = span(max(0, alert.sample_nanos - alert.start_nanos) / NANOS)
             beyond = "above" if is_above else "below"
-            return f"{alert.server}: {about} is {figure(alert.value)}, {beyond} {figure(bound)} for {lasting}"
+            verb, unit = ("grows by", "/s") if per_second else ("is", "")
+            bounds = f"{figure(alert.value)}{unit}, {beyond} {figure(bound)}{unit}"
+            return f"{alert.server}: {about} {verb} {bounds} for {lasting}"
+        case Absent():
+            return f"{alert.server}{about and f': {about}'} has sent nothing for {span(alert.value)}"
         case Exhausting(limit=limit):
             return f"{alert.server}: {detail or f'{about} will reach {figure(limit)}'}"
         case Trouble():

@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmanager.frame import Frame
 from openmanager.metric import select
-from openmanager_analysis.alerting.alert import MAX_ALIVE, RESERVED, Alert, Register, State, Subject, begun, described
+from openmanager_analysis.alerting.alert import (
+    MAX_ALIVE,
+    NANOS,
+    RESERVED,
+    Alert,
+    Register,
+    State,
+    Subject,
+    Written,
+    begun,
+    described,
+)
+from openmanager_analysis.alerting.listening import Listening
 from openmanager_analysis.alerting.plan import Planner, chooses
-from openmanager_analysis.alerting.rule import Exhausting, Rule, Threshold, Trouble, Unusual
+from openmanager_analysis.alerting.rule import Absent, Exhausting, Rule, Threshold, Trouble, Unusual
 from openmanager_analysis.alerting.silence import Silence
-from openmanager_analysis.alerting.slots import AHEAD_NANOS, IDLE, Judged, Moved, Slots
+from openmanager_analysis.alerting.slots import AHEAD_NANOS, IDLE, Judged, Moved, Slots, rows
 from openmanager_analysis.alerting.suppression import Suppression
 from openmanager_analysis.anomaly import Anomaly, Severity
 from openmanager_analysis.collector import Names
@@ -23,6 +37,8 @@ from openmanager_analysis.explanation import explain
 from openmanager_analysis.history import DAY_NANOS
 
 MAX_SLOTS = 500_000
+# How often those that are missing are looked for.
+LOOK_NANOS = 10**9
 # Without data an alert goes on so long.
 GONE_NANOS = 7 * DAY_NANOS
 RULE_CHANGED, RULE_DELETED, NO_DATA = "RULE_CHANGED", "RULE_DELETED", "NO_DATA"
@@ -67,6 +83,9 @@ class Alerting:
         self._info_changes = names.info_changes
         self._anomalies_nanos = 0
         self._heard: dict[str, int] = {}
+        self._open, self._over = Written(), Written()
+        self._listening = Listening()
+        self._looked_for = 0  # when those that are missing were looked for
 
     # ── what arrives ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -75,6 +94,7 @@ class Alerting:
         if position <= self.position:
             return
         self.position = position
+        self._listening.hear(heard)
         self.names.learn(frame)
         if self._info_changes != self.names.info_changes:
             self._info_changes = self.names.info_changes
@@ -83,15 +103,45 @@ class Alerting:
             sent = ~np.isnan(frame.values).all(axis=(0, 2))
             self._heard.update((frame.servers[place], heard) for place in np.flatnonzero(sent).tolist())
         plan = self._planner.plan(frame.servers, frame.metrics)
-        if not len(plan.slots):
-            return
         for row, time in enumerate(frame.times.tolist()):
             if time > heard + AHEAD_NANOS:
                 continue
-            judged = plan.judge(frame.values[row].ravel())
-            # What is as old as this says nothing of now.
-            judged = judged.only(heard - time <= self._slots.stale[judged.slots])
-            self._move(self._slots.observe(judged, time, heard), time, {})
+            if len(plan.slots):
+                growth = partial(self._slots.growth, time=time, heard=heard)
+                judged = plan.judge(frame.values[row].ravel(), growth)
+                # What is as old as this says nothing of now.
+                judged = judged.only(heard - time <= self._slots.stale[judged.slots])
+                self._move(self._slots.observe(judged, time, heard), time, {})
+            if len(plan.beat_slots):
+                is_there = ~np.isnan(frame.values[row])
+                sent = np.concatenate([is_there.ravel(), is_there.any(axis=1)])[plan.beat_places]
+                slots = plan.beat_slots[sent]
+                self._slots.beat[slots[heard - time <= self._slots.stale[slots]]] = self._listening.nanos
+        self._look_for_missing(heard)
+
+    def wait(self, passed: int, now: int) -> None:
+        """Note that nanoseconds passed until now in which the log was read to its end."""
+        self._listening.wait(passed)
+        self._look_for_missing(now)
+
+    def _look_for_missing(self, time: int) -> None:
+        listened = self._listening.nanos
+        if listened - self._looked_for < LOOK_NANOS:
+            return
+        self._looked_for = listened
+        slots = self._slots
+        waited = np.flatnonzero((slots.absent[: slots.count] > 0) & (slots.beat[: slots.count] > 0))
+        silent = listened - slots.beat[waited]
+        for slot in waited[silent > GONE_NANOS].tolist():
+            self._end(slot, time, NO_DATA)
+            slots.state[slot], slots.beat[slot] = IDLE, 0
+        over = (silent > slots.absent[waited]) & (silent <= GONE_NANOS)
+        turned = (over != (slots.state[waited] != IDLE)) & (silent <= GONE_NANOS)
+        if turned.any():
+            judged = Judged(waited, over, ~over, silent / NANOS).only(turned)
+            # It turns now, whatever a clock said before.
+            slots.seen[judged.slots] = np.minimum(slots.seen[judged.slots], time - 1)
+            self._move(slots.observe(judged, time, time), time, {})
 
     def see_anomalies(self, anomalies: Iterable[Anomaly], time: int) -> None:
         """Judge the anomalies that go on at a time, that of the span that was looked at last."""
@@ -121,6 +171,10 @@ class Alerting:
                         )
             self._see(rule, list(looks.values()), time)
 
+    def step_back(self, time: int) -> None:
+        """Judge the anomalies of a time though later ones were judged: a clock was ahead, and was put back."""
+        self._anomalies_nanos = min(self._anomalies_nanos, time - 1)
+
     def see(self, rule: Rule, looks: Sequence[Look], time: int) -> None:
         """Judge what was found of some subjects of a rule at a time."""
         if self.rules.get(rule.id) == rule:  # else it was changed meanwhile
@@ -141,12 +195,16 @@ class Alerting:
 
     def pass_time(self, now: int) -> None:
         """Mark those of which nothing has come for long; a pending one is none then, a firing one goes on for seven days."""
-        for alert in self.register.going_on():
-            slot = self._places[alert.subject]
-            silent = now - int(self._slots.heard[slot])
-            stale = silent > int(self._slots.stale[slot])
-            if silent > GONE_NANOS or (stale and alert.state is State.PENDING):
-                self._slots.state[slot] = IDLE
+        slots = self._slots
+        # Of those that are absent it is known that nothing comes.
+        active = np.flatnonzero((slots.state[: slots.count] != IDLE) & (slots.absent[: slots.count] == 0))
+        silent = now - slots.heard[active]
+        late = {self._subjects[slot] for slot in active[silent > slots.patience(active)].tolist()}
+        gone = {self._subjects[slot] for slot in active[silent > GONE_NANOS].tolist()}
+        for alert in [each for each in self.register.open.values() if each.stale or each.subject in late]:
+            slot, stale = self._places[alert.subject], alert.subject in late
+            if alert.subject in gone or (stale and alert.state is State.PENDING):
+                slots.state[slot] = IDLE
                 self._end(slot, now, NO_DATA)
             elif stale != alert.stale:
                 self.register.put(replace(self.now(alert), stale=stale))
@@ -160,7 +218,7 @@ class Alerting:
         seen = self._slots.seen[: self._slots.count]
         if self.unwatched_count and ((seen > 0) & (seen < now - DAY_NANOS)).any():
             alerts = self.register.going_on()
-            self._begin_anew([(each, self._slots.document(self._places[each.subject])) for each in alerts])
+            self._begin_anew(alerts)
 
     # ── rules and silences ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -168,7 +226,7 @@ class Alerting:
         """Let these rules apply and no others. Alerts go on as far as their rule is about the same."""
         before, self.rules = self.rules, {rule.id: rule for rule in rules}
         going_on = self.register.going_on()
-        kept: list[tuple[Alert, Mapping[str, Any]]] = []
+        kept: list[Alert] = []
         for alert in going_on:
             slot, rule = self._places[alert.subject], self.rules.get(alert.rule)
             if rule is None:
@@ -176,12 +234,21 @@ class Alerting:
             elif rule.paused or rule.identity != before[rule.id].identity or not self._still_about(rule, alert):
                 self._end(slot, now, RULE_CHANGED)
             else:
-                kept.append((alert, self._slots.document(slot)))
+                kept.append(alert)
         self._begin_anew(kept)
         self.register.trim()
 
-    def _begin_anew(self, kept: Iterable[tuple[Alert, Mapping[str, Any]]]) -> None:
+    def _begin_anew(self, kept: Sequence[Alert]) -> None:
+        """Give places anew: to these alerts, as their slots are, and to what comes."""
+        stored = rows(self._slots.document(self._slots_of(kept)), len(kept))
+        self._begin_with(zip(kept, stored, strict=True))
+
+    def _slots_of(self, alerts: Iterable[Alert]) -> NDArray[np.int64]:
+        return np.array([self._places[each.subject] for each in alerts], np.int64)
+
+    def _begin_with(self, kept: Iterable[tuple[Alert, Mapping[str, Any]]]) -> None:
         """Give places anew: to these alerts, as their slots were, and to what comes."""
+        beats = self._beats()
         self._slots, self._places, self._subjects = Slots(), {}, []
         self.unwatched_count = 0
         active = [rule for rule in self.rules.values() if not rule.paused]
@@ -189,6 +256,27 @@ class Alerting:
         self._looked = ()
         for alert, stored in kept:
             self._slots.restore(self._slot(self.rules[alert.rule], alert.subject), stored)
+        self._wait_for(beats)
+
+    def _beats(self) -> list[tuple[Subject, int]]:
+        """Return when each was heard that is waited for."""
+        slots = self._slots
+        waited = np.flatnonzero((slots.absent[: slots.count] > 0) & (slots.beat[: slots.count] > 0))
+        return [
+            (self._subjects[slot], beat)
+            for slot, beat in zip(waited.tolist(), slots.beat[waited].tolist(), strict=True)
+        ]
+
+    def _wait_for(self, beats: Iterable[tuple[Subject, int]]) -> None:
+        """Go on to wait for those that rules are still about."""
+        for subject, beat in beats:
+            rule = self.rules.get(subject[0])
+            if rule is None or rule.paused or not isinstance(rule.condition, Absent):
+                continue
+            if bool(subject[2]) == bool(rule.selection.metrics) and self._is_about(rule, subject[1], [subject[2]]):
+                slot = self._slot(rule, subject)
+                if slot >= 0:
+                    self._slots.beat[slot] = beat
 
     def adopt_silences(self, silences: Iterable[Silence]) -> None:
         """Let these silences apply and no others."""
@@ -201,6 +289,9 @@ class Alerting:
         if looked == self._looked:
             return
         alerts = self.register.going_on()
+        # Of others only inhibition depends: without it those that did not change are marked as they were.
+        if self._looked[1:] == looked[1:] and not self._inhibits:
+            alerts = [each for each in alerts if each.change > self._looked[0]]
         marks = self._suppression.marks(alerts, self.rules, self.silences.values(), now)
         for alert in alerts:
             silenced, inhibited = marks[alert.id]
@@ -208,11 +299,15 @@ class Alerting:
                 self.register.put(replace(self.now(alert), silenced_by=silenced, inhibited_by=inhibited))
         self._looked = (self.register.change, looked[1])
 
+    @property
+    def _inhibits(self) -> bool:
+        return any(rule.inhibitors for rule in self.rules.values())
+
     def suppressed(self, ended: Sequence[Alert], now: int) -> list[str]:
         """Return the ids of those that are over and that nobody is to be told of at a time."""
         if not ended:
             return []
-        alerts = [*self.register.going_on(), *ended]
+        alerts = [*self.register.going_on(), *ended] if self._inhibits else ended
         marks = self._suppression.marks(alerts, self.rules, self.silences.values(), now)
         return [each.id for each in ended if any(marks[each.id])]
 
@@ -239,7 +334,9 @@ class Alerting:
         return chooses(rule, server, self.names.infos.get(server)) and (not chosen or bool(select(metrics, chosen)))
 
     def _still_about(self, rule: Rule, alert: Alert) -> bool:
-        if isinstance(rule.condition, Threshold | Exhausting):
+        if isinstance(rule.condition, Threshold | Exhausting | Absent):
+            if isinstance(rule.condition, Absent) and bool(alert.subject[2]) != bool(rule.selection.metrics):
+                return False  # it was about servers, and is about metrics, or the other way round
             return self._is_about(rule, alert.server, [alert.subject[2]])
         return not isinstance(rule.condition, Unusual) or chooses(
             rule, alert.server, self.names.infos.get(alert.server)
@@ -252,6 +349,9 @@ class Alerting:
         slot, rule = self._places.get(alert.subject), self.rules.get(alert.rule)
         if slot is None or rule is None or alert.state is State.RESOLVED:
             return alert
+        if isinstance(rule.condition, Absent):
+            silent = (self._listening.nanos - int(self._slots.beat[slot])) / NANOS
+            return described(replace(alert, value=silent), rule)
         if self._slots.seen[slot] == alert.sample_nanos:
             return alert
         figures = replace(alert, value=float(self._slots.value[slot]), sample_nanos=int(self._slots.seen[slot]))
@@ -270,9 +370,11 @@ class Alerting:
                 self.unwatched_count += 1
                 return -1
             condition: Any = rule.condition
-            hold, clear = getattr(condition, "hold_nanos", 0), getattr(condition, "clear_nanos", 0)
+            absent = condition.hold_nanos if isinstance(condition, Absent) else 0
+            hold = 0 if absent else getattr(condition, "hold_nanos", 0)
+            clear = getattr(condition, "clear_nanos", 0)
             stale = max(rule.stale_nanos, 3 * self._outlook_nanos if isinstance(condition, Exhausting) else 0)
-            slot = self._places[subject] = self._slots.add(hold=hold, clear=clear, stale=stale)
+            slot = self._places[subject] = self._slots.add(hold=hold, clear=clear, stale=stale, absent=absent)
             self._subjects.append(subject)
         return slot
 
@@ -314,6 +416,10 @@ class Alerting:
         ended = replace(
             self.now(alert), state=State.RESOLVED, end_nanos=max(time, alert.start_nanos), end_reason=reason
         )
+        rule = self.rules.get(alert.rule)
+        if rule is not None and isinstance(rule.condition, Absent):  # by now it may have sent something
+            silent = (rule.condition.hold_nanos + ended.end_nanos - ended.start_nanos) / NANOS
+            ended = described(replace(ended, value=silent), rule)
         self.register.put(replace(ended, stale=False))
         if ended.fire_nanos:
             self._on_over(ended)
@@ -327,13 +433,13 @@ class Alerting:
             "position": self.position,
             "epoch": register.epoch,
             "change": register.change,
-            "forgotten": register.forgotten,
+            "forgotten": max([register.forgotten, *(each.change for each in register.left)]),
             "anomalies_nanos": self._anomalies_nanos,
-            "alerts": [
-                {"alert": each.document(), "slot": self._slots.document(self._places[each.subject])}
-                for each in register.open.values()
-            ],
-            "over": [each.document() for each in register.over],
+            "listened_nanos": self._listening.nanos,
+            "beats": self._beats(),
+            "open": self._open.of(register.open.values()),
+            "slots": self._slots.document(self._slots_of(register.open.values())),
+            "over": self._over.of(register.over),
         }
 
     def restore(self, stored: Mapping[str, Any], rules: Iterable[Rule], silences: Iterable[Silence]) -> None:
@@ -342,8 +448,15 @@ class Alerting:
         register.forgotten, register.settled = int(stored["forgotten"]), int(stored["change"])
         register.over.extend(Alert.restored(each) for each in stored["over"])
         self.rules = {rule.id: rule for rule in rules}
-        alerts = [(Alert.restored(each["alert"]), each["slot"]) for each in stored["alerts"]]
-        self._begin_anew(alerts)
+        if "open" in stored:
+            alive = [Alert.restored(each) for each in stored["open"]]
+            alerts = list(zip(alive, rows(stored["slots"], len(alive)), strict=True))
+        else:  # as files were until 0.1
+            alerts = [(Alert.restored(each["alert"]), each["slot"]) for each in stored["alerts"]]
+        self._begin_with(alerts)
+        self._listening = Listening(nanos=int(stored.get("listened_nanos", 1)))
+        self._looked_for = self._listening.nanos
+        self._wait_for((tuple(subject), int(beat)) for subject, beat in stored.get("beats", ()))
         register.open.update((alert.subject, alert) for alert, _ in alerts)
         self.register = register
         self.adopt_silences(silences)

@@ -31,7 +31,8 @@ from openmanager_analysis.alerting.suppression import tester
 from openmanager_analysis.alerting.webhook import WebhookError
 from openmanager_analysis.collector import Names
 
-VERSION = 1
+# 1 had a document of each slot; it is still read.
+VERSION = 2
 TICK_SECONDS, REPEAT_LOOK_SECONDS = 1.0, 10.0
 # After a refusal, with jitter.
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 300.0
@@ -108,7 +109,7 @@ class Keeper:
         self._ended: list[Alert] = []  # since the last look
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
-        self._followed_at = self._saved_at = clock.monotonic()
+        self._followed_at = self._saved_at = self._looked_at = clock.monotonic()
         self.is_following: Callable[[], bool] = lambda: True
 
     @staticmethod
@@ -162,7 +163,10 @@ class Keeper:
         """Let time pass; store what has changed; then tell it."""
         now, moment = self._clock.now_nanos(), self._clock.monotonic()
         if self.is_following():
+            if self._looked_at == self._followed_at:  # it was at the last look too
+                self.alerting.wait(round((moment - self._looked_at) * 1e9), now)
             self._followed_at = moment
+        self._looked_at = moment
         # While the log is read again, what is old there says nothing of what is missing now.
         if self._followed_at == moment or moment - self._followed_at > self._patience():
             self.alerting.pass_time(now)
@@ -262,7 +266,7 @@ class Keeper:
         }
 
     def _restore(self, stored: Mapping[str, Any]) -> None:
-        if stored["version"] != VERSION:
+        if stored["version"] not in {1, VERSION}:
             raise ValueError("another version")
         rules = [wire.rule_from(each) for each in stored["rules"]]
         silences = [wire.silence_from(each) for each in stored["silences"]]
@@ -306,7 +310,7 @@ class Keeper:
 
 
 def _save(path: Path, document: Mapping[str, Any]) -> int:
-    content = durable.seal(orjson.dumps(document))
+    content = durable.seal(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.replace(path, content)
     return len(content)

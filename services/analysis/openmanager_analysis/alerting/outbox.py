@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from openmanager_analysis.alerting.alert import Alert, State
+from openmanager_analysis.alerting.alert import Alert, State, Written
 
 Group = tuple[tuple[str, str], ...]
 
 MAX_OWED = 10_000
 MAX_ALERTS = 500
+MAX_KNOWN = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +54,13 @@ class Outbox:
     _times: dict[Group, int] = field(default_factory=dict)  # when a group was told last
     _more: set[Group] = field(default_factory=set)  # groups whose last message did not hold all
     _waiting: dict[Group, int] = field(default_factory=dict)  # since when one has something new
+    # The group of each alert by id, None for one that is not for this receiver: labels never change.
+    _groups: dict[str, Group | None] = field(default_factory=dict)
+    _written: Written = field(default_factory=Written)
 
     def over(self, alert: Alert) -> None:
         """Note that an alert is over. Who may have been told that it fires is told, silence or not."""
-        if alert.id not in self._offered and (alert.suppressed or not self.chooses(alert)):
+        if alert.id not in self._offered and (alert.suppressed or self._group(alert) is None):
             return
         self._owed[alert.id] = alert
         if len(self._owed) > MAX_OWED:
@@ -89,17 +93,17 @@ class Outbox:
         return len(self._owed) + sum(1 for each in alerts if self._is_due(each) and each.id not in self._told)
 
     def _is_due(self, alert: Alert) -> bool:
-        return alert.state is State.FIRING and not alert.suppressed and self.chooses(alert)
+        return alert.state is State.FIRING and not alert.suppressed and self._group(alert) is not None
 
     def due(self, alerts: Iterable[Alert], now: int) -> list[Message]:
         """Return what is to be told at a time, of the alerts that are not over; groups that waited longest first."""
         groups: dict[Group, tuple[list[Alert], list[Alert], list[Alert]]] = {}
         for each in alerts:
-            if self._is_due(each):
+            if each.state is State.FIRING and not each.suppressed and (group := self._group(each)) is not None:
                 known = each.id in self._told
-                groups.setdefault(self._group(each), ([], [], []))[2 if known else 0].append(each)
+                groups.setdefault(group, ([], [], []))[2 if known else 0].append(each)
         for each in self._owed.values():
-            groups.setdefault(self._group(each), ([], [], []))[1].append(each)
+            groups.setdefault(self._labels(each), ([], [], []))[1].append(each)
         self._waiting = {group: min(since, now) for group, since in self._waiting.items() if group in groups}
         self._more &= groups.keys()
         # A clock that was put back must not keep a receiver waiting for what was the present once.
@@ -130,7 +134,15 @@ class Outbox:
         (self._more.add if message.has_more else self._more.discard)(message.group)
         self._waiting.pop(message.group, None)
 
-    def _group(self, alert: Alert) -> Group:
+    def _group(self, alert: Alert) -> Group | None:
+        """Return the group of an alert; None when it is not for this receiver."""
+        if alert.id not in self._groups:
+            if len(self._groups) >= MAX_KNOWN:
+                self._groups.clear()
+            self._groups[alert.id] = self._labels(alert) if self.chooses(alert) else None
+        return self._groups[alert.id]
+
+    def _labels(self, alert: Alert) -> Group:
         return tuple((name, alert.labels.get(name, "")) for name in self.group_by)
 
     # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -138,9 +150,9 @@ class Outbox:
     def document(self) -> dict[str, Any]:
         """Return the books, for `restore`."""
         return {
-            "told": sorted(self._told),
-            "offered": sorted(self._offered - self._told),
-            "owed": [each.document() for each in self._owed.values()],
+            "told": [*self._told],
+            "offered": [*(self._offered - self._told)],
+            "owed": self._written.of(self._owed.values()),
             "times": [[group, time] for group, time in self._times.items()],
             "dropped_count": self.dropped_count,
         }

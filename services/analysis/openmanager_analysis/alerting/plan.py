@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from openmanager.access import fields_of
 from openmanager.frame import ServerInfo
 from openmanager.metric import select
 from openmanager_analysis.alerting.alert import Subject
-from openmanager_analysis.alerting.rule import Rule, Threshold
+from openmanager_analysis.alerting.rule import Absent, Rule, Threshold
 from openmanager_analysis.alerting.slots import Floats, Ints, Judged
 
 MAX_LAYOUTS = 20_000
@@ -25,7 +25,8 @@ Rows = tuple[tuple[int, ...], ...]
 class Plan:
     """P pairs of a value and a rule: the places of values in a tick float64[S·M], their slots, and their bounds.
 
-    What has to be below its bound is judged with the other `sign`.
+    What has to be below its bound is judged with the other `sign`. `grown` are the pairs whose growth is judged. Of rules
+    about absence there are B more: `beat_places` in what is there of a tick bool[S·M + S], the values and then the servers.
     """
 
     places: Ints
@@ -33,10 +34,15 @@ class Plan:
     sign: Floats
     bound: Floats
     clear: Floats
+    grown: Ints
+    beat_places: Ints
+    beat_slots: Ints
 
-    def judge(self, tick: Floats) -> Judged:
-        """Return how what has a value is."""
+    def judge(self, tick: Floats, growth: Callable[[Ints, Floats], Floats]) -> Judged:
+        """Return how what has a value is; `growth` says by how much those of some slots grew in a second."""
         values = tick[self.places]
+        if len(self.grown):
+            values[self.grown] = growth(self.slots[self.grown], values[self.grown])
         signed = values * self.sign
         return Judged(self.slots, signed > self.bound, signed <= self.clear, values).only(~np.isnan(values))
 
@@ -64,10 +70,13 @@ class _Fleet:
 
 
 class Planner:
-    """Plans by the layout of frames. Threshold rules look at values; `slot_of` returns −1 where there is no more room."""
+    """Plans by the layout of frames. Rules on thresholds look at values, those on absence at whether there are some.
+
+    `slot_of` returns −1 where there is no more room.
+    """
 
     def __init__(self, rules: Sequence[Rule], infos: Mapping[str, ServerInfo], slot_of: SlotOf) -> None:
-        self._rules = [rule for rule in rules if isinstance(rule.condition, Threshold)]
+        self._rules = [rule for rule in rules if isinstance(rule.condition, Threshold | Absent)]
         self._infos = infos
         self._slot_of = slot_of
         self._choices = list(dict.fromkeys(_choice(rule) for rule in self._rules))
@@ -111,27 +120,43 @@ class Planner:
         if columns is None:
             columns = self._columns[metrics] = [select(metrics, rule.selection.metrics) for rule in self._rules]
         rows_of = dict(zip(self._choices, rows, strict=True))
-        pairs: list[tuple[int, int, float, float, float]] = []
+        pairs: list[tuple[int, int, float, float, float, bool]] = []
+        beats: list[tuple[int, int]] = []
         for rule, chosen in zip(self._rules, columns, strict=True):
             condition = rule.condition
-            if not chosen or not isinstance(condition, Threshold):
-                continue
-            sign = 1.0 if condition.is_above else -1.0
-            bounds = sign, sign * condition.bound, sign * condition.clear
-            for row in rows_of[_choice(rule)]:
-                for column in chosen:
-                    slot = self._slot_of(rule, (rule.id, servers[row], metrics[column]))
-                    if slot >= 0:
-                        pairs.append((row * len(metrics) + column, slot, *bounds))
-        places, slots, *others = zip(*pairs, strict=True) if pairs else ((),) * 5
+            found = self._pairs(rule, servers, metrics, rows_of[_choice(rule)], chosen)
+            if isinstance(condition, Threshold):
+                sign = 1.0 if condition.is_above else -1.0
+                bounds = sign, sign * condition.bound, sign * condition.clear, condition.per_second
+                pairs.extend((place, slot, *bounds) for place, slot in found)
+            else:
+                beats.extend(found)
+        places, slots, *others, grown = zip(*pairs, strict=True) if pairs else ((),) * 6
         signs, limits, clears = (np.array(each, np.float64) for each in others)
+        beat_places, beat_slots = np.array(beats, np.int64).reshape(-1, 2).T
         return Plan(
             places=np.array(places, np.int64),
             slots=np.array(slots, np.int64),
             sign=signs,
             bound=limits,
             clear=clears,
+            grown=np.flatnonzero(grown),
+            beat_places=beat_places,
+            beat_slots=beat_slots,
         )
+
+    def _pairs(
+        self, rule: Rule, servers: Sequence[str], metrics: Sequence[str], rows: Sequence[int], columns: Sequence[int]
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the place and the slot of each series that a rule chooses; of each server where it is about those."""
+        if not rule.selection.metrics:
+            places = [(len(servers) * len(metrics) + row, servers[row], "") for row in rows]
+        else:
+            places = [(row * len(metrics) + at, servers[row], metrics[at]) for row in rows for at in columns]
+        for place, server, metric in places:
+            slot = self._slot_of(rule, (rule.id, server, metric))
+            if slot >= 0:
+                yield place, slot
 
 
 def _choice(rule: Rule) -> tuple[tuple[str, ...], str]:

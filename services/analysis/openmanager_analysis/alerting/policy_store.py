@@ -57,10 +57,12 @@ class PolicyStore:
         await self._delete(RULE, rule.id, etag)
         self._adopt({name: each for name, each in self._keeper.alerting.rules.items() if name != rule.id})
 
-    async def put_silence(self, silence: Silence) -> None:
-        """Store a silence and let it apply."""
-        await self._put(SILENCE, silence.id, wire.silence_document(silence), "", "silence")
-        self._adopt_silences({**self._keeper.alerting.silences, silence.id: silence})
+    async def put_silence(self, silence: Silence, etag: str = "") -> Silence:
+        """Store a silence and let it apply; AbortedError when an etag is given and not the stored one."""
+        document = {name: part for name, part in wire.silence_document(silence).items() if name != "etag"}
+        found = replace(silence, etag=(await self._put(SILENCE, silence.id, document, etag, "silence")).etag)
+        self._adopt_silences({**self._keeper.alerting.silences, found.id: found})
+        return found
 
     async def follow(self) -> None:
         """Let what is stored apply here, also after somebody else has changed it; for ever."""
@@ -161,7 +163,7 @@ def _rule_of(policy: pb.Policy) -> Rule:
 
 
 def _silence_of(policy: pb.Policy) -> Silence:
-    return wire.silence_from({**_document(policy), "id": policy.id})
+    return wire.silence_from({**_document(policy), "id": policy.id, "etag": policy.etag})
 
 
 def _document(policy: pb.Policy) -> dict[str, Any]:

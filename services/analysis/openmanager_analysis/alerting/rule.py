@@ -23,6 +23,7 @@ MAX_LABELS, MAX_LABEL, MAX_ANNOTATIONS, MAX_ANNOTATION = 20, 255, 10, 1_024
 MAX_INHIBITORS, MAX_EQUAL, MAX_NAMES, MAX_NAME = 5, 10, 1_000, 100
 MAX_HOLD_NANOS = 7 * DAY_NANOS
 DEFAULT_STALE_NANOS, LEAST_STALE_NANOS, MOST_STALE_NANOS = 300 * SECOND_NANOS, 10 * SECOND_NANOS, DAY_NANOS
+LEAST_ABSENT_NANOS, MOST_ABSENT_NANOS = 30 * SECOND_NANOS, DAY_NANOS
 LEAST_WITHIN_NANOS, MOST_WITHIN_NANOS = HOUR_NANOS, 366 * DAY_NANOS
 DEFAULT_PROBABILITY, LEAST_PROBABILITY, CLEAR_SHARE = 0.8, 0.05, 0.75
 
@@ -34,13 +35,14 @@ PLACEHOLDERS = ("server", "metric", "value", "limit", "name")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """A metric above or below `bound`, for `hold_nanos`; well again at `clear`, for `clear_nanos`."""
+    """A metric, or its growth `per_second`, above or below `bound`, for `hold_nanos`; well at `clear`, for `clear_nanos`."""
 
     bound: float
     is_above: bool
     clear: float
     hold_nanos: int = 0
     clear_nanos: int = 0
+    per_second: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,14 @@ class Trouble:
     hold_nanos: int = 0
 
 
-Condition = Threshold | Unusual | Exhausting | Trouble
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """A server, or a metric of it, that has sent nothing for `hold_nanos`."""
+
+    hold_nanos: int
+
+
+Condition = Threshold | Unusual | Exhausting | Trouble | Absent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +111,8 @@ class Rule:
     @property
     def identity(self) -> tuple[Any, ...]:
         """What its alerts are known by: when it changes they are others."""
-        return self.name, self.severity, tuple(sorted(self.labels.items())), type(self.condition)
+        kind = type(self.condition), getattr(self.condition, "per_second", False)
+        return self.name, self.severity, tuple(sorted(self.labels.items())), *kind
 
 
 def check_id(text: str, name: str) -> str:
@@ -170,6 +180,9 @@ def _check_condition(condition: Condition) -> None:
             _check_names("rule.store.services", condition.services)
             _check_names("rule.store.stores", condition.stores)
             _check_range("rule.store.for_duration", condition.hold_nanos, 0, MAX_HOLD_NANOS, "0 to 7 days")
+        case Absent(hold_nanos=nanos):
+            name = "rule.absence.for_duration"
+            _check_range(name, nanos, LEAST_ABSENT_NANOS, MOST_ABSENT_NANOS, "30 s to 1 day")
 
 
 def _check_threshold(condition: Threshold) -> None:

@@ -18,7 +18,7 @@ KEPT_NANOS = 5 * DAY_NANOS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """What `matcher` chooses is not sent in [start_nanos, end_nanos)."""
+    """What `matcher` chooses is not sent in [start_nanos, end_nanos); `etag` is that of the place where it is stored."""
 
     id: str
     matcher: str
@@ -26,6 +26,7 @@ class Silence:
     end_nanos: int
     comment: str
     creator: str = ""
+    etag: str = ""
 
     def holds(self, now: int) -> bool:
         """Say whether it holds at a time."""

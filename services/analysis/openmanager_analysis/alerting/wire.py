@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from openmanager.api.analysis.v1 import alert_pb2 as pb
@@ -20,18 +21,19 @@ from openmanager.runtime import validate
 from openmanager_analysis.alerting import matcher
 from openmanager_analysis.alerting import rule as rules
 from openmanager_analysis.alerting.alert import Alert
-from openmanager_analysis.alerting.rule import Exhausting, Inhibitor, Rule, Threshold, Trouble, Unusual
+from openmanager_analysis.alerting.rule import Absent, Exhausting, Inhibitor, Rule, Threshold, Trouble, Unusual
 from openmanager_analysis.alerting.silence import Silence
 from openmanager_analysis.anomaly import Severity
 from openmanager_analysis.history import Selection
 
 UPDATABLE = (
-    "name", "selector", "threshold", "anomaly", "exhaustion", "store", "severity", "labels", "annotations", "inhibitors",
-    "stale_duration", "paused",
+    "name", "selector", "threshold", "anomaly", "exhaustion", "store", "absence", "severity", "labels", "annotations",
+    "inhibitors", "stale_duration", "paused",
 )  # fmt: skip
-MAX_PATHS = 100
+SILENCE_UPDATABLE = ("matcher", "start_time", "end_time", "comment")
 _OUTPUT = ("etag", "update_time", "series_count")
 _STATE = "STORAGE_STATE_"
+M = TypeVar("M", bound=Message)
 _time = validate.Years(EARLIEST_PLAUSIBLE_NANOS, LATEST_PLAUSIBLE_NANOS, "2000–2199").time_of
 
 
@@ -63,18 +65,7 @@ def rule(message: pb.AlertRule) -> Rule:
 def _condition(message: pb.AlertRule) -> rules.Condition:
     match message.WhichOneof("condition"):
         case "threshold":
-            threshold = message.threshold
-            bound = threshold.WhichOneof("bound")
-            if bound is None:
-                raise missing("rule.threshold.above or rule.threshold.below")
-            value = getattr(threshold, bound)
-            return Threshold(
-                bound=value,
-                is_above=bound == "above",
-                clear=threshold.clear if threshold.HasField("clear") else value,
-                hold_nanos=_length(threshold, "for_duration", "rule.threshold."),
-                clear_nanos=_length(threshold, "clear_duration", "rule.threshold."),
-            )
+            return _threshold(message.threshold)
         case "anomaly":
             severity = message.anomaly.min_severity or analysis_pb2.ANOMALY_SEVERITY_WARNING
             return Unusual(severity=Severity(severity), score=message.anomaly.min_score)
@@ -100,8 +91,27 @@ def _condition(message: pb.AlertRule) -> rules.Condition:
                 states=frozenset(status_pb2.StorageState.Name(each).removeprefix(_STATE) for each in store.states),
                 hold_nanos=_length(store, "for_duration", "rule.store."),
             )
+        case "absence":
+            if not message.absence.HasField("for_duration"):
+                raise missing("rule.absence.for_duration")
+            return Absent(hold_nanos=_length(message.absence, "for_duration", "rule.absence."))
         case _:
-            raise missing("rule.threshold, rule.anomaly, rule.exhaustion or rule.store")
+            raise missing("rule.threshold, rule.anomaly, rule.exhaustion, rule.store or rule.absence")
+
+
+def _threshold(threshold: pb.ThresholdCondition) -> Threshold:
+    bound = threshold.WhichOneof("bound")
+    if bound is None:
+        raise missing("rule.threshold.above or rule.threshold.below")
+    value = getattr(threshold, bound)
+    return Threshold(
+        bound=value,
+        is_above=bound == "above",
+        clear=threshold.clear if threshold.HasField("clear") else value,
+        hold_nanos=_length(threshold, "for_duration", "rule.threshold."),
+        clear_nanos=_length(threshold, "clear_duration", "rule.threshold."),
+        per_second=threshold.per_second,
+    )
 
 
 def _length(message: Any, name: str, prefix: str) -> int:
@@ -138,6 +148,7 @@ def rule_message(found: Rule, series_count: int = 0) -> pb.AlertRule:
             message.threshold.clear = condition.clear
             _set(message.threshold.for_duration, condition.hold_nanos)
             _set(message.threshold.clear_duration, condition.clear_nanos)
+            message.threshold.per_second = condition.per_second
         case Unusual() as condition:
             message.anomaly.min_severity = analysis_pb2.AnomalySeverity.ValueType(condition.severity)
             message.anomaly.min_score = condition.score
@@ -155,24 +166,24 @@ def rule_message(found: Rule, series_count: int = 0) -> pb.AlertRule:
                 status_pb2.StorageState.Value(f"{_STATE}{each}") for each in sorted(condition.states)
             )
             _set(message.store.for_duration, condition.hold_nanos)
+        case Absent() as condition:
+            _set(message.absence.for_duration, condition.hold_nanos)
     return message
 
 
 def changed(known: Rule, wanted: pb.AlertRule, paths: Sequence[str]) -> Rule:
     """Return a rule with the fields of a mask taken from a message."""
-    if not paths:
-        raise missing("update_mask")
-    if len(paths) > MAX_PATHS:
-        raise invalid("update_mask", f"has more than {MAX_PATHS} paths")
-    for path in paths:
-        if path not in UPDATABLE:
-            raise invalid("update_mask", f"has the unknown path {path[:40]!r}; known are {', '.join(UPDATABLE)}")
-    message, taken = rule_message(known), pb.AlertRule()
+    return rule(_merged(rule_message(known), wanted, validate.mask(paths, UPDATABLE)))
+
+
+def _merged(message: M, wanted: M, paths: Sequence[str]) -> M:
+    """Return a message with some fields taken from another."""
+    taken = type(message)()
     taken.CopyFrom(wanted)
-    for path in pb.AlertRule.DESCRIPTOR.fields_by_name:
-        (message if path in paths else taken).ClearField(path)  # type: ignore[arg-type]
+    for path in message.DESCRIPTOR.fields_by_name:
+        (message if path in paths else taken).ClearField(path)
     message.MergeFrom(taken)
-    return rule(message)
+    return message
 
 
 def rule_document(found: Rule) -> dict[str, Any]:
@@ -218,6 +229,12 @@ def silence(message: pb.Silence, now: int) -> Silence:
     )
 
 
+def changed_silence(known: Silence, wanted: pb.Silence, paths: Sequence[str], now: int) -> Silence:
+    """Return a silence with the fields of a mask taken from a message; it is to be checked yet."""
+    message = _merged(silence_message(known, now), wanted, validate.mask(paths, SILENCE_UPDATABLE))
+    return replace(silence(message, now), id=known.id, creator=known.creator, etag=known.etag)
+
+
 def silence_message(found: Silence, now: int, alert_count: int = 0) -> pb.Silence:
     """Return the message of a silence as it is at a time."""
     message = pb.Silence(
@@ -227,6 +244,7 @@ def silence_message(found: Silence, now: int, alert_count: int = 0) -> pb.Silenc
         creator=found.creator,
         state=silence_state(found, now),
         alert_count=alert_count,
+        etag=found.etag,
     )
     message.start_time.FromNanoseconds(found.start_nanos)
     message.end_time.FromNanoseconds(found.end_nanos)
@@ -249,6 +267,7 @@ def silence_document(found: Silence) -> dict[str, Any]:
         "end_nanos": str(found.end_nanos),
         "comment": found.comment,
         "creator": found.creator,
+        "etag": found.etag,
     }
 
 
@@ -263,6 +282,7 @@ def silence_from(document: Mapping[str, Any]) -> Silence:
         end_nanos=int(document["end_nanos"]),
         comment=str(document["comment"]),
         creator=str(document["creator"]),
+        etag=str(document.get("etag", "")),
     )
 
 

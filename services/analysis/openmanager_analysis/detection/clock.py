@@ -70,6 +70,14 @@ class Clock:
             hour=int(time_unix_millis // 3_600_000 + _THURSDAY_HOURS) % HOURS,
         )
 
+    def step_back(self, time_unix_millis: int) -> int:
+        """Go on one interval before a stamp that is not after the last; return by how many milliseconds that is back."""
+        interval = float(np.median(self.recent)) if len(self.recent) else _FIRST_INTERVAL
+        back = int(self.last_millis[0]) - time_unix_millis + round(interval * 1000)
+        self.first_millis -= back
+        self.last_millis -= back
+        return back
+
     def _pass(self, time_unix_millis: int) -> float:
         last = int(self.last_millis[0])
         if last < 0:

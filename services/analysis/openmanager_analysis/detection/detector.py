@@ -128,6 +128,11 @@ class Detector:
             value=values,
         )
 
+    def step_back(self, time_unix_millis: int) -> None:
+        """Go on at a stamp that is not after the last, as if one interval had passed: a clock was ahead, and was put back."""
+        if time_unix_millis <= self._clock.last_millis[0]:
+            self._raw_millis -= self._clock.step_back(time_unix_millis)
+
     def _rates(self, time_unix_millis: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Turn counters into differences a second; after a reset there is none."""
         seconds = np.maximum(time_unix_millis - self._raw_millis, 1) / 1000

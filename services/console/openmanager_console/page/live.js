@@ -9,6 +9,8 @@ export class Live extends EventTarget {
   servers = new Map();
   leftOut = 0;
   anomalies = [];
+  alerts = [];
+  alertCounts = {};
   // Of each topic: undefined while nothing is known, null when it is well, otherwise what is wrong.
   trouble = {};
   // "" while the console is heard; otherwise what is wrong.
@@ -28,7 +30,7 @@ export class Live extends EventTarget {
     this.stop();
     const source = new EventSource("/api/events");
     this.#source = source;
-    for (const topic of ["status", "fleet", "anomalies", "beat"]) {
+    for (const topic of ["status", "fleet", "anomalies", "alerts", "beat"]) {
       source.addEventListener(topic, (event) => this.#take(topic, JSON.parse(event.data)));
     }
     source.addEventListener("end", (event) => this.#refused(JSON.parse(event.data)));
@@ -58,6 +60,7 @@ export class Live extends EventTarget {
     this.trouble[topic] = content.trouble;
     if (topic === "status" && content.board) this.board = content.board;
     if (topic === "anomalies" && content.anomalies) this.anomalies = content.anomalies;
+    if (topic === "alerts" && content.alerts) [this.alerts, this.alertCounts] = [content.alerts, content.counts];
     if (topic === "fleet" && content.servers) this.#takeServers(content);
     this.#tell(topic);
   }

@@ -1,3 +1,4 @@
+import { Alerts } from "./alerts.js";
 import { Anomalies } from "./anomalies.js";
 import { Board } from "./board.js";
 import { Fleet } from "./fleet.js";
@@ -9,11 +10,13 @@ const live = new Live();
 const fleet = new Fleet(live);
 const board = new Board(live);
 const anomalies = new Anomalies(live);
+const alerts = new Alerts(live);
 let view = null;
 
 live.addEventListener("fleet", () => fleet.render());
 live.addEventListener("status", () => { board.render(); contact(); });
 live.addEventListener("anomalies", () => anomalies.render());
+live.addEventListener("alerts", () => alerts.render());
 live.addEventListener("contact", contact);
 live.addEventListener("refused", (event) => signIn(event.detail));
 
@@ -34,17 +37,17 @@ setInterval(() => setText(byId("moment"), live.heard ? timeOfDay(new Date(live.h
 // ── where we are ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 function route() {
-  const found = /^#\/server\/(.+)$/.exec(location.hash);
-  let id = "";
-  try { id = found ? decodeURIComponent(found[1]) : ""; } catch { /* no name */ }
-  if (view && view.id === id) return;
+  const found = /^#\/server\/([^/]+)(?:\/(.+))?$/.exec(location.hash);
+  let [id, metric] = ["", ""];
+  try { [id, metric] = found ? [found[1], found[2] ?? ""].map(decodeURIComponent) : ["", ""]; } catch { /* no name */ }
+  if (view && view.id === id && view.metric === metric) return;
   view?.close();
   view = null;
   byId("overview").hidden = Boolean(id) || !byId("sign-in").hidden;
   byId("server").hidden = !id || !byId("sign-in").hidden;
   byId("server").replaceChildren();
   document.title = id ? `${id} · OpenManager` : "OpenManager";
-  if (id && byId("sign-in").hidden) view = new ServerView(id, live, byId("server"));
+  if (id && byId("sign-in").hidden) view = new ServerView(id, live, byId("server"), metric);
 }
 
 let moved = false;
@@ -67,6 +70,7 @@ function signIn(error) {
   byId("overview").hidden = byId("server").hidden = true;
   byId("person").hidden = true;
   setText(byId("overall"), "Signed out");
+  byId("alert-count").replaceChildren();
   byId("overall").dataset.state = "UNKNOWN";
   byId("banner").hidden = true;
   if (error && error.reason !== "CREDENTIALS_REQUIRED") setText(byId("sign-in-problem"), sentence(error.message));

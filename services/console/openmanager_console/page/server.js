@@ -17,8 +17,10 @@ export class ServerView {
   #minutes = 60;
   #metrics = new Map();
 
-  constructor(id, live, root) {
+  // `metric`: the one whose chart is wanted, whatever else is shown.
+  constructor(id, live, root, metric) {
     this.id = id;
+    this.metric = metric;
     this.live = live;
     this.root = root;
     this.state = h("span", {});
@@ -115,6 +117,7 @@ export class ServerView {
     if (!this.#charts.size) {
       const named = HEADLINES.filter((key) => this.#metrics.has(key));
       for (const key of named.length ? named : [...this.#metrics.keys()].slice(0, 3)) this.#show(key);
+      if (this.#metrics.has(this.metric)) this.#show(this.metric);
     }
   }
 

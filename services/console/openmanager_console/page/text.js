@@ -24,7 +24,7 @@ const STATES = {
   OK: "OK", SLOW: "Slow", DOWN: "Down", HUNG: "Hung", EMPTY: "Empty", READONLY: "Read-only", RECOVERING: "Recovering",
   HEALTHY: "Healthy", WARNING: "Warning", CRITICAL: "Critical", OFFLINE: "Offline", INFO: "Info", UNKNOWN: "Unknown",
 };
-export const shortState = (state) => (state || "UNKNOWN").replace(/^(STORAGE|SERVER)_STATE_|^ANOMALY_SEVERITY_/, "");
+export const shortState = (state) => (state || "UNKNOWN").replace(/^(STORAGE|SERVER)_STATE_|^(ANOMALY|ALERT)_SEVERITY_/, "");
 export const stateName = (state) => STATES[shortState(state)] ?? shortState(state);
 export const badge = (state, text) => h("span", { class: "badge", "data-state": shortState(state) }, text ?? stateName(state));
 

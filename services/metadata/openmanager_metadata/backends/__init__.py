@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 from openmanager.runtime.status import Finding
 
+# What the service's connections are called, in every version.
+APPLICATION = "openmanager-metadata"
 Row = Any
 T = TypeVar("T")
 # Advisory locks, the same in every version: of migrations, of the end of the audit log (a migration names it too), and

@@ -26,7 +26,7 @@ from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.credential import Credential
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
-from openmanager_metadata.backends import Statements, StrangerError
+from openmanager_metadata.backends import APPLICATION, Statements, StrangerError
 from openmanager_metadata.backends.hosts import Hosts
 from openmanager_metadata.backends.migration import SchemaError, is_current, migrate
 from openmanager_metadata.backends.privileges import grant, role_of
@@ -231,7 +231,7 @@ class PostgresqlDatabase:
         return {
             "timeout": self._config.connect_timeout.total_seconds(),
             "statement_cache_size": self._config.statement_cache,
-            "server_settings": {"application_name": "openmanager-metadata", "timezone": "UTC", **settings},
+            "server_settings": {"application_name": APPLICATION, "timezone": "UTC", **settings},
         }
 
     async def _connect_known(self) -> asyncpg.Connection:

@@ -1,0 +1,2 @@
+DROP INDEX ai_interactions_confidence;
+CREATE INDEX ai_interactions_confidence ON ai_interactions (confidence);
