@@ -17,7 +17,7 @@ from conftest import wait_until
 from openmanager_cache.backends.redis import RedisStore
 from openmanager_cache.mirror import Mirror
 from probed import opened, until, until_one_of
-from valkeys import Valkeys
+from valkeys import SHORT_MILLIS, Valkeys
 
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.status.v1 import status_pb2
@@ -88,7 +88,7 @@ async def is_promoted(server: valkeys.Valkey) -> bool:
 
 
 async def test_a_replica_that_was_behind_is_filled_again_when_sentinels_promote_it():
-    async with valkeys.sentinels() as servers, mirrored(servers) as hot:
+    async with valkeys.sentinels(SHORT_MILLIS) as servers, mirrored(servers) as hot:
         master, replica = servers.servers
         replica.send(signal.SIGSTOP)
         await master.ask("CLIENT", "KILL", "TYPE", "REPLICA")
@@ -107,7 +107,7 @@ async def test_a_replica_that_was_behind_is_filled_again_when_sentinels_promote_
 
 
 async def test_a_master_that_hung_is_not_written_to_when_it_is_back():
-    async with valkeys.sentinels() as servers, mirrored(servers) as hot:
+    async with valkeys.sentinels(SHORT_MILLIS) as servers, mirrored(servers) as hot:
         master, replica = servers.servers
         master.send(signal.SIGSTOP)
         await until(hot.shown, status_pb2.STORAGE_STATE_HUNG, "does not answer")
@@ -125,7 +125,7 @@ async def test_a_master_that_hung_is_not_written_to_when_it_is_back():
 
 
 async def test_a_master_of_a_cluster_is_replaced_and_what_its_replica_lacked_written_again():
-    async with valkeys.cluster(replicas=True) as servers, mirrored(servers) as hot:
+    async with valkeys.cluster(SHORT_MILLIS, replicas=True) as servers, mirrored(servers) as hot:
         master = servers.servers[0]
         masters_key = await key_at(servers, hot, 0)
         replica = servers.servers[3]
@@ -148,7 +148,7 @@ async def test_a_master_of_a_cluster_is_replaced_and_what_its_replica_lacked_wri
 
 
 async def test_a_master_of_a_cluster_without_a_replica_is_done_without_and_filled_when_it_is_back():
-    async with valkeys.cluster() as servers, mirrored(servers) as hot:
+    async with valkeys.cluster(SHORT_MILLIS) as servers, mirrored(servers) as hot:
         lost = servers.servers[1]
         lost.kill()
         hot.change("s0")
@@ -162,7 +162,7 @@ async def test_a_master_of_a_cluster_without_a_replica_is_done_without_and_fille
 
 async def test_hot_state_is_read_on_while_a_master_is_away(tmp_path: Path):
     async with contextlib.AsyncExitStack() as stack:
-        servers = await stack.enter_async_context(valkeys.sentinels())
+        servers = await stack.enter_async_context(valkeys.sentinels(SHORT_MILLIS))
         mesh = await stack.enter_async_context(local_mesh(tmp_path, {("cache", "redis_url"): servers.url}))
         client = await stack.enter_async_context(Client(mesh.gateway))
         await client.write_frame(frame_of(3, 5))
