@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -28,6 +29,7 @@ from openmanager_timeseries.log import Log, LogOptions
 from bench.data import frame
 from bench.rpc import cpu_seconds, free_ports
 from openmanager.frame import encode
+from openmanager.runtime import launch
 from openmanager.runtime.clock import SystemClock
 
 SERVER = "nats-server"
@@ -101,7 +103,9 @@ async def jetstream(*, synced: bool) -> AsyncIterator[tuple[Any, dict[str, subpr
                 f"cluster {{name: log, listen: 127.0.0.1:{base + 3 + at}, routes: [{routes}]}}\n"
             )
             running[name] = subprocess.Popen(
-                [str(shutil.which(SERVER)), "-c", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                launch.argv([str(shutil.which(SERVER)), "-c", str(file)], death_signal=signal.SIGKILL),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
 
         for each in range(3):
