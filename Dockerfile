@@ -35,7 +35,7 @@ RUN groupadd --gid 10001 openmanager \
     && install -d -o 10001 -g 10001 -m 0700 /var/lib/openmanager /etc/openmanager/tls \
        /etc/openmanager/certs/ca /etc/openmanager/certs/timeseries /etc/openmanager/certs/cache \
        /etc/openmanager/certs/metadata /etc/openmanager/certs/analysis /etc/openmanager/certs/simulator /etc/openmanager/certs/gateway \
-       /etc/openmanager/certs/console
+       /etc/openmanager/certs/console /etc/openmanager/certs/edge /etc/openmanager/edge
 COPY --from=builder /opt/openmanager /opt/openmanager
 COPY --from=restic /usr/bin/restic /usr/local/bin/restic
 ENV PATH=/opt/openmanager/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test clients check format protos docs dashboards lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling upgrade release image image-test env clean
+.PHONY: help setup run edge test clients check format protos docs dashboards slo lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling upgrade release image image-test env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP) ## start the whole mesh on this machine, with the simulator ticking
 	@$(BIN)/openmanager up
 
+edge: $(STAMP) ## run Envoy before the mesh of this machine: REST and gRPC-Web at http://127.0.0.1:50443
+	@$(BIN)/python scripts/run_edge.py $(ARGUMENTS)
+
 test: $(STAMP) ## run every test, two beside each other (WORKERS=2)
 	@$(BIN)/python -m pytest -q --numprocesses $(or $(WORKERS),2) --dist loadfile
 
@@ -36,6 +39,7 @@ check: $(STAMP) ## all static checks, fastest first
 	@$(BIN)/python scripts/protos.py --check
 	@$(BIN)/python scripts/configuration.py --check
 	@$(BIN)/python scripts/dashboards.py --check
+	@$(BIN)/python scripts/slo.py --check
 	@$(BIN)/python scripts/licences.py --check
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
@@ -51,6 +55,9 @@ docs: $(STAMP) ## generate docs/configuration.md
 
 dashboards: $(STAMP) ## generate deploy/grafana/dashboards
 	@$(BIN)/python scripts/dashboards.py
+
+slo: $(STAMP) ## generate deploy/slo/alerts.yaml
+	@$(BIN)/python scripts/slo.py
 
 sbom: $(STAMP) ## write dist/openmanager.cdx.json, a CycloneDX bill of what the lock installs
 	@$(BIN)/python scripts/sbom.py

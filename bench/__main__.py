@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
-from bench import analysis, auditing, backfill, catching_up, interactions, local, rpc
+from bench import analysis, auditing, backfill, catching_up, footprint, interactions, local, plan, rpc
 from bench.pair import Row
 
 PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
@@ -22,11 +22,13 @@ PARTS: dict[str, Callable[[], Row | Iterable[Row]]] = {
     "ack-1000": lambda: local.acknowledged(1000, 48, 4),
     "block": local.block,
     "rpc": rpc.rows,
+    "idle": footprint.rows,
     "backfill": backfill.rows,
     "catching-up": catching_up.rows,
     "interactions": interactions.rows,
     "audit": auditing.rows,
     "analysis": analysis.rows,
+    "plan": plan.rows,
 }
 
 

@@ -36,7 +36,7 @@ def rows() -> Iterator[Row]:
         yield _row(f"a tick of {servers * METRICS:,} series", _ticking(servers), limit)
     name = f"a tick of {TICK_SERVERS * METRICS:,} series, 100 rules"
     yield _row(name, _judging(TICK_SERVERS, 100), RULES_MILLIS)
-    size = len(_watching(TICK_SERVERS).to_bytes()) / (TICK_SERVERS * METRICS)
+    size = sum(each.nbytes for each in _watching(TICK_SERVERS).arrays().values()) / (TICK_SERVERS * METRICS)
     yield at_most("state of a series", (size, STATE_BYTES, size / STATE_BYTES), 1, "B", 1)
     times, values = _hours(28)
     yield _row("a week ahead, of 28 days by the hour", lambda: forecast(times, values, 168), FORECAST_MILLIS)

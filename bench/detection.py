@@ -162,7 +162,7 @@ def cost_table(series: int = 10_220, ticks: int = 300) -> None:
     for row in range(50, 50 + ticks):
         detector.observe(1_700_000_000_000 + row * 10_000, values[row % 16])
     spent = (time.process_time() - begun) / ticks
-    size = len(detector.to_bytes()) / series
+    size = sum(each.nbytes for each in detector.arrays().values()) / series
     alone, one = Detector(1), values[:, :1].copy()
     begun = time.process_time()
     for row in range(5000):

@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.data import INTERVAL
@@ -26,26 +26,27 @@ LARGE_TICKS = 4
 
 @dataclass(frozen=True)
 class Steady:
-    """What a steady load saw: seconds to each acknowledgement, CPU seconds a second, and the most bytes of memory."""
+    """What a steady load saw: seconds to each acknowledgement, CPU seconds a second, and the most bytes of memory.
+
+    Also the blocks and the files of the 5 m tier that there were at the end.
+    """
 
     waits: Sequence[float]
     cpu: float
     peak: int
+    blocks: int = 0
+    buckets: int = 0
 
 
 def steady(minutes: float = MINUTES, pace: float = PACE_SECONDS) -> Iterator[Row]:
     """Send a frame of 1,000 × 511 every `pace` seconds; sealing, rolling up and merging go on as they are set to."""
-    fleet = Fleet(SERVERS)
-    with tempfile.TemporaryDirectory() as folder, timeseries(Path(folder)) as server:
-        found = asyncio.run(_send(server, fleet, int(minutes * 60 / pace), pace))
-        blocks = len(list((Path(folder) / "blocks").iterdir()))
-        buckets = len(list((Path(folder) / "tiers" / "5m").iterdir()))
+    found = loaded(minutes, pace)
     waits = sorted(found.waits)
     p50, p99 = (waits[min(len(waits) - 1, int(len(waits) * share))] for share in (0.5, 0.99))
     shape = f"{SERVERS:,} × {METRICS} every {pace:g} s for {minutes:g} min"
     note = (
         f"{len(waits)} frames, max {waits[-1] * 1e3:.0f} ms; frames are {INTERVAL / 1e9:g} s apart, "
-        f"{blocks} blocks and {buckets} files of 5 m at the end"
+        f"{found.blocks} blocks and {found.buckets} files of 5 m at the end"
     )
     yield at_most(f"{shape}, ack p99 against p50", (p99, p50, p99 / p50), 3, "ms", 1e3, note)
     share = found.cpu * pace / (INTERVAL / 1e9)
@@ -58,6 +59,15 @@ def steady(minutes: float = MINUTES, pace: float = PACE_SECONDS) -> Iterator[Row
         f"{found.cpu:.2f} cores at the pace measured",
     )
     yield at_most(f"{shape}, RSS of timeseries, against 1 GiB", _gigabytes(found.peak), 1, "GiB", 2.0**-30)
+
+
+def loaded(minutes: float = MINUTES, pace: float = PACE_SECONDS) -> Steady:
+    """Return what timeseries takes while a frame of 1,000 × 511 comes every `pace` seconds."""
+    fleet = Fleet(SERVERS)
+    with tempfile.TemporaryDirectory() as folder, timeseries(Path(folder)) as server:
+        found = asyncio.run(_send(server, fleet, int(minutes * 60 / pace), pace))
+        blocks, buckets = (len(list((Path(folder) / name).iterdir())) for name in ("blocks", "tiers/5m"))
+    return replace(found, blocks=blocks, buckets=buckets)
 
 
 def _gigabytes(peak: int) -> tuple[float, float, float]:

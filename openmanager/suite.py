@@ -43,10 +43,16 @@ SERVICES: dict[str, tuple[str, ...]] = {
     ),
 }
 GATEWAY = "gateway"
+# The proto services that clients find at the gateway.
+PUBLIC = ("openmanager.api.gateway.v1.GatewayService", *(each for services in SERVICES.values() for each in services))
 NAMES = (*SERVICES, GATEWAY)
 # Speaks HTTP, and is a client of the gateway: no server of the mesh, but run like one.
 CONSOLE = "console"
 PROGRAMS = (*NAMES, CONSOLE)
+# Envoy before the gateways, where it runs: deploy/envoy.
+EDGE = "edge"
+# Who has a certificate of the mesh.
+CERTIFIED = (*PROGRAMS, EDGE)
 
 
 def load_protos() -> None:

@@ -17,8 +17,9 @@ GENERATED = Path("openmanager/api")
 
 
 def generate(out: Path) -> None:
-    """Write message, stub and type files for every proto below `protos/` into `out`."""
-    sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    """Write message, stub and type files for every proto of ours below `protos/` into `out`."""
+    # protos/google is in googleapis-common-protos already; it is there for whoever generates from protos/ alone.
+    sources = sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / "openmanager").rglob("*.proto"))
     well_known = resources.files("grpc_tools") / "_proto"
     arguments = [
         "protoc",

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 
 from openmanager.api.status.v1 import status_pb2
+from openmanager.runtime import measure
 from openmanager.runtime.background import working
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.module import Runtime, Service, service_descriptor
@@ -49,6 +50,7 @@ class GatewayModule:
                 jitter=random.Random(),  # noqa: S311  (jitter)
                 head_interval=config.head_interval,
             )
+            measure.observe_staleness(replica.staleness)
             copy = Storage(name="replica", role="hot state", engine="memory", check=replica.look, clock=runtime.clock)
             started = runtime.clock.now_nanos()
             board = StatusBoard(

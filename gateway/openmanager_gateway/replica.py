@@ -181,6 +181,12 @@ class Replica:
             servers.append(make_server(message, frame.metrics, frame.values[-1, at]))
         self.fleet.put(servers)
 
+    def staleness(self) -> float | None:
+        """Return the seconds for which nobody has told of changes; None as long as nothing is known at all."""
+        if self._following:
+            return 0.0
+        return max(0, self._clock.now_nanos() - self._as_of_nanos) / 1e9 if self._as_of_nanos else None
+
     def describe(self) -> provenance_pb2.Provenance:
         """Return the provenance of an answer given now."""
         now = self._clock.now_nanos()

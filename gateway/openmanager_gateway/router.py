@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from openmanager.errors import DeadlineExceededError
+from openmanager.runtime.address import FORWARDED_FOR
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, NO_DEADLINE_SECONDS, forwarded, raw, unbounded
@@ -18,9 +19,18 @@ from openmanager.runtime.peer import Peer
 HOP_SECONDS = 0.05
 LEAST_SECONDS = 0.02
 
-# Ours to set, or the transport's; and what somebody came with is between them and the gateway.
+# Ours to set, or the transport's; and what somebody came with, and from where, is between them and the gateway.
 _NOT_PASSED = frozenset(
-    {"authorization", "user-agent", "traceparent", "tracestate", "content-type", "te", "grpc-accept-encoding"}
+    {
+        "authorization",
+        FORWARDED_FOR,
+        "user-agent",
+        "traceparent",
+        "tracestate",
+        "content-type",
+        "te",
+        "grpc-accept-encoding",
+    }
 )
 _INTERNAL_PREFIX = "x-openmanager-"
 

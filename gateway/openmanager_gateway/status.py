@@ -20,6 +20,8 @@ POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 10.0
 # Longer than a busy service lets wait.
 PROBE_SECONDS = 1.0
+# Between looks at a service that is well and that nobody has called for so long: nobody waits for what it would find.
+IDLE_SECONDS, IDLE_INTERVAL_SECONDS = 5.0, 2.0
 
 
 class StatusBoard:
@@ -76,7 +78,7 @@ class StatusBoard:
 
 
 async def probe(upstream: Upstream) -> None:
-    """Ask a service once a second whether it is alive, for ever, and tell its breaker.
+    """Ask a service again and again whether it is alive, for ever, and tell its breaker.
 
     A service that hangs is found here and not by calls, which may take as long as their callers like. One that cannot be
     reached is the channel's affair: it refuses calls at once, and connects again by itself.
@@ -91,7 +93,8 @@ async def probe(upstream: Upstream) -> None:
         except OpenManagerError:
             state = status_pb2.STORAGE_STATE_SLOW  # neither hung nor well
         upstream.breaker.probed(state, reason)
-        await asyncio.sleep(PROBE_INTERVAL_SECONDS)
+        idle = state == status_pb2.STORAGE_STATE_OK and not upstream.breaker.called_within(IDLE_SECONDS)
+        await asyncio.sleep(IDLE_INTERVAL_SECONDS if idle else PROBE_INTERVAL_SECONDS)
 
 
 def _states(board: pb.GetStorageStatusResponse) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -126,6 +127,16 @@ def create_command(**options: Any) -> None:
     """Create a rule ID: on METRICs (keys, names or globs), on anomalies, on limits to come, on stores, or on silence."""
     wanted = _wanted(options)
     connection.run(lambda client: _create(client, wanted, as_json=options["as_json"]))
+
+
+@rules.command("apply", epilog=render.examples("alerts rules apply deploy/slo/rules.toml"))
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+def apply_command(*, file: Path) -> None:
+    """Create the rules of a TOML FILE, and change those that there are to what it says. Others are left alone."""
+    from openmanager.cli import rules_file
+
+    wanted = rules_file.read(file)
+    connection.run(lambda client: rules_file.apply(client, wanted))
 
 
 @rules.command("delete", epilog=render.examples("alerts rules delete cpu"))

@@ -61,7 +61,7 @@ def init(folder: Path) -> None:
 @click.option("--init", "make", is_flag=True, help="Make the authority first where there is none.")
 @click.option("--days", type=click.IntRange(1, MAX_DAYS), default=30, show_default=True, help="How long it holds.")
 def issue(folder: Path, names: tuple[str, ...], hosts: tuple[str, ...], *, make: bool, days: int) -> None:
-    """Issue a certificate and a key to each NAME: by default to every service.
+    """Issue a certificate and a key to each NAME: by default to every service, and to the edge.
 
     A service's certificate also holds its name within the mesh, its plain name, and this machine's loopback. Any other
     NAME is that of a client, who may call but not serve.
@@ -71,11 +71,11 @@ def issue(folder: Path, names: tuple[str, ...], hosts: tuple[str, ...], *, make:
     if make:
         authority.make(folder, now=certificate.utc_now())
     signer = _open(folder)
-    for name in names or suite.PROGRAMS:
+    for name in names or suite.CERTIFIED:
         if check_name(name) == _RESERVED:
             raise ConfigurationError(f"{_RESERVED} is the folder of the authority: choose another name")
-        identity = name if name in suite.PROGRAMS else CLIENT + name
-        found = (*hosts, name, *LOOPBACK) if name in suite.PROGRAMS else ()
+        identity = name if name in suite.CERTIFIED else CLIENT + name
+        found = (*hosts, name, *LOOPBACK) if name in suite.CERTIFIED else ()
         place = signer.issue(identity, found, now=certificate.utc_now(), lifetime=timedelta(days=days))
         click.echo(f"{place} holds for {days} days")
 

@@ -47,6 +47,7 @@ M = TypeVar("M", bound=Message)
 @click.option("--interval", metavar="DURATION", help="Time between the fleet's ticks.  [default: 10s]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the fleet.  [default: 1]")
 @click.option("--no-simulation", is_flag=True, help="Start the simulator without letting it tick.")
+@click.option("--own-metrics", is_flag=True, help="Store what the services measure of themselves here too.")
 def up(**options: Any) -> None:
     """Start the mesh: PostgreSQL, Valkey, and every service, until Ctrl-C.
 
@@ -71,6 +72,7 @@ def _flags(options: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
         ("simulator", "interval"): options["interval"],
         ("simulator", "seed"): options["seed"],
         ("simulator", "autostart"): False if options["no_simulation"] else None,
+        ("server", "own_metrics"): True if options["own_metrics"] else None,
     }
     gateway = options["gateway"] or os.environ.get("OPENMANAGER_GATEWAY")
     if gateway:

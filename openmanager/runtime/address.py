@@ -1,8 +1,15 @@
-"""Which addresses are this machine's own."""
+"""Which addresses are this machine's own, and which are those of proxies that say for whom they call."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
+from urllib.parse import unquote
+
+from openmanager.errors import ConfigurationError
+from openmanager.spiffe import CLIENT, check_name
+
+FORWARDED_FOR = "x-forwarded-for"
 
 
 def is_loopback(host: str) -> bool:
@@ -11,3 +18,63 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+class Proxies:
+    """Those whose `x-forwarded-for` is believed: addresses, networks, and names in certificates, separated by commas.
+
+    ConfigurationError for an entry that is none of these.
+    """
+
+    def __init__(self, entries: str = "") -> None:
+        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        self._names: set[str] = set()
+        for entry in filter(None, map(str.strip, entries.split(","))):
+            try:
+                self._networks.append(ipaddress.ip_network(entry))
+            except ValueError as err:
+                # What begins with a digit, or has a colon, was meant to be an address.
+                if entry[0].isdigit() or ":" in entry:
+                    raise ConfigurationError(f"server.trusted_proxies: {entry!r} is no address or network") from err
+                check_name(entry.removeprefix(CLIENT))
+                self._names.add(entry)
+
+    def source(self, peer: str, name: str, forwarded: Iterable[str]) -> str:
+        """Return the address that a call comes from.
+
+        `peer` is the other end of the connection, `name` whom its certificate names, empty for nobody, and `forwarded`
+        are the values of `x-forwarded-for`. Each proxy adds the address that it was called from at the end, and what is
+        before the one that the first of ours added is the caller's own invention.
+        """
+        if name not in self._names and not self._has(peer):
+            return peer
+        for hop in reversed([each.strip() for value in forwarded for each in value.split(",")]):
+            if not _is_address(hop):
+                break
+            peer = hop
+            if not self._has(hop):
+                break
+        return peer
+
+    def _has(self, address: str) -> bool:
+        if not self._networks:
+            return False
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(found in network for network in self._networks)
+
+
+def peer_address(peer: str) -> str:
+    """Return the address in what gRPC calls a peer (`ipv4:127.0.0.1:1`, `ipv6:%5B::1%5D:1`), else its kind (`unix`)."""
+    kind, _, rest = peer.partition(":")
+    return unquote(rest).rpartition(":")[0].strip("[]") if kind in {"ipv4", "ipv6"} else kind
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -92,6 +92,10 @@ class Breaker:
             reason = Reason.SERVICE_UNAVAILABLE if self.operation == "calls" else Reason.STORE_UNAVAILABLE
             raise NotAskedError(self.store, reason, self.state, self.reason)
 
+    def called_within(self, seconds: float) -> bool:
+        """Say whether a call has ended in the last so many seconds, or calls are kept from it."""
+        return self.is_open or (bool(self._calls) and self._clock.monotonic() - self._calls[-1][0] < seconds)
+
     # ── calls ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def answered(self, start: float, allowance: float = 0.0) -> None:

@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from openmanager import access, errors, policy
 from openmanager.runtime import telemetry, validate
 from openmanager.runtime.audit import Auditor, Intent
-from openmanager.runtime.gate import Gate, Pass, address, admit
+from openmanager.runtime.gate import Gate, Pass, admit
 from openmanager.runtime.grpc_server import GuardedServer, abort, mark_received
 from openmanager.runtime.rpc_error import status_code, to_trailers
 from openmanager.runtime.tls import anyone
@@ -260,12 +260,14 @@ class Edge:
         metadata = context.invocation_metadata() or ()
         _check_metadata(metadata)
         held: Pass | None = None
+        peer: str | None = None
         try:
-            held = await self._gate.who(metadata, context, method.rule, self._check_peer(context))
+            peer = self._check_peer(context)
+            held = await self._gate.who(metadata, context, method.rule, peer)
             caller = admit(held, method.rule)
         except (errors.UnauthenticatedError, errors.PermissionDeniedError) as err:
             actor = held.identity.subject if held is not None else UNKNOWN
-            method.trail.refused(actor, address(context), err)
+            method.trail.refused(actor, self._gate.source(metadata, context, peer), err)
             raise
         access.serve(caller)
         return held, caller

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from openmanager import errors
 from openmanager.access import LOCAL, NOBODY, Caller, Identity, Permission
 from openmanager.policy import Reach, Rule
+from openmanager.runtime.address import FORWARDED_FOR, Proxies, peer_address
 from openmanager.runtime.mesh_key import HEADER, MeshKey
 
 AUTHORIZATION = "authorization"
@@ -41,7 +42,8 @@ class Authenticator(Protocol):
 class Gate:
     """Lets calls in: `anonymous` is who needs no credentials, None when everybody does.
 
-    Without an `authenticator` only servers of the mesh, and whom they speak for, are known.
+    Without an `authenticator` only servers of the mesh, and whom they speak for, are known. `proxies` are believed when
+    they say for which address they call.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Gate:
         anonymous: Identity | None = LOCAL,
         mesh_key: MeshKey | None = None,
         authenticator: Authenticator | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
+        self._proxies = proxies or Proxies()
         self._anonymous = Pass(anonymous) if anonymous is not None else None
         self._mesh_key = mesh_key
         self._authenticator = authenticator
@@ -74,12 +78,20 @@ class Gate:
             return Pass(word.identity, word.source)
         if authorization and self._authenticator is not None and rule.permission is not Permission.NOTHING:
             credential = _credential(authorization)
-            return self._authenticator.known(credential) or await self._authenticator.find(credential, address(context))
+            known = self._authenticator.known(credential)
+            return known or await self._authenticator.find(credential, self.source(metadata, context, peer))
         if rule.permission is Permission.NOTHING:
-            return Pass(NOBODY, address(context)) if self._anonymous is None else self._anonymous
+            if self._anonymous is None:
+                return Pass(NOBODY, self.source(metadata, context, peer))
+            return self._anonymous
         if self._anonymous is None:
             raise errors.UnauthenticatedError("credentials are required: authorization: Bearer …")
         return self._anonymous
+
+    def source(self, metadata: Iterable[Any], context: Any, peer: str | None) -> str:
+        """Return the address that a call came from, without its port: of whom a trusted proxy calls for."""
+        forwarded = [value for key, value in metadata if key == FORWARDED_FOR]
+        return self._proxies.source(peer_address(str(context.peer())), peer or "", forwarded)
 
 
 def admit(found: Pass, rule: Rule) -> Caller:
@@ -96,10 +108,3 @@ def _credential(authorization: str) -> str:
     if authorization[: len(BEARER)].lower() != BEARER or len(authorization) > MAX_CREDENTIAL:
         raise errors.credentials_invalid("authorization must be “Bearer” and a token or key")
     return authorization[len(BEARER) :].strip()
-
-
-def address(context: Any) -> str:
-    """Return the address that a call came from, without its port."""
-    peer = str(context.peer())
-    kind, _, rest = peer.partition(":")
-    return rest.rpartition(":")[0] if kind in {"ipv4", "ipv6"} else kind

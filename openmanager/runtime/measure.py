@@ -70,6 +70,21 @@ def observe_breakers(breakers: Sequence[Breaker]) -> None:
     )
 
 
+def observe_staleness(read: Callable[[], float | None]) -> None:
+    """Measure how long the gateway's copy of hot state has not been kept up."""
+
+    def observe(_: CallbackOptions) -> Iterator[Observation]:
+        if (seconds := read()) is not None:
+            yield Observation(seconds)
+
+    telemetry.meter.create_observable_gauge(
+        "openmanager.hot.staleness",
+        [observe],
+        unit="s",
+        description="For how long nobody has told the gateway of changes of hot state; 0 while somebody does.",
+    )
+
+
 def _of_each(ledger: Books, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
     return lambda _: [found for row in ledger().consumers for found in read(row)]
 

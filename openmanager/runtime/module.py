@@ -79,6 +79,14 @@ class ServerConfig:
     tls_session: timedelta = setting(
         timedelta(hours=12), "An encrypted connection between services is ended after so long, 1s–20d, and made anew."
     )
+    trusted_proxies: str = setting(
+        "",
+        "Whose `x-forwarded-for` is believed, separated by commas: addresses (`10.0.0.7`), networks (`10.0.0.0/24`), or"
+        " who a certificate names (`edge`, `console`); empty: nobody's.",
+    )
+    own_metrics: bool = setting(
+        False, "Store what the services measure of themselves in this mesh too, as the server `openmanager-<host>`."
+    )
     log_level: str = setting("info", "The least grave log lines to write: debug, info, warning or error.")
     max_calls: int = setting(1000, "Unary calls under way at once; more are refused with OVERLOADED.")
     write_timeout: timedelta = setting(

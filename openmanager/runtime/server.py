@@ -21,7 +21,7 @@ from openmanager import access
 from openmanager.config import Configuration
 from openmanager.errors import ConfigurationError, FailedPreconditionError, Reason
 from openmanager.runtime import grpc_server, measure, reflection, telemetry, tls
-from openmanager.runtime.address import is_loopback
+from openmanager.runtime.address import Proxies, is_loopback
 from openmanager.runtime.audit import Auditor, PeerRecorder
 from openmanager.runtime.clock import Clock, SystemClock
 from openmanager.runtime.edge import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, Edge, Load
@@ -317,7 +317,13 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
         check_address(config.tls_listen, allow_insecure=False, encrypted=files is not None)
     if config.health_listen:
         check_address(config.health_listen, allow_insecure=True)
-    end_telemetry = telemetry.set_up(module.name, VERSION, mesh.gateway)
+    proxies = Proxies(config.trusted_proxies)
+    own = None
+    if config.own_metrics:
+        from openmanager.runtime.own_metrics import OwnMetrics  # takes the SDK, which is not needed otherwise
+
+        own = OwnMetrics()
+    end_telemetry = telemetry.set_up(module.name, VERSION, mesh.gateway, own)
     clock = clock or SystemClock()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -338,6 +344,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
             anonymous=access.LOCAL if local else None,
             mesh_key=mesh_key,
             authenticator=service.authenticator,
+            proxies=proxies,
         )
         auditor = service.auditor or await stack.enter_async_context(_telling_metadata(runtime))
         server = Server(
@@ -351,6 +358,8 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
             auditor=auditor,
         )
         _measure(service)
+        if own is not None:
+            stack.enter_context(own.through(await stack.enter_async_context(runtime.peer("gateway"))))
         async with server.running():
             log.info("serving", extra=telemetry.fields(service=module.name, address=address, version=VERSION))
             try:

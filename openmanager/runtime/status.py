@@ -16,6 +16,8 @@ from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
 
 PROBE_INTERVAL_SECONDS = 0.4
+# Of a store that is well and that nobody has called for so long: what is found of it is for people who look.
+REST_SECONDS, REST_INTERVAL_SECONDS = 2.0, 1.0
 PROBE_TIMEOUT_SECONDS = 0.5
 SLOW_SECONDS = 0.25
 _SETTLE = 2  # so many equal findings make a state, unless the connection itself is gone
@@ -91,6 +93,11 @@ class Storage:
             breaker.probed(found.state, found.reason)
         shown = as_calls_find(found, self.breakers)
         self._settle(shown, certain=found.certain or _certain(shown.state) or shown.state != found.state)
+
+    def rests(self) -> bool:
+        """Say whether the last look found it well, and nobody has called it for a while."""
+        well = self._candidate == self.finding.state == status_pb2.STORAGE_STATE_OK
+        return well and not any(breaker.called_within(REST_SECONDS) for breaker in self.breakers)
 
     def _settle(self, found: Finding, *, certain: bool) -> None:
         """Take over what was found, at once or when it is found again."""
@@ -175,13 +182,14 @@ class StatusReporter:
         self._service, self._address, self._version = service, address, version
         self._clock = clock
         self._start_nanos = clock.now_nanos()
+        self._begin = clock.monotonic()
         self._storages = tuple(storages)
         self._ledger = ledger
         self._warnings = warnings
 
     @contextlib.asynccontextmanager
     async def probing(self) -> AsyncIterator[None]:
-        """Probe the stores once now and then once a second."""
+        """Probe the stores now, and then twice a second or more; once, those that rest."""
         tasks = [asyncio.create_task(self._probe(storage)) for storage in self._storages]
         try:
             yield
@@ -195,7 +203,9 @@ class StatusReporter:
         # A driver that is cancelled may make an error of its own of that: then the loop has to see to its end itself.
         while task is None or not task.cancelling():
             await storage.probe()
-            await asyncio.sleep(PROBE_INTERVAL_SECONDS)
+            interval = REST_INTERVAL_SECONDS if storage.rests() else PROBE_INTERVAL_SECONDS
+            # At the same moments for all stores: a process that has nothing to do is woken once for them.
+            await asyncio.sleep(interval - (self._clock.monotonic() - self._begin) % interval)
 
     def message(self) -> status_pb2.ServiceStatus:
         """Return the row of this process."""

@@ -16,11 +16,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricExporter
 
 EXPORT_TIMEOUT_SECONDS = 2
 SHUTDOWN_SECONDS = 2
@@ -45,7 +48,14 @@ class _State:
 _state = _State()
 tracer = trace.get_tracer("openmanager")
 meter = metrics.get_meter("openmanager")
-_rpc_duration = meter.create_histogram("rpc.server.call.duration", unit="s", description="Duration of served calls.")
+# Those of the semantic conventions: the SDK's own are for milliseconds. One of them is the bound of the objective for latency.
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_rpc_duration = meter.create_histogram(
+    "rpc.server.call.duration",
+    unit="s",
+    description="Duration of served calls.",
+    explicit_bucket_boundaries_advisory=_SECONDS,
+)
 
 
 def recording() -> bool:
@@ -64,9 +74,10 @@ def wanted(environ: Mapping[str, str], own_gateway: str) -> bool:
     return bool(endpoints)
 
 
-def set_up(service: str, version: str, own_gateway: str) -> Callable[[], None]:
-    """Start the SDK where a collector is named; return what ends it within SHUTDOWN_SECONDS."""
-    if not wanted(os.environ, own_gateway):
+def set_up(service: str, version: str, own_gateway: str, own: MetricExporter | None = None) -> Callable[[], None]:
+    """Start the SDK where a collector is named, or where `own` takes metrics; return what ends it within SHUTDOWN_SECONDS."""
+    collected = wanted(os.environ, own_gateway)
+    if not collected and own is None:
         return lambda: None
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -78,26 +89,34 @@ def set_up(service: str, version: str, own_gateway: str) -> Callable[[], None]:
 
     # A collector that is away is reported once by our status, not by a line for every batch.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    # Two of one service, on two machines, are told apart; OTEL_RESOURCE_ATTRIBUTES may say another name.
-    where = Resource({"service.instance.id": socket.gethostname()})
-    resource = where.merge(Resource.create({"service.name": f"openmanager-{service}", "service.version": version}))
-    spans = TracerProvider(resource=resource, shutdown_on_exit=False)
-    spans.add_span_processor(
-        BatchSpanProcessor(
-            OTLPSpanExporter(timeout=EXPORT_TIMEOUT_SECONDS),
-            max_queue_size=QUEUE_SPANS,
-            export_timeout_millis=EXPORT_TIMEOUT_SECONDS * 1000,
+    # Two of one service, on two machines, are told apart, and the same after a restart; the SDK makes an id up for each.
+    named = {"service.name": f"openmanager-{service}", "service.version": version}
+    if "service.instance.id" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        named["service.instance.id"] = socket.gethostname()
+    resource = Resource.create(named)
+    exporters: list[MetricExporter] = [] if own is None else [own]
+    providers: list[TracerProvider | MeterProvider] = []
+    if collected:
+        exporters.append(OTLPMetricExporter(timeout=EXPORT_TIMEOUT_SECONDS))
+        spans = TracerProvider(resource=resource, shutdown_on_exit=False)
+        spans.add_span_processor(
+            BatchSpanProcessor(
+                OTLPSpanExporter(timeout=EXPORT_TIMEOUT_SECONDS),
+                max_queue_size=QUEUE_SPANS,
+                export_timeout_millis=EXPORT_TIMEOUT_SECONDS * 1000,
+            )
         )
-    )
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(timeout=EXPORT_TIMEOUT_SECONDS))
-    measures = MeterProvider(resource=resource, metric_readers=[reader], shutdown_on_exit=False)
-    trace.set_tracer_provider(spans)
+        trace.set_tracer_provider(spans)
+        providers.append(spans)
+    readers = [PeriodicExportingMetricReader(exporter) for exporter in exporters]
+    measures = MeterProvider(resource=resource, metric_readers=readers, shutdown_on_exit=False)
     metrics.set_meter_provider(measures)
+    providers.append(measures)
     _state.recording = True
 
     def end() -> None:
         # In daemon threads: the SDK's own shutdown may wait a minute for a collector that hangs.
-        threads = [threading.Thread(target=provider.shutdown, daemon=True) for provider in (spans, measures)]
+        threads = [threading.Thread(target=provider.shutdown, daemon=True) for provider in providers]
         for thread in threads:
             thread.start()
         for thread in threads:

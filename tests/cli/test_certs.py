@@ -70,8 +70,8 @@ def test_an_authority_that_is_there_is_kept(run, certs):
 
 def test_every_service_gets_a_certificate_of_its_own_for_its_names(certs):
     authorities = read_certificates((certs / "ca/ca.pem").read_bytes(), "")
-    assert {place.name for place in certs.iterdir()} == {*suite.PROGRAMS, "ca"}
-    for name in suite.PROGRAMS:
+    assert {place.name for place in certs.iterdir()} == {*suite.CERTIFIED, "ca"}
+    for name in suite.CERTIFIED:
         found = leaf(certs / name)
         names = [str(each.value) for each in certificate.alternative_names(found)]
         assert names == [
@@ -90,7 +90,7 @@ def test_every_service_gets_a_certificate_of_its_own_for_its_names(certs):
         assert not is_authority(found)
         assert mode(certs / name / "key.pem") == 0o400
         assert (certs / name / "ca.pem").read_bytes() == (certs / "ca/ca.pem").read_bytes()
-    assert len({(certs / name / "key.pem").read_bytes() for name in suite.PROGRAMS}) == len(suite.PROGRAMS)
+    assert len({(certs / name / "key.pem").read_bytes() for name in suite.CERTIFIED}) == len(suite.CERTIFIED)
 
 
 def test_a_client_may_call_but_not_serve(run, certs):
@@ -141,12 +141,12 @@ def test_without_an_authority_nothing_is_issued(run, tmp_path):
 def test_only_what_has_lived_two_thirds_of_its_life_is_renewed(certs):
     now = certificate.utc_now()
     authority = Authority(certs)
-    old = {name: leaf(certs / name) for name in suite.PROGRAMS}
+    old = {name: leaf(certs / name) for name in suite.CERTIFIED}
     authority.issue("client/bob", (), now=now, lifetime=timedelta(days=3))
     assert list(authority.renew(now=now + timedelta(days=1))) == []
     assert [place.name for place in authority.renew(now=now + timedelta(days=2, hours=1))] == ["bob"]
-    assert {place.name for place in authority.renew(now=now + timedelta(days=21))} == {*suite.PROGRAMS, "bob"}
-    for name in suite.PROGRAMS:
+    assert {place.name for place in authority.renew(now=now + timedelta(days=21))} == {*suite.CERTIFIED, "bob"}
+    for name in suite.CERTIFIED:
         found = leaf(certs / name)
         assert found.serial_number != old[name].serial_number
         assert certificate.hosts_of(found) == certificate.hosts_of(old[name])
@@ -184,7 +184,7 @@ def shown(run, path: str) -> dict[str, list[str]]:
 
 
 def test_nothing_is_wrong_with_what_was_just_made(run, certs):
-    files = {f"{name}/certificate.pem" for name in suite.PROGRAMS} | {"ca/ca.pem"}
+    files = {f"{name}/certificate.pem" for name in suite.CERTIFIED} | {"ca/ca.pem"}
     assert shown(run, "certs") == {file: [] for file in files}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 
 from console.served import Console, serving
@@ -125,3 +126,24 @@ async def test_what_there_is_not_is_said_in_words(lonely: Console, method, path,
     found, body, _ = await lonely.ask(method, path)
     assert found == status
     assert body["error"]["message"] in {"this cannot be done here", "there is no such page"}
+
+
+async def test_the_gateway_is_told_the_address_that_is_served():
+    seen: list[dict[str, str]] = []
+
+    async def identity(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        seen.append({key: str(value) for key, value in context.invocation_metadata() or ()})
+        return b""
+
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(identity)
+    service = "openmanager.api.metadata.v1.SessionService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"GetIdentity": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with serving(f"127.0.0.1:{port}") as console:
+            status, _, _ = await console.ask("GET", "/api/session", headers={"X-Forwarded-For": "192.0.2.1"})
+    finally:
+        await server.stop(None)
+    assert (status, [each["x-forwarded-for"] for each in seen]) == (200, ["127.0.0.1"])

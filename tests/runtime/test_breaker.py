@@ -10,7 +10,7 @@ import pytest
 from openmanager.api.status.v1 import status_pb2
 from openmanager.runtime import breaker as breaking
 from openmanager.runtime.breaker import Breaker, NotAskedError
-from openmanager.runtime.status import Finding, Storage
+from openmanager.runtime.status import REST_SECONDS, Finding, Storage
 
 OK, SLOW, DOWN, HUNG, READONLY = (
     status_pb2.STORAGE_STATE_OK,
@@ -185,3 +185,34 @@ async def test_the_probe_of_a_store_tells_its_breakers_and_they_why_calls_are_ke
     found = Finding(state=READONLY, reason="is a replica")
     await store.probe()
     assert called.breaker.is_open
+
+
+async def test_a_store_that_is_well_rests_when_nobody_calls_it(called: Called):
+    found = Finding(state=OK)
+
+    async def look() -> Finding:
+        return found
+
+    store = Storage(name="redis", role="", engine="", check=look, clock=called.clock, breakers=(called.breaker,))
+    assert not store.rests()
+    await store.probe()
+    assert store.rests()
+    called.answered()
+    assert not store.rests()
+    called.clock.now += REST_SECONDS
+    assert store.rests()
+    found = Finding(state=HUNG)
+    await store.probe()
+    assert (store.finding.state, store.rests()) == (OK, False)  # what was found once has to be looked at again soon
+
+
+def test_a_breaker_knows_whether_anybody_calls(called: Called):
+    assert not called.breaker.called_within(5)
+    called.failed()
+    assert called.breaker.called_within(5)
+    called.clock.now += 5
+    assert not called.breaker.called_within(5)
+    called.failed(4)
+    called.clock.now += 5
+    assert called.breaker.is_open
+    assert called.breaker.called_within(5)

@@ -16,6 +16,7 @@ from openmanager.config import Secret
 from openmanager.errors import PermissionDeniedError, UnauthenticatedError
 from openmanager.policy import POLICY, Reach, Rule
 from openmanager.runtime import edge
+from openmanager.runtime.address import Proxies
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.gate import Gate, Pass
 from openmanager.runtime.mesh_key import HEADER, MeshKey
@@ -54,7 +55,10 @@ class Known:
 
 @asynccontextmanager
 async def serving(
-    anonymous: Identity | None = None, authenticator: Known | None = None, rule: Rule | None = None
+    anonymous: Identity | None = None,
+    authenticator: Known | None = None,
+    rule: Rule | None = None,
+    proxies: Proxies | None = None,
 ) -> AsyncIterator[str]:
     describe()
     rules = {**POLICY, NAME: dict.fromkeys(("Call", "Watch", "Talk"), rule or Rule(Permission.READ, Reach.SOME))}
@@ -69,6 +73,7 @@ async def serving(
             anonymous=anonymous,
             mesh_key=MeshKey(Secret("k" * 40), "test", clock),
             authenticator=authenticator,
+            proxies=proxies,
         ),
     )
     async with server.running():

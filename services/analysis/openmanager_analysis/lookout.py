@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +26,6 @@ SETTLE_HOURS = np.float32(2.0)
 SHARE = 0.4
 # What so many of the servers have beyond the usual surprise is taken off the others' too.
 MOST_SERVERS, USUAL = 0.75, np.float32(2.0)
-_DETECTOR = "detector"
 Floats = NDArray[np.float32]
 
 
@@ -125,22 +124,22 @@ class Lookout:
 
     # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def to_bytes(self) -> bytes:
-        """Return all that was learnt; empty for nothing. `from_bytes` makes one of it that finds the same."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all that was learnt; none for nothing. `from_arrays` makes one of them that finds the same."""
         if self._detector is None or self._peers is None or self._families is None:
-            return b""
-        arrays = state.gather((("peers", self._peers), ("families", self._families)))
-        return state.pack({_DETECTOR: np.frombuffer(self._detector.to_bytes(), np.uint8), **arrays})
+            return {}
+        return self._detector.arrays() | state.gather((("peers", self._peers), ("families", self._families)))
 
     @classmethod
-    def from_bytes(cls, data: bytes, series: Sequence[tuple[str, str]], is_counter: Sequence[bool]) -> Self:
-        """Undo `to_bytes`, of these series; ValueError for what it did not write."""
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], series: Sequence[tuple[str, str]], is_counter: Sequence[bool]
+    ) -> Self:
+        """Undo `arrays`, of these series; ValueError for what it did not return."""
         lookout = cls()
-        if not data:
+        if not arrays:
             return lookout
-        arrays: dict[str, NDArray[Any]] = state.unpack(data)
         lookout.watch(series, is_counter)
-        detector = Detector.from_bytes(arrays.pop(_DETECTOR, np.empty(0, np.uint8)).tobytes())
+        detector = Detector.from_arrays(arrays)
         if lookout._peers is None or lookout._families is None or len(detector) != len(series):
             raise ValueError("the state of the detector is of other series")
         parts: tuple[tuple[str, Peers | Families], ...] = (("peers", lookout._peers), ("families", lookout._families))

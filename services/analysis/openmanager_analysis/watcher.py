@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.frame import ServerInfo, decode_trusted
@@ -108,7 +110,7 @@ class Watcher:
         async with self._busy:
             document = self._document()
             try:
-                size = await asyncio.to_thread(lambda: state.save(self._path, document, self._lookout.to_bytes()))
+                size = await asyncio.to_thread(lambda: state.save(self._path, document, self._lookout.arrays()))
             except OSError as err:
                 self._unsaved = True
                 log.warning("what was learnt cannot be stored: %s", type(err).__name__)
@@ -213,12 +215,12 @@ class Watcher:
             "register": self.register.document(),
         }
 
-    def _restore(self, stored: Mapping[str, Any], detector: bytes) -> None:
+    def _restore(self, stored: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         if stored["interval_nanos"] != self.interval_nanos:
             log.warning("the interval of the detector was changed: it learns anew")
             return
         series = [(server, metric) for server, metric in stored["series"]]
-        lookout = Lookout.from_bytes(detector, series, stored["is_counter"])
+        lookout = Lookout.from_arrays(arrays, series, stored["is_counter"])
         register = Register.restored(stored["register"])
         names = self._collector.names
         names.restore(series[: names.most], stored["is_counter"][: names.most])

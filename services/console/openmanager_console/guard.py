@@ -27,6 +27,7 @@ from openmanager.errors import (
 )
 from openmanager.runtime import telemetry
 from openmanager_console.door import connection_of
+from openmanager_console.session import source
 from openmanager_console.wire import error_response
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -76,6 +77,7 @@ class Guard:
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         endless = getattr(handler, "is_endless", False)
+        source.set(request.remote or "")
         try:
             self.check(request)
             if endless:

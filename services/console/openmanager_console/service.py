@@ -62,7 +62,7 @@ class ConsoleService:
         self._anonymous = anonymous
         self._feeds = feeds
         self._sessions = Sessions(client.sessions, clock)
-        # Fewer than the gateway allows an address, which is ours for everybody here.
+        # Fewer than the gateway allows an address, which may be ours for everybody here.
         self._attempts = Attempts(clock, most=5)
         self._budget = Budget(BODY_BUDGET)
         self._receiver = Receiver(client, self._budget)

@@ -18,12 +18,15 @@ from openmanager.client.credential import Credential, Metadata, Token, bearer
 from openmanager.client.people import Sessions as Calls
 from openmanager.client.people import Tokens
 from openmanager.errors import OpenManagerError, UnauthenticatedError
+from openmanager.runtime.address import FORWARDED_FOR
 from openmanager.runtime.clock import Clock
 
 MAX_SESSIONS = 1000
 ANYBODY = Token()
 
 _showing: ContextVar[Credential] = ContextVar("showing", default=ANYBODY)
+# The address of whoever is served now: the gateway counts wrong credentials by it, where it trusts the console.
+source: ContextVar[str] = ContextVar("source", default="")
 
 
 class Shown:
@@ -31,7 +34,8 @@ class Shown:
 
     def metadata(self) -> Metadata:
         """Return what goes with every call."""
-        return _showing.get().metadata()
+        shown, address = _showing.get().metadata(), source.get()
+        return (*shown, (FORWARDED_FOR, address)) if address else shown
 
     async def renew(self) -> bool:
         """Try to get something that is taken after this was refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import secrets
@@ -9,13 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from openmanager.config import Secret
 from openmanager.errors import ConfigurationError, FailedPreconditionError, Reason, credentials_invalid
 
-ALGORITHM = "HS256"
+# With a public half, so that a proxy can turn away what we have not signed without being able to sign: ADR 0029.
+ALGORITHM = "EdDSA"
 ISSUER = "openmanager"
 AUDIENCE = "openmanager"
 SKEW_SECONDS = 60
@@ -44,8 +47,15 @@ class Keyring:
         # Without one nothing that is made now could be recognised after the next start, and so nothing is made.
         root = text.encode() or secrets.token_bytes(_SECRET_BYTES)
         self._hashing = _derive(root, b"openmanager hash")
-        self._signing = _derive(root, b"openmanager access token")
-        self._kid = hashlib.sha256(self._signing).hexdigest()[:16]
+        self._signing = Ed25519PrivateKey.from_private_bytes(_derive(root, b"openmanager access token Ed25519"))
+        self._public = self._signing.public_key()
+        self._kid = _kid(self._public.public_bytes_raw())
+        # What the version before signed holds for its quarter of an hour: an upgrade is not felt.
+        before = _derive(root, b"openmanager access token")
+        self._known: dict[str, tuple[Any, str]] = {
+            self._kid: (self._public, ALGORITHM),
+            _kid(before): (before, "HS256"),
+        }
 
     def check_set(self) -> None:
         """Raise FailedPreconditionError when there is no secret."""
@@ -76,26 +86,36 @@ class Keyring:
         }
         return jwt.encode(claims, self._signing, ALGORITHM, {"kid": self._kid})
 
+    def public_keys(self) -> dict[str, Any]:
+        """Return what access tokens are verified with, as a JSON Web Key Set (RFC 7517, RFC 8037)."""
+        self.check_set()
+        point = base64.urlsafe_b64encode(self._public.public_bytes_raw()).rstrip(b"=").decode()
+        key = {"kty": "OKP", "crv": "Ed25519", "alg": ALGORITHM, "use": "sig", "kid": self._kid, "x": point}
+        return {"keys": [key]}
+
     def read_access_token(self, token: str, now: float) -> Access:
         """Return what a token says; UnauthenticatedError unless we signed it, for this use, and it has not ended."""
         try:
-            if jwt.get_unverified_header(token).get("kid") != self._kid:
-                raise credentials_invalid()
+            key, algorithm = self._known[str(jwt.get_unverified_header(token).get("kid"))]
             claims: dict[str, Any] = jwt.decode(
                 token,
-                self._signing,
-                algorithms=[ALGORITHM],
+                key,
+                algorithms=[algorithm],
                 audience=AUDIENCE,
                 issuer=ISSUER,
                 # Times are compared below, by the service's own clock.
                 options={"require": list(_REQUIRED), "verify_exp": False, "verify_iat": False},
             )
-        except (jwt.InvalidTokenError, ValueError) as err:
+        except (jwt.InvalidTokenError, KeyError, ValueError) as err:
             raise credentials_invalid() from err
         end, begin = claims["exp"], claims["iat"]
         if not isinstance(end, int) or not isinstance(begin, int) or not begin - SKEW_SECONDS <= now < end:
             raise credentials_invalid()
         return Access(user=str(claims["sub"]), session=str(claims["sid"]), end=end)
+
+
+def _kid(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()[:16]
 
 
 def _derive(root: bytes, use: bytes) -> bytes:

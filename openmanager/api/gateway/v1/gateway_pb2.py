@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from openmanager.api.frame.v1 import frame_pb2 as openmanager_dot_api_dot_frame_dot_v1_dot_frame__pb2
@@ -30,45 +31,59 @@ from openmanager.api.server.v1 import server_pb2 as openmanager_dot_api_dot_serv
 from openmanager.api.status.v1 import status_pb2 as openmanager_dot_api_dot_status_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(openmanager/api/gateway/v1/gateway.proto\x12\x1aopenmanager.api.gateway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$openmanager/api/frame/v1/frame.proto\x1a.openmanager/api/provenance/v1/provenance.proto\x1a&openmanager/api/server/v1/server.proto\x1a&openmanager/api/status/v1/status.proto\"\x19\n\x17GetStorageStatusRequest\"\xfb\x01\n\x18GetStorageStatusResponse\x12>\n\roverall_state\x18\x01 \x01(\x0e\x32\'.openmanager.api.status.v1.StorageState\x12:\n\x08services\x18\x02 \x03(\x0b\x32(.openmanager.api.status.v1.ServiceStatus\x12\x31\n\x06ledger\x18\x03 \x01(\x0b\x32!.openmanager.api.status.v1.Ledger\x12\x30\n\x0cobserve_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1b\n\x19WatchStorageStatusRequest\"b\n\x1aWatchStorageStatusResponse\x12\x44\n\x06status\x18\x01 \x01(\x0b\x32\x34.openmanager.api.gateway.v1.GetStorageStatusResponse\"M\n\x10GetServerRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04view\x18\x02 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\x85\x01\n\x11GetServerResponse\x12\x31\n\x06server\x18\x01 \x01(\x0b\x32!.openmanager.api.server.v1.Server\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x8c\x01\n\x12ListServersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12-\n\x04view\x18\x05 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\xb6\x01\n\x13ListServersResponse\x12\x32\n\x07servers\x18\x01 \x03(\x0b\x32!.openmanager.api.server.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12=\n\nprovenance\x18\x03 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\x12\x13\n\x0btotal_count\x18\x04 \x01(\x03\"\xa0\x01\n\x13WatchServersRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12-\n\x04view\x18\x03 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\x12\x34\n\x11progress_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe8\x01\n\x14WatchServersResponse\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.openmanager.api.server.v1.WatchKind\x12\x32\n\x07servers\x18\x03 \x03(\x0b\x32!.openmanager.api.server.v1.Server\x12\x13\n\x0b\x64\x65leted_ids\x18\x04 \x03(\t\x12=\n\nprovenance\x18\x05 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x18\n\x16GetFleetSummaryRequest\"\x92\x01\n\x17GetFleetSummaryResponse\x12\x38\n\x07summary\x18\x01 \x01(\x0b\x32\'.openmanager.api.server.v1.FleetSummary\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"C\n\x11WriteFrameRequest\x12.\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.frame.v1.Frame\"E\n\x12WriteFrameResponse\x12/\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\".openmanager.api.frame.v1.WriteAck\"D\n\x12WriteFramesRequest\x12.\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.frame.v1.Frame\"F\n\x13WriteFramesResponse\x12/\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\".openmanager.api.frame.v1.WriteAck2\xc3\x07\n\x0eGatewayService\x12}\n\x10GetStorageStatus\x12\x33.openmanager.api.gateway.v1.GetStorageStatusRequest\x1a\x34.openmanager.api.gateway.v1.GetStorageStatusResponse\x12\x85\x01\n\x12WatchStorageStatus\x12\x35.openmanager.api.gateway.v1.WatchStorageStatusRequest\x1a\x36.openmanager.api.gateway.v1.WatchStorageStatusResponse0\x01\x12h\n\tGetServer\x12,.openmanager.api.gateway.v1.GetServerRequest\x1a-.openmanager.api.gateway.v1.GetServerResponse\x12n\n\x0bListServers\x12..openmanager.api.gateway.v1.ListServersRequest\x1a/.openmanager.api.gateway.v1.ListServersResponse\x12s\n\x0cWatchServers\x12/.openmanager.api.gateway.v1.WatchServersRequest\x1a\x30.openmanager.api.gateway.v1.WatchServersResponse0\x01\x12z\n\x0fGetFleetSummary\x12\x32.openmanager.api.gateway.v1.GetFleetSummaryRequest\x1a\x33.openmanager.api.gateway.v1.GetFleetSummaryResponse\x12k\n\nWriteFrame\x12-.openmanager.api.gateway.v1.WriteFrameRequest\x1a..openmanager.api.gateway.v1.WriteFrameResponse\x12r\n\x0bWriteFrames\x12..openmanager.api.gateway.v1.WriteFramesRequest\x1a/.openmanager.api.gateway.v1.WriteFramesResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(openmanager/api/gateway/v1/gateway.proto\x12\x1aopenmanager.api.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$openmanager/api/frame/v1/frame.proto\x1a.openmanager/api/provenance/v1/provenance.proto\x1a&openmanager/api/server/v1/server.proto\x1a&openmanager/api/status/v1/status.proto\"\x19\n\x17GetStorageStatusRequest\"\xfb\x01\n\x18GetStorageStatusResponse\x12>\n\roverall_state\x18\x01 \x01(\x0e\x32\'.openmanager.api.status.v1.StorageState\x12:\n\x08services\x18\x02 \x03(\x0b\x32(.openmanager.api.status.v1.ServiceStatus\x12\x31\n\x06ledger\x18\x03 \x01(\x0b\x32!.openmanager.api.status.v1.Ledger\x12\x30\n\x0cobserve_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1b\n\x19WatchStorageStatusRequest\"b\n\x1aWatchStorageStatusResponse\x12\x44\n\x06status\x18\x01 \x01(\x0b\x32\x34.openmanager.api.gateway.v1.GetStorageStatusResponse\"M\n\x10GetServerRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04view\x18\x02 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\x85\x01\n\x11GetServerResponse\x12\x31\n\x06server\x18\x01 \x01(\x0b\x32!.openmanager.api.server.v1.Server\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x8c\x01\n\x12ListServersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12-\n\x04view\x18\x05 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\"\xb6\x01\n\x13ListServersResponse\x12\x32\n\x07servers\x18\x01 \x03(\x0b\x32!.openmanager.api.server.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12=\n\nprovenance\x18\x03 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\x12\x13\n\x0btotal_count\x18\x04 \x01(\x03\"\xa0\x01\n\x13WatchServersRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12-\n\x04view\x18\x03 \x01(\x0e\x32\x1f.openmanager.api.server.v1.View\x12\x34\n\x11progress_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe8\x01\n\x14WatchServersResponse\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.openmanager.api.server.v1.WatchKind\x12\x32\n\x07servers\x18\x03 \x03(\x0b\x32!.openmanager.api.server.v1.Server\x12\x13\n\x0b\x64\x65leted_ids\x18\x04 \x03(\t\x12=\n\nprovenance\x18\x05 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x18\n\x16GetFleetSummaryRequest\"\x92\x01\n\x17GetFleetSummaryResponse\x12\x38\n\x07summary\x18\x01 \x01(\x0b\x32\'.openmanager.api.server.v1.FleetSummary\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"C\n\x11WriteFrameRequest\x12.\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.frame.v1.Frame\"E\n\x12WriteFrameResponse\x12/\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\".openmanager.api.frame.v1.WriteAck\"D\n\x12WriteFramesRequest\x12.\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.frame.v1.Frame\"F\n\x13WriteFramesResponse\x12/\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\".openmanager.api.frame.v1.WriteAck2\x87\t\n\x0eGatewayService\x12\xa9\x01\n\x10GetStorageStatus\x12\x33.openmanager.api.gateway.v1.GetStorageStatusRequest\x1a\x34.openmanager.api.gateway.v1.GetStorageStatusResponse\"*\x82\xd3\xe4\x93\x02$\x12\n/v1/statusZ\x16\x12\x14/api/database/status\x12\x9f\x01\n\x12WatchStorageStatus\x12\x35.openmanager.api.gateway.v1.WatchStorageStatusRequest\x1a\x36.openmanager.api.gateway.v1.WatchStorageStatusResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/status:watch0\x01\x12\x82\x01\n\tGetServer\x12,.openmanager.api.gateway.v1.GetServerRequest\x1a-.openmanager.api.gateway.v1.GetServerResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/servers/{id}\x12\x83\x01\n\x0bListServers\x12..openmanager.api.gateway.v1.ListServersRequest\x1a/.openmanager.api.gateway.v1.ListServersResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/servers\x12\x8e\x01\n\x0cWatchServers\x12/.openmanager.api.gateway.v1.WatchServersRequest\x1a\x30.openmanager.api.gateway.v1.WatchServersResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/servers:watch0\x01\x12\x8d\x01\n\x0fGetFleetSummary\x12\x32.openmanager.api.gateway.v1.GetFleetSummaryRequest\x1a\x33.openmanager.api.gateway.v1.GetFleetSummaryResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/fleet\x12\x86\x01\n\nWriteFrame\x12-.openmanager.api.gateway.v1.WriteFrameRequest\x1a..openmanager.api.gateway.v1.WriteFrameResponse\"\x19\x82\xd3\xe4\x93\x02\x13\"\n/v1/frames:\x05\x66rame\x12r\n\x0bWriteFrames\x12..openmanager.api.gateway.v1.WriteFramesRequest\x1a/.openmanager.api.gateway.v1.WriteFramesResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'openmanager.api.gateway.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTORAGESTATUSREQUEST']._serialized_start=303
-  _globals['_GETSTORAGESTATUSREQUEST']._serialized_end=328
-  _globals['_GETSTORAGESTATUSRESPONSE']._serialized_start=331
-  _globals['_GETSTORAGESTATUSRESPONSE']._serialized_end=582
-  _globals['_WATCHSTORAGESTATUSREQUEST']._serialized_start=584
-  _globals['_WATCHSTORAGESTATUSREQUEST']._serialized_end=611
-  _globals['_WATCHSTORAGESTATUSRESPONSE']._serialized_start=613
-  _globals['_WATCHSTORAGESTATUSRESPONSE']._serialized_end=711
-  _globals['_GETSERVERREQUEST']._serialized_start=713
-  _globals['_GETSERVERREQUEST']._serialized_end=790
-  _globals['_GETSERVERRESPONSE']._serialized_start=793
-  _globals['_GETSERVERRESPONSE']._serialized_end=926
-  _globals['_LISTSERVERSREQUEST']._serialized_start=929
-  _globals['_LISTSERVERSREQUEST']._serialized_end=1069
-  _globals['_LISTSERVERSRESPONSE']._serialized_start=1072
-  _globals['_LISTSERVERSRESPONSE']._serialized_end=1254
-  _globals['_WATCHSERVERSREQUEST']._serialized_start=1257
-  _globals['_WATCHSERVERSREQUEST']._serialized_end=1417
-  _globals['_WATCHSERVERSRESPONSE']._serialized_start=1420
-  _globals['_WATCHSERVERSRESPONSE']._serialized_end=1652
-  _globals['_GETFLEETSUMMARYREQUEST']._serialized_start=1654
-  _globals['_GETFLEETSUMMARYREQUEST']._serialized_end=1678
-  _globals['_GETFLEETSUMMARYRESPONSE']._serialized_start=1681
-  _globals['_GETFLEETSUMMARYRESPONSE']._serialized_end=1827
-  _globals['_WRITEFRAMEREQUEST']._serialized_start=1829
-  _globals['_WRITEFRAMEREQUEST']._serialized_end=1896
-  _globals['_WRITEFRAMERESPONSE']._serialized_start=1898
-  _globals['_WRITEFRAMERESPONSE']._serialized_end=1967
-  _globals['_WRITEFRAMESREQUEST']._serialized_start=1969
-  _globals['_WRITEFRAMESREQUEST']._serialized_end=2037
-  _globals['_WRITEFRAMESRESPONSE']._serialized_start=2039
-  _globals['_WRITEFRAMESRESPONSE']._serialized_end=2109
-  _globals['_GATEWAYSERVICE']._serialized_start=2112
-  _globals['_GATEWAYSERVICE']._serialized_end=3075
+  _globals['_GATEWAYSERVICE'].methods_by_name['GetStorageStatus']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['GetStorageStatus']._serialized_options = b'\202\323\344\223\002$\022\n/v1/statusZ\026\022\024/api/database/status'
+  _globals['_GATEWAYSERVICE'].methods_by_name['WatchStorageStatus']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['WatchStorageStatus']._serialized_options = b'\202\323\344\223\002\022\022\020/v1/status:watch'
+  _globals['_GATEWAYSERVICE'].methods_by_name['GetServer']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['GetServer']._serialized_options = b'\202\323\344\223\002\022\022\020/v1/servers/{id}'
+  _globals['_GATEWAYSERVICE'].methods_by_name['ListServers']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['ListServers']._serialized_options = b'\202\323\344\223\002\r\022\013/v1/servers'
+  _globals['_GATEWAYSERVICE'].methods_by_name['WatchServers']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['WatchServers']._serialized_options = b'\202\323\344\223\002\023\022\021/v1/servers:watch'
+  _globals['_GATEWAYSERVICE'].methods_by_name['GetFleetSummary']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['GetFleetSummary']._serialized_options = b'\202\323\344\223\002\013\022\t/v1/fleet'
+  _globals['_GATEWAYSERVICE'].methods_by_name['WriteFrame']._loaded_options = None
+  _globals['_GATEWAYSERVICE'].methods_by_name['WriteFrame']._serialized_options = b'\202\323\344\223\002\023\"\n/v1/frames:\005frame'
+  _globals['_GETSTORAGESTATUSREQUEST']._serialized_start=333
+  _globals['_GETSTORAGESTATUSREQUEST']._serialized_end=358
+  _globals['_GETSTORAGESTATUSRESPONSE']._serialized_start=361
+  _globals['_GETSTORAGESTATUSRESPONSE']._serialized_end=612
+  _globals['_WATCHSTORAGESTATUSREQUEST']._serialized_start=614
+  _globals['_WATCHSTORAGESTATUSREQUEST']._serialized_end=641
+  _globals['_WATCHSTORAGESTATUSRESPONSE']._serialized_start=643
+  _globals['_WATCHSTORAGESTATUSRESPONSE']._serialized_end=741
+  _globals['_GETSERVERREQUEST']._serialized_start=743
+  _globals['_GETSERVERREQUEST']._serialized_end=820
+  _globals['_GETSERVERRESPONSE']._serialized_start=823
+  _globals['_GETSERVERRESPONSE']._serialized_end=956
+  _globals['_LISTSERVERSREQUEST']._serialized_start=959
+  _globals['_LISTSERVERSREQUEST']._serialized_end=1099
+  _globals['_LISTSERVERSRESPONSE']._serialized_start=1102
+  _globals['_LISTSERVERSRESPONSE']._serialized_end=1284
+  _globals['_WATCHSERVERSREQUEST']._serialized_start=1287
+  _globals['_WATCHSERVERSREQUEST']._serialized_end=1447
+  _globals['_WATCHSERVERSRESPONSE']._serialized_start=1450
+  _globals['_WATCHSERVERSRESPONSE']._serialized_end=1682
+  _globals['_GETFLEETSUMMARYREQUEST']._serialized_start=1684
+  _globals['_GETFLEETSUMMARYREQUEST']._serialized_end=1708
+  _globals['_GETFLEETSUMMARYRESPONSE']._serialized_start=1711
+  _globals['_GETFLEETSUMMARYRESPONSE']._serialized_end=1857
+  _globals['_WRITEFRAMEREQUEST']._serialized_start=1859
+  _globals['_WRITEFRAMEREQUEST']._serialized_end=1926
+  _globals['_WRITEFRAMERESPONSE']._serialized_start=1928
+  _globals['_WRITEFRAMERESPONSE']._serialized_end=1997
+  _globals['_WRITEFRAMESREQUEST']._serialized_start=1999
+  _globals['_WRITEFRAMESREQUEST']._serialized_end=2067
+  _globals['_WRITEFRAMESRESPONSE']._serialized_start=2069
+  _globals['_WRITEFRAMESRESPONSE']._serialized_end=2139
+  _globals['_GATEWAYSERVICE']._serialized_start=2142
+  _globals['_GATEWAYSERVICE']._serialized_end=3301
 # @@protoc_insertion_point(module_scope)

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-openmanager/api/metadata/v1/interaction.proto\x12\x1bopenmanager.api.metadata.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x05\n\x0bInteraction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12\x10\n\x08response\x18\x04 \x01(\t\x12\x17\n\nconfidence\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06rating\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\x10\n\x08trace_id\x18\t \x01(\t\x12\x0f\n\x07servers\x18\n \x03(\t\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07metrics\x18\r \x03(\t\x12\r\n\x05model\x18\x0e \x01(\t\x12\x0e\n\x06intent\x18\x0f \x01(\t\x12*\n\x07latency\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x12prompt_token_count\x18\x11 \x01(\x03H\x02\x88\x01\x01\x12!\n\x14response_token_count\x18\x12 \x01(\x03H\x03\x88\x01\x01\x12\x16\n\x0erating_comment\x18\x13 \x01(\t\x12/\n\x0brating_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x44\n\x06labels\x18\x15 \x03(\x0b\x32\x34.openmanager.api.metadata.v1.Interaction.LabelsEntry\x12\x11\n\ttruncated\x18\x16 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_confidenceB\t\n\x07_ratingB\x15\n\x13_prompt_token_countB\x17\n\x15_response_token_count\"m\n\x18\x43reateInteractionRequest\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"Z\n\x19\x43reateInteractionResponse\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\"E\n\x16RateInteractionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06rating\x18\x02 \x01(\x05\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"X\n\x17RateInteractionResponse\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\"#\n\x15GetInteractionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x16GetInteractionResponse\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\"\xc9\x01\n\x17ListInteractionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x0e\n\x06search\x18\x04 \x01(\t\x12\x10\n\x08order_by\x18\x05 \x01(\t\x12:\n\x04view\x18\x06 \x01(\x0e\x32,.openmanager.api.metadata.v1.InteractionView\x12\x19\n\x11\x65xact_total_count\x18\x07 \x01(\x08\"\xa7\x01\n\x18ListInteractionsResponse\x12>\n\x0cinteractions\x18\x01 \x03(\x0b\x32(.openmanager.api.metadata.v1.Interaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\x12\x1d\n\x15total_count_estimated\x18\x04 \x01(\x08\"\x89\x01\n\x1e\x46indSimilarInteractionsRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\x12:\n\x04view\x18\x04 \x01(\x0e\x32,.openmanager.api.metadata.v1.InteractionView\"c\n\x1f\x46indSimilarInteractionsResponse\x12@\n\x07results\x18\x01 \x03(\x0b\x32/.openmanager.api.metadata.v1.SimilarInteraction\"g\n\x12SimilarInteraction\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"\xfb\x01\n\x1fGetInteractionStatisticsRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04step\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x08group_by\x18\x05 \x01(\x0e\x32/.openmanager.api.metadata.v1.InteractionGroupBy\"j\n GetInteractionStatisticsResponse\x12\x46\n\nstatistics\x18\x01 \x03(\x0b\x32\x32.openmanager.api.metadata.v1.InteractionStatistics\"\x8c\x03\n\x15InteractionStatistics\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06intent\x18\x03 \x01(\t\x12\x19\n\x11interaction_count\x18\x04 \x01(\x03\x12\x13\n\x0brated_count\x18\x05 \x01(\x03\x12\x1c\n\x0fmean_confidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bmean_rating\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12.\n\x0blatency_p50\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0blatency_p95\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12prompt_token_count\x18\n \x01(\x03\x12\x1c\n\x14response_token_count\x18\x0b \x01(\x03\x42\x12\n\x10_mean_confidenceB\x0e\n\x0c_mean_rating\"\xbd\x01\n\x19\x45xportInteractionsRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12>\n\x06\x66ormat\x18\x02 \x01(\x0e\x32..openmanager.api.metadata.v1.InteractionFormat\x12:\n\nredactions\x18\x03 \x03(\x0e\x32&.openmanager.api.metadata.v1.Redaction\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"\xb2\x01\n\x1a\x45xportInteractionsResponse\x12\x46\n\x06header\x18\x01 \x01(\x0b\x32\x34.openmanager.api.metadata.v1.InteractionExportHeaderH\x00\x12\x44\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x33.openmanager.api.metadata.v1.InteractionExportChunkH\x00\x42\x06\n\x04part\"2\n\x17InteractionExportHeader\x12\x17\n\x0f\x65stimated_count\x18\x01 \x01(\x03\"k\n\x16InteractionExportChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x19\n\x11interaction_count\x18\x02 \x01(\x03\x12\x12\n\ndone_count\x18\x03 \x01(\x03\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"c\n\x18\x45raseInteractionsRequest\x12\x14\n\nsession_id\x18\x01 \x01(\tH\x00\x12\x11\n\x07subject\x18\x02 \x01(\tH\x00\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x42\x07\n\x05whose\"1\n\x19\x45raseInteractionsResponse\x12\x14\n\x0c\x65rased_count\x18\x01 \x01(\x03*j\n\x0fInteractionView\x12 \n\x1cINTERACTION_VIEW_UNSPECIFIED\x10\x00\x12\x1a\n\x16INTERACTION_VIEW_BASIC\x10\x01\x12\x19\n\x15INTERACTION_VIEW_FULL\x10\x02*\xc4\x01\n\x12InteractionGroupBy\x12$\n INTERACTION_GROUP_BY_UNSPECIFIED\x10\x00\x12)\n%INTERACTION_GROUP_BY_MODEL_AND_INTENT\x10\x01\x12\x1e\n\x1aINTERACTION_GROUP_BY_MODEL\x10\x02\x12\x1f\n\x1bINTERACTION_GROUP_BY_INTENT\x10\x03\x12\x1c\n\x18INTERACTION_GROUP_BY_ALL\x10\x04*u\n\x11InteractionFormat\x12\"\n\x1eINTERACTION_FORMAT_UNSPECIFIED\x10\x00\x12\x1c\n\x18INTERACTION_FORMAT_JSONL\x10\x01\x12\x1e\n\x1aINTERACTION_FORMAT_PARQUET\x10\x02*\x8c\x01\n\tRedaction\x12\x19\n\x15REDACTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17REDACTION_EMAIL_ADDRESS\x10\x01\x12\x18\n\x14REDACTION_IP_ADDRESS\x10\x02\x12\x14\n\x10REDACTION_SECRET\x10\x03\x12\x17\n\x13REDACTION_HOST_NAME\x10\x04\x32\xd3\x08\n\x12InteractionService\x12\x82\x01\n\x11\x43reateInteraction\x12\x35.openmanager.api.metadata.v1.CreateInteractionRequest\x1a\x36.openmanager.api.metadata.v1.CreateInteractionResponse\x12|\n\x0fRateInteraction\x12\x33.openmanager.api.metadata.v1.RateInteractionRequest\x1a\x34.openmanager.api.metadata.v1.RateInteractionResponse\x12y\n\x0eGetInteraction\x12\x32.openmanager.api.metadata.v1.GetInteractionRequest\x1a\x33.openmanager.api.metadata.v1.GetInteractionResponse\x12\x7f\n\x10ListInteractions\x12\x34.openmanager.api.metadata.v1.ListInteractionsRequest\x1a\x35.openmanager.api.metadata.v1.ListInteractionsResponse\x12\x94\x01\n\x17\x46indSimilarInteractions\x12;.openmanager.api.metadata.v1.FindSimilarInteractionsRequest\x1a<.openmanager.api.metadata.v1.FindSimilarInteractionsResponse\x12\x97\x01\n\x18GetInteractionStatistics\x12<.openmanager.api.metadata.v1.GetInteractionStatisticsRequest\x1a=.openmanager.api.metadata.v1.GetInteractionStatisticsResponse\x12\x87\x01\n\x12\x45xportInteractions\x12\x36.openmanager.api.metadata.v1.ExportInteractionsRequest\x1a\x37.openmanager.api.metadata.v1.ExportInteractionsResponse0\x01\x12\x82\x01\n\x11\x45raseInteractions\x12\x35.openmanager.api.metadata.v1.EraseInteractionsRequest\x1a\x36.openmanager.api.metadata.v1.EraseInteractionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-openmanager/api/metadata/v1/interaction.proto\x12\x1bopenmanager.api.metadata.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x05\n\x0bInteraction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12\x10\n\x08response\x18\x04 \x01(\t\x12\x17\n\nconfidence\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06rating\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\x10\n\x08trace_id\x18\t \x01(\t\x12\x0f\n\x07servers\x18\n \x03(\t\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07metrics\x18\r \x03(\t\x12\r\n\x05model\x18\x0e \x01(\t\x12\x0e\n\x06intent\x18\x0f \x01(\t\x12*\n\x07latency\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x12prompt_token_count\x18\x11 \x01(\x03H\x02\x88\x01\x01\x12!\n\x14response_token_count\x18\x12 \x01(\x03H\x03\x88\x01\x01\x12\x16\n\x0erating_comment\x18\x13 \x01(\t\x12/\n\x0brating_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x44\n\x06labels\x18\x15 \x03(\x0b\x32\x34.openmanager.api.metadata.v1.Interaction.LabelsEntry\x12\x11\n\ttruncated\x18\x16 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_confidenceB\t\n\x07_ratingB\x15\n\x13_prompt_token_countB\x17\n\x15_response_token_count\"m\n\x18\x43reateInteractionRequest\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"Z\n\x19\x43reateInteractionResponse\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\"E\n\x16RateInteractionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06rating\x18\x02 \x01(\x05\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"X\n\x17RateInteractionResponse\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\"#\n\x15GetInteractionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x16GetInteractionResponse\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\"\xc9\x01\n\x17ListInteractionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x0e\n\x06search\x18\x04 \x01(\t\x12\x10\n\x08order_by\x18\x05 \x01(\t\x12:\n\x04view\x18\x06 \x01(\x0e\x32,.openmanager.api.metadata.v1.InteractionView\x12\x19\n\x11\x65xact_total_count\x18\x07 \x01(\x08\"\xa7\x01\n\x18ListInteractionsResponse\x12>\n\x0cinteractions\x18\x01 \x03(\x0b\x32(.openmanager.api.metadata.v1.Interaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\x12\x1d\n\x15total_count_estimated\x18\x04 \x01(\x08\"\x89\x01\n\x1e\x46indSimilarInteractionsRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\x12:\n\x04view\x18\x04 \x01(\x0e\x32,.openmanager.api.metadata.v1.InteractionView\"c\n\x1f\x46indSimilarInteractionsResponse\x12@\n\x07results\x18\x01 \x03(\x0b\x32/.openmanager.api.metadata.v1.SimilarInteraction\"g\n\x12SimilarInteraction\x12=\n\x0binteraction\x18\x01 \x01(\x0b\x32(.openmanager.api.metadata.v1.Interaction\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"\xfb\x01\n\x1fGetInteractionStatisticsRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04step\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x08group_by\x18\x05 \x01(\x0e\x32/.openmanager.api.metadata.v1.InteractionGroupBy\"j\n GetInteractionStatisticsResponse\x12\x46\n\nstatistics\x18\x01 \x03(\x0b\x32\x32.openmanager.api.metadata.v1.InteractionStatistics\"\x8c\x03\n\x15InteractionStatistics\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06intent\x18\x03 \x01(\t\x12\x19\n\x11interaction_count\x18\x04 \x01(\x03\x12\x13\n\x0brated_count\x18\x05 \x01(\x03\x12\x1c\n\x0fmean_confidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bmean_rating\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12.\n\x0blatency_p50\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0blatency_p95\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12prompt_token_count\x18\n \x01(\x03\x12\x1c\n\x14response_token_count\x18\x0b \x01(\x03\x42\x12\n\x10_mean_confidenceB\x0e\n\x0c_mean_rating\"\xbd\x01\n\x19\x45xportInteractionsRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12>\n\x06\x66ormat\x18\x02 \x01(\x0e\x32..openmanager.api.metadata.v1.InteractionFormat\x12:\n\nredactions\x18\x03 \x03(\x0e\x32&.openmanager.api.metadata.v1.Redaction\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"\xb2\x01\n\x1a\x45xportInteractionsResponse\x12\x46\n\x06header\x18\x01 \x01(\x0b\x32\x34.openmanager.api.metadata.v1.InteractionExportHeaderH\x00\x12\x44\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x33.openmanager.api.metadata.v1.InteractionExportChunkH\x00\x42\x06\n\x04part\"2\n\x17InteractionExportHeader\x12\x17\n\x0f\x65stimated_count\x18\x01 \x01(\x03\"k\n\x16InteractionExportChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x19\n\x11interaction_count\x18\x02 \x01(\x03\x12\x12\n\ndone_count\x18\x03 \x01(\x03\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"c\n\x18\x45raseInteractionsRequest\x12\x14\n\nsession_id\x18\x01 \x01(\tH\x00\x12\x11\n\x07subject\x18\x02 \x01(\tH\x00\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x42\x07\n\x05whose\"1\n\x19\x45raseInteractionsResponse\x12\x14\n\x0c\x65rased_count\x18\x01 \x01(\x03*j\n\x0fInteractionView\x12 \n\x1cINTERACTION_VIEW_UNSPECIFIED\x10\x00\x12\x1a\n\x16INTERACTION_VIEW_BASIC\x10\x01\x12\x19\n\x15INTERACTION_VIEW_FULL\x10\x02*\xc4\x01\n\x12InteractionGroupBy\x12$\n INTERACTION_GROUP_BY_UNSPECIFIED\x10\x00\x12)\n%INTERACTION_GROUP_BY_MODEL_AND_INTENT\x10\x01\x12\x1e\n\x1aINTERACTION_GROUP_BY_MODEL\x10\x02\x12\x1f\n\x1bINTERACTION_GROUP_BY_INTENT\x10\x03\x12\x1c\n\x18INTERACTION_GROUP_BY_ALL\x10\x04*u\n\x11InteractionFormat\x12\"\n\x1eINTERACTION_FORMAT_UNSPECIFIED\x10\x00\x12\x1c\n\x18INTERACTION_FORMAT_JSONL\x10\x01\x12\x1e\n\x1aINTERACTION_FORMAT_PARQUET\x10\x02*\x8c\x01\n\tRedaction\x12\x19\n\x15REDACTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17REDACTION_EMAIL_ADDRESS\x10\x01\x12\x18\n\x14REDACTION_IP_ADDRESS\x10\x02\x12\x14\n\x10REDACTION_SECRET\x10\x03\x12\x17\n\x13REDACTION_HOST_NAME\x10\x04\x32\xc4\n\n\x12InteractionService\x12\x9f\x01\n\x11\x43reateInteraction\x12\x35.openmanager.api.metadata.v1.CreateInteractionRequest\x1a\x36.openmanager.api.metadata.v1.CreateInteractionResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x10/v1/interactions:\x01*\x12\xa3\x01\n\x0fRateInteraction\x12\x33.openmanager.api.metadata.v1.RateInteractionRequest\x1a\x34.openmanager.api.metadata.v1.RateInteractionResponse\"%\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/interactions/{id}:rate:\x01*\x12\x98\x01\n\x0eGetInteraction\x12\x32.openmanager.api.metadata.v1.GetInteractionRequest\x1a\x33.openmanager.api.metadata.v1.GetInteractionResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/interactions/{id}\x12\x99\x01\n\x10ListInteractions\x12\x34.openmanager.api.metadata.v1.ListInteractionsRequest\x1a\x35.openmanager.api.metadata.v1.ListInteractionsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/interactions\x12\xbd\x01\n\x17\x46indSimilarInteractions\x12;.openmanager.api.metadata.v1.FindSimilarInteractionsRequest\x1a<.openmanager.api.metadata.v1.FindSimilarInteractionsResponse\"\'\x82\xd3\xe4\x93\x02!\"\x1c/v1/interactions:findSimilar:\x01*\x12\xbc\x01\n\x18GetInteractionStatistics\x12<.openmanager.api.metadata.v1.GetInteractionStatisticsRequest\x1a=.openmanager.api.metadata.v1.GetInteractionStatisticsResponse\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/interactions:statistics\x12\x87\x01\n\x12\x45xportInteractions\x12\x36.openmanager.api.metadata.v1.ExportInteractionsRequest\x1a\x37.openmanager.api.metadata.v1.ExportInteractionsResponse0\x01\x12\xa5\x01\n\x11\x45raseInteractions\x12\x35.openmanager.api.metadata.v1.EraseInteractionsRequest\x1a\x36.openmanager.api.metadata.v1.EraseInteractionsResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/interactions:erase:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,58 +36,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INTERACTION_LABELSENTRY']._loaded_options = None
   _globals['_INTERACTION_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_INTERACTIONVIEW']._serialized_start=3565
-  _globals['_INTERACTIONVIEW']._serialized_end=3671
-  _globals['_INTERACTIONGROUPBY']._serialized_start=3674
-  _globals['_INTERACTIONGROUPBY']._serialized_end=3870
-  _globals['_INTERACTIONFORMAT']._serialized_start=3872
-  _globals['_INTERACTIONFORMAT']._serialized_end=3989
-  _globals['_REDACTION']._serialized_start=3992
-  _globals['_REDACTION']._serialized_end=4132
-  _globals['_INTERACTION']._serialized_start=144
-  _globals['_INTERACTION']._serialized_end=906
-  _globals['_INTERACTION_LABELSENTRY']._serialized_start=787
-  _globals['_INTERACTION_LABELSENTRY']._serialized_end=832
-  _globals['_CREATEINTERACTIONREQUEST']._serialized_start=908
-  _globals['_CREATEINTERACTIONREQUEST']._serialized_end=1017
-  _globals['_CREATEINTERACTIONRESPONSE']._serialized_start=1019
-  _globals['_CREATEINTERACTIONRESPONSE']._serialized_end=1109
-  _globals['_RATEINTERACTIONREQUEST']._serialized_start=1111
-  _globals['_RATEINTERACTIONREQUEST']._serialized_end=1180
-  _globals['_RATEINTERACTIONRESPONSE']._serialized_start=1182
-  _globals['_RATEINTERACTIONRESPONSE']._serialized_end=1270
-  _globals['_GETINTERACTIONREQUEST']._serialized_start=1272
-  _globals['_GETINTERACTIONREQUEST']._serialized_end=1307
-  _globals['_GETINTERACTIONRESPONSE']._serialized_start=1309
-  _globals['_GETINTERACTIONRESPONSE']._serialized_end=1396
-  _globals['_LISTINTERACTIONSREQUEST']._serialized_start=1399
-  _globals['_LISTINTERACTIONSREQUEST']._serialized_end=1600
-  _globals['_LISTINTERACTIONSRESPONSE']._serialized_start=1603
-  _globals['_LISTINTERACTIONSRESPONSE']._serialized_end=1770
-  _globals['_FINDSIMILARINTERACTIONSREQUEST']._serialized_start=1773
-  _globals['_FINDSIMILARINTERACTIONSREQUEST']._serialized_end=1910
-  _globals['_FINDSIMILARINTERACTIONSRESPONSE']._serialized_start=1912
-  _globals['_FINDSIMILARINTERACTIONSRESPONSE']._serialized_end=2011
-  _globals['_SIMILARINTERACTION']._serialized_start=2013
-  _globals['_SIMILARINTERACTION']._serialized_end=2116
-  _globals['_GETINTERACTIONSTATISTICSREQUEST']._serialized_start=2119
-  _globals['_GETINTERACTIONSTATISTICSREQUEST']._serialized_end=2370
-  _globals['_GETINTERACTIONSTATISTICSRESPONSE']._serialized_start=2372
-  _globals['_GETINTERACTIONSTATISTICSRESPONSE']._serialized_end=2478
-  _globals['_INTERACTIONSTATISTICS']._serialized_start=2481
-  _globals['_INTERACTIONSTATISTICS']._serialized_end=2877
-  _globals['_EXPORTINTERACTIONSREQUEST']._serialized_start=2880
-  _globals['_EXPORTINTERACTIONSREQUEST']._serialized_end=3069
-  _globals['_EXPORTINTERACTIONSRESPONSE']._serialized_start=3072
-  _globals['_EXPORTINTERACTIONSRESPONSE']._serialized_end=3250
-  _globals['_INTERACTIONEXPORTHEADER']._serialized_start=3252
-  _globals['_INTERACTIONEXPORTHEADER']._serialized_end=3302
-  _globals['_INTERACTIONEXPORTCHUNK']._serialized_start=3304
-  _globals['_INTERACTIONEXPORTCHUNK']._serialized_end=3411
-  _globals['_ERASEINTERACTIONSREQUEST']._serialized_start=3413
-  _globals['_ERASEINTERACTIONSREQUEST']._serialized_end=3512
-  _globals['_ERASEINTERACTIONSRESPONSE']._serialized_start=3514
-  _globals['_ERASEINTERACTIONSRESPONSE']._serialized_end=3563
-  _globals['_INTERACTIONSERVICE']._serialized_start=4135
-  _globals['_INTERACTIONSERVICE']._serialized_end=5242
+  _globals['_INTERACTIONSERVICE'].methods_by_name['CreateInteraction']._loaded_options = None
+  _globals['_INTERACTIONSERVICE'].methods_by_name['CreateInteraction']._serialized_options = b'\202\323\344\223\002\025\"\020/v1/interactions:\001*'
+  _globals['_INTERACTIONSERVICE'].methods_by_name['RateInteraction']._loaded_options = None
+  _globals['_INTERACTIONSERVICE'].methods_by_name['RateInteraction']._serialized_options = b'\202\323\344\223\002\037\"\032/v1/interactions/{id}:rate:\001*'
+  _globals['_INTERACTIONSERVICE'].methods_by_name['GetInteraction']._loaded_options = None
+  _globals['_INTERACTIONSERVICE'].methods_by_name['GetInteraction']._serialized_options = b'\202\323\344\223\002\027\022\025/v1/interactions/{id}'
+  _globals['_INTERACTIONSERVICE'].methods_by_name['ListInteractions']._loaded_options = None
+  _globals['_INTERACTIONSERVICE'].methods_by_name['ListInteractions']._serialized_options = b'\202\323\344\223\002\022\022\020/v1/interactions'
+  _globals['_INTERACTIONSERVICE'].methods_by_name['FindSimilarInteractions']._loaded_options = None
+  _globals['_INTERACTIONSERVICE'].methods_by_name['FindSimilarInteractions']._serialized_options = b'\202\323\344\223\002!\"\034/v1/interactions:findSimilar:\001*'
+  _globals['_INTERACTIONSERVICE'].methods_by_name['GetInteractionStatistics']._loaded_options = None
+  _globals['_INTERACTIONSERVICE'].methods_by_name['GetInteractionStatistics']._serialized_options = b'\202\323\344\223\002\035\022\033/v1/interactions:statistics'
+  _globals['_INTERACTIONSERVICE'].methods_by_name['EraseInteractions']._loaded_options = None
+  _globals['_INTERACTIONSERVICE'].methods_by_name['EraseInteractions']._serialized_options = b'\202\323\344\223\002\033\"\026/v1/interactions:erase:\001*'
+  _globals['_INTERACTIONVIEW']._serialized_start=3595
+  _globals['_INTERACTIONVIEW']._serialized_end=3701
+  _globals['_INTERACTIONGROUPBY']._serialized_start=3704
+  _globals['_INTERACTIONGROUPBY']._serialized_end=3900
+  _globals['_INTERACTIONFORMAT']._serialized_start=3902
+  _globals['_INTERACTIONFORMAT']._serialized_end=4019
+  _globals['_REDACTION']._serialized_start=4022
+  _globals['_REDACTION']._serialized_end=4162
+  _globals['_INTERACTION']._serialized_start=174
+  _globals['_INTERACTION']._serialized_end=936
+  _globals['_INTERACTION_LABELSENTRY']._serialized_start=817
+  _globals['_INTERACTION_LABELSENTRY']._serialized_end=862
+  _globals['_CREATEINTERACTIONREQUEST']._serialized_start=938
+  _globals['_CREATEINTERACTIONREQUEST']._serialized_end=1047
+  _globals['_CREATEINTERACTIONRESPONSE']._serialized_start=1049
+  _globals['_CREATEINTERACTIONRESPONSE']._serialized_end=1139
+  _globals['_RATEINTERACTIONREQUEST']._serialized_start=1141
+  _globals['_RATEINTERACTIONREQUEST']._serialized_end=1210
+  _globals['_RATEINTERACTIONRESPONSE']._serialized_start=1212
+  _globals['_RATEINTERACTIONRESPONSE']._serialized_end=1300
+  _globals['_GETINTERACTIONREQUEST']._serialized_start=1302
+  _globals['_GETINTERACTIONREQUEST']._serialized_end=1337
+  _globals['_GETINTERACTIONRESPONSE']._serialized_start=1339
+  _globals['_GETINTERACTIONRESPONSE']._serialized_end=1426
+  _globals['_LISTINTERACTIONSREQUEST']._serialized_start=1429
+  _globals['_LISTINTERACTIONSREQUEST']._serialized_end=1630
+  _globals['_LISTINTERACTIONSRESPONSE']._serialized_start=1633
+  _globals['_LISTINTERACTIONSRESPONSE']._serialized_end=1800
+  _globals['_FINDSIMILARINTERACTIONSREQUEST']._serialized_start=1803
+  _globals['_FINDSIMILARINTERACTIONSREQUEST']._serialized_end=1940
+  _globals['_FINDSIMILARINTERACTIONSRESPONSE']._serialized_start=1942
+  _globals['_FINDSIMILARINTERACTIONSRESPONSE']._serialized_end=2041
+  _globals['_SIMILARINTERACTION']._serialized_start=2043
+  _globals['_SIMILARINTERACTION']._serialized_end=2146
+  _globals['_GETINTERACTIONSTATISTICSREQUEST']._serialized_start=2149
+  _globals['_GETINTERACTIONSTATISTICSREQUEST']._serialized_end=2400
+  _globals['_GETINTERACTIONSTATISTICSRESPONSE']._serialized_start=2402
+  _globals['_GETINTERACTIONSTATISTICSRESPONSE']._serialized_end=2508
+  _globals['_INTERACTIONSTATISTICS']._serialized_start=2511
+  _globals['_INTERACTIONSTATISTICS']._serialized_end=2907
+  _globals['_EXPORTINTERACTIONSREQUEST']._serialized_start=2910
+  _globals['_EXPORTINTERACTIONSREQUEST']._serialized_end=3099
+  _globals['_EXPORTINTERACTIONSRESPONSE']._serialized_start=3102
+  _globals['_EXPORTINTERACTIONSRESPONSE']._serialized_end=3280
+  _globals['_INTERACTIONEXPORTHEADER']._serialized_start=3282
+  _globals['_INTERACTIONEXPORTHEADER']._serialized_end=3332
+  _globals['_INTERACTIONEXPORTCHUNK']._serialized_start=3334
+  _globals['_INTERACTIONEXPORTCHUNK']._serialized_end=3441
+  _globals['_ERASEINTERACTIONSREQUEST']._serialized_start=3443
+  _globals['_ERASEINTERACTIONSREQUEST']._serialized_end=3542
+  _globals['_ERASEINTERACTIONSRESPONSE']._serialized_start=3544
+  _globals['_ERASEINTERACTIONSRESPONSE']._serialized_end=3593
+  _globals['_INTERACTIONSERVICE']._serialized_start=4165
+  _globals['_INTERACTIONSERVICE']._serialized_end=5513
 # @@protoc_insertion_point(module_scope)

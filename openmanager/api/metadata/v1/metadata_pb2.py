@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
@@ -29,7 +30,7 @@ from openmanager.api.frame.v1 import frame_pb2 as openmanager_dot_api_dot_frame_
 from openmanager.api.provenance.v1 import provenance_pb2 as openmanager_dot_api_dot_provenance_dot_v1_dot_provenance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*openmanager/api/metadata/v1/metadata.proto\x12\x1bopenmanager.api.metadata.v1\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$openmanager/api/frame/v1/frame.proto\x1a.openmanager/api/provenance/v1/provenance.proto\"\xa9\x03\n\x06Server\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08location\x18\x05 \x01(\t\x12?\n\x06labels\x18\x06 \x03(\x0b\x32/.openmanager.api.metadata.v1.Server.LabelsEntry\x12;\n\nthresholds\x18\x07 \x01(\x0b\x32\'.openmanager.api.metadata.v1.Thresholds\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x02\n\nThresholds\x12\x18\n\x0b\x63pu_warning\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63pu_critical\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0ememory_warning\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fmemory_critical\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0c\x64isk_warning\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\rdisk_critical\x18\x06 \x01(\x01H\x05\x88\x01\x01\x42\x0e\n\x0c_cpu_warningB\x0f\n\r_cpu_criticalB\x11\n\x0f_memory_warningB\x12\n\x10_memory_criticalB\x0f\n\r_disk_warningB\x10\n\x0e_disk_critical\"^\n\x13\x43reateServerRequest\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"K\n\x14\x43reateServerResponse\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\"\x1e\n\x10GetServerRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x87\x01\n\x11GetServerResponse\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"s\n\x12ListServersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\"\xb8\x01\n\x13ListServersResponse\x12\x34\n\x07servers\x18\x01 \x03(\x0b\x32#.openmanager.api.metadata.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12=\n\nprovenance\x18\x03 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\x12\x13\n\x0btotal_count\x18\x04 \x01(\x03\"{\n\x13UpdateServerRequest\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"K\n\x14UpdateServerResponse\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\">\n\x13\x44\x65leteServerRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05purge\x18\x03 \x01(\x08\"K\n\x14\x44\x65leteServerResponse\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\"%\n\x16\x42\x61tchGetServersRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\xa3\x01\n\x17\x42\x61tchGetServersResponse\x12\x34\n\x07servers\x18\x01 \x03(\x0b\x32#.openmanager.api.metadata.v1.Server\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\t\x12=\n\nprovenance\x18\x03 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x83\x01\n\x16RegisterServersRequest\x12:\n\x0cserver_infos\x18\x01 \x03(\x0b\x32$.openmanager.api.frame.v1.ServerInfo\x12-\n\tseen_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x17RegisterServersResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x16\n\x0erestored_count\x18\x02 \x01(\x05\"\x8c\x01\n\x06Policy\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12)\n\x08\x64ocument\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\",\n\x10GetPolicyRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"H\n\x11GetPolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Policy\"J\n\x13ListPoliciesRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x14ListPoliciesResponse\x12\x35\n\x08policies\x18\x01 \x03(\x0b\x32#.openmanager.api.metadata.v1.Policy\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x13UpdatePolicyRequest\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Policy\"K\n\x14UpdatePolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Policy\"=\n\x13\x44\x65letePolicyRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"K\n\x14\x44\x65letePolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Policy2\xc8\x06\n\rServerService\x12s\n\x0c\x43reateServer\x12\x30.openmanager.api.metadata.v1.CreateServerRequest\x1a\x31.openmanager.api.metadata.v1.CreateServerResponse\x12j\n\tGetServer\x12-.openmanager.api.metadata.v1.GetServerRequest\x1a..openmanager.api.metadata.v1.GetServerResponse\x12p\n\x0bListServers\x12/.openmanager.api.metadata.v1.ListServersRequest\x1a\x30.openmanager.api.metadata.v1.ListServersResponse\x12s\n\x0cUpdateServer\x12\x30.openmanager.api.metadata.v1.UpdateServerRequest\x1a\x31.openmanager.api.metadata.v1.UpdateServerResponse\x12s\n\x0c\x44\x65leteServer\x12\x30.openmanager.api.metadata.v1.DeleteServerRequest\x1a\x31.openmanager.api.metadata.v1.DeleteServerResponse\x12|\n\x0f\x42\x61tchGetServers\x12\x33.openmanager.api.metadata.v1.BatchGetServersRequest\x1a\x34.openmanager.api.metadata.v1.BatchGetServersResponse\x12|\n\x0fRegisterServers\x12\x33.openmanager.api.metadata.v1.RegisterServersRequest\x1a\x34.openmanager.api.metadata.v1.RegisterServersResponse2\xda\x03\n\rPolicyService\x12j\n\tGetPolicy\x12-.openmanager.api.metadata.v1.GetPolicyRequest\x1a..openmanager.api.metadata.v1.GetPolicyResponse\x12s\n\x0cListPolicies\x12\x30.openmanager.api.metadata.v1.ListPoliciesRequest\x1a\x31.openmanager.api.metadata.v1.ListPoliciesResponse\x12s\n\x0cUpdatePolicy\x12\x30.openmanager.api.metadata.v1.UpdatePolicyRequest\x1a\x31.openmanager.api.metadata.v1.UpdatePolicyResponse\x12s\n\x0c\x44\x65letePolicy\x12\x30.openmanager.api.metadata.v1.DeletePolicyRequest\x1a\x31.openmanager.api.metadata.v1.DeletePolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*openmanager/api/metadata/v1/metadata.proto\x12\x1bopenmanager.api.metadata.v1\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$openmanager/api/frame/v1/frame.proto\x1a.openmanager/api/provenance/v1/provenance.proto\"\xa9\x03\n\x06Server\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08location\x18\x05 \x01(\t\x12?\n\x06labels\x18\x06 \x03(\x0b\x32/.openmanager.api.metadata.v1.Server.LabelsEntry\x12;\n\nthresholds\x18\x07 \x01(\x0b\x32\'.openmanager.api.metadata.v1.Thresholds\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x02\n\nThresholds\x12\x18\n\x0b\x63pu_warning\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63pu_critical\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0ememory_warning\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fmemory_critical\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0c\x64isk_warning\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\rdisk_critical\x18\x06 \x01(\x01H\x05\x88\x01\x01\x42\x0e\n\x0c_cpu_warningB\x0f\n\r_cpu_criticalB\x11\n\x0f_memory_warningB\x12\n\x10_memory_criticalB\x0f\n\r_disk_warningB\x10\n\x0e_disk_critical\"^\n\x13\x43reateServerRequest\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"K\n\x14\x43reateServerResponse\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\"\x1e\n\x10GetServerRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x87\x01\n\x11GetServerResponse\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\x12=\n\nprovenance\x18\x02 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"s\n\x12ListServersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\"\xb8\x01\n\x13ListServersResponse\x12\x34\n\x07servers\x18\x01 \x03(\x0b\x32#.openmanager.api.metadata.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12=\n\nprovenance\x18\x03 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\x12\x13\n\x0btotal_count\x18\x04 \x01(\x03\"{\n\x13UpdateServerRequest\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"K\n\x14UpdateServerResponse\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\">\n\x13\x44\x65leteServerRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05purge\x18\x03 \x01(\x08\"K\n\x14\x44\x65leteServerResponse\x12\x33\n\x06server\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Server\"%\n\x16\x42\x61tchGetServersRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\xa3\x01\n\x17\x42\x61tchGetServersResponse\x12\x34\n\x07servers\x18\x01 \x03(\x0b\x32#.openmanager.api.metadata.v1.Server\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\t\x12=\n\nprovenance\x18\x03 \x01(\x0b\x32).openmanager.api.provenance.v1.Provenance\"\x83\x01\n\x16RegisterServersRequest\x12:\n\x0cserver_infos\x18\x01 \x03(\x0b\x32$.openmanager.api.frame.v1.ServerInfo\x12-\n\tseen_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x17RegisterServersResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x16\n\x0erestored_count\x18\x02 \x01(\x05\"\x8c\x01\n\x06Policy\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12)\n\x08\x64ocument\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\",\n\x10GetPolicyRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"H\n\x11GetPolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Policy\"J\n\x13ListPoliciesRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x14ListPoliciesResponse\x12\x35\n\x08policies\x18\x01 \x03(\x0b\x32#.openmanager.api.metadata.v1.Policy\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x13UpdatePolicyRequest\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Policy\"K\n\x14UpdatePolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Policy\"=\n\x13\x44\x65letePolicyRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"K\n\x14\x44\x65letePolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.openmanager.api.metadata.v1.Policy2\xb7\x08\n\rServerService\x12\x9a\x01\n\x0c\x43reateServer\x12\x30.openmanager.api.metadata.v1.CreateServerRequest\x1a\x31.openmanager.api.metadata.v1.CreateServerResponse\"%\x82\xd3\xe4\x93\x02\x1f\"\x15/v1/inventory/servers:\x06server\x12\x8e\x01\n\tGetServer\x12-.openmanager.api.metadata.v1.GetServerRequest\x1a..openmanager.api.metadata.v1.GetServerResponse\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/inventory/servers/{id}\x12\x8f\x01\n\x0bListServers\x12/.openmanager.api.metadata.v1.ListServersRequest\x1a\x30.openmanager.api.metadata.v1.ListServersResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/inventory/servers\x12\xa6\x01\n\x0cUpdateServer\x12\x30.openmanager.api.metadata.v1.UpdateServerRequest\x1a\x31.openmanager.api.metadata.v1.UpdateServerResponse\"1\x82\xd3\xe4\x93\x02+2!/v1/inventory/servers/{server.id}:\x06server\x12\x97\x01\n\x0c\x44\x65leteServer\x12\x30.openmanager.api.metadata.v1.DeleteServerRequest\x1a\x31.openmanager.api.metadata.v1.DeleteServerResponse\"\"\x82\xd3\xe4\x93\x02\x1c*\x1a/v1/inventory/servers/{id}\x12\xa4\x01\n\x0f\x42\x61tchGetServers\x12\x33.openmanager.api.metadata.v1.BatchGetServersRequest\x1a\x34.openmanager.api.metadata.v1.BatchGetServersResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/inventory/servers:batchGet\x12|\n\x0fRegisterServers\x12\x33.openmanager.api.metadata.v1.RegisterServersRequest\x1a\x34.openmanager.api.metadata.v1.RegisterServersResponse2\xf7\x04\n\rPolicyService\x12\x8c\x01\n\tGetPolicy\x12-.openmanager.api.metadata.v1.GetPolicyRequest\x1a..openmanager.api.metadata.v1.GetPolicyResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/policies/{kind}/{id}\x12\x90\x01\n\x0cListPolicies\x12\x30.openmanager.api.metadata.v1.ListPoliciesRequest\x1a\x31.openmanager.api.metadata.v1.ListPoliciesResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/policies/{kind}\x12\xab\x01\n\x0cUpdatePolicy\x12\x30.openmanager.api.metadata.v1.UpdatePolicyRequest\x1a\x31.openmanager.api.metadata.v1.UpdatePolicyResponse\"6\x82\xd3\xe4\x93\x02\x30\x1a&/v1/policies/{policy.kind}/{policy.id}:\x06policy\x12\x95\x01\n\x0c\x44\x65letePolicy\x12\x30.openmanager.api.metadata.v1.DeletePolicyRequest\x1a\x31.openmanager.api.metadata.v1.DeletePolicyResponse\" \x82\xd3\xe4\x93\x02\x1a*\x18/v1/policies/{kind}/{id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,60 +39,80 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SERVER_LABELSENTRY']._loaded_options = None
   _globals['_SERVER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SERVER']._serialized_start=259
-  _globals['_SERVER']._serialized_end=684
-  _globals['_SERVER_LABELSENTRY']._serialized_start=639
-  _globals['_SERVER_LABELSENTRY']._serialized_end=684
-  _globals['_THRESHOLDS']._serialized_start=687
-  _globals['_THRESHOLDS']._serialized_end=973
-  _globals['_CREATESERVERREQUEST']._serialized_start=975
-  _globals['_CREATESERVERREQUEST']._serialized_end=1069
-  _globals['_CREATESERVERRESPONSE']._serialized_start=1071
-  _globals['_CREATESERVERRESPONSE']._serialized_end=1146
-  _globals['_GETSERVERREQUEST']._serialized_start=1148
-  _globals['_GETSERVERREQUEST']._serialized_end=1178
-  _globals['_GETSERVERRESPONSE']._serialized_start=1181
-  _globals['_GETSERVERRESPONSE']._serialized_end=1316
-  _globals['_LISTSERVERSREQUEST']._serialized_start=1318
-  _globals['_LISTSERVERSREQUEST']._serialized_end=1433
-  _globals['_LISTSERVERSRESPONSE']._serialized_start=1436
-  _globals['_LISTSERVERSRESPONSE']._serialized_end=1620
-  _globals['_UPDATESERVERREQUEST']._serialized_start=1622
-  _globals['_UPDATESERVERREQUEST']._serialized_end=1745
-  _globals['_UPDATESERVERRESPONSE']._serialized_start=1747
-  _globals['_UPDATESERVERRESPONSE']._serialized_end=1822
-  _globals['_DELETESERVERREQUEST']._serialized_start=1824
-  _globals['_DELETESERVERREQUEST']._serialized_end=1886
-  _globals['_DELETESERVERRESPONSE']._serialized_start=1888
-  _globals['_DELETESERVERRESPONSE']._serialized_end=1963
-  _globals['_BATCHGETSERVERSREQUEST']._serialized_start=1965
-  _globals['_BATCHGETSERVERSREQUEST']._serialized_end=2002
-  _globals['_BATCHGETSERVERSRESPONSE']._serialized_start=2005
-  _globals['_BATCHGETSERVERSRESPONSE']._serialized_end=2168
-  _globals['_REGISTERSERVERSREQUEST']._serialized_start=2171
-  _globals['_REGISTERSERVERSREQUEST']._serialized_end=2302
-  _globals['_REGISTERSERVERSRESPONSE']._serialized_start=2304
-  _globals['_REGISTERSERVERSRESPONSE']._serialized_end=2376
-  _globals['_POLICY']._serialized_start=2379
-  _globals['_POLICY']._serialized_end=2519
-  _globals['_GETPOLICYREQUEST']._serialized_start=2521
-  _globals['_GETPOLICYREQUEST']._serialized_end=2565
-  _globals['_GETPOLICYRESPONSE']._serialized_start=2567
-  _globals['_GETPOLICYRESPONSE']._serialized_end=2639
-  _globals['_LISTPOLICIESREQUEST']._serialized_start=2641
-  _globals['_LISTPOLICIESREQUEST']._serialized_end=2715
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2717
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=2819
-  _globals['_UPDATEPOLICYREQUEST']._serialized_start=2821
-  _globals['_UPDATEPOLICYREQUEST']._serialized_end=2895
-  _globals['_UPDATEPOLICYRESPONSE']._serialized_start=2897
-  _globals['_UPDATEPOLICYRESPONSE']._serialized_end=2972
-  _globals['_DELETEPOLICYREQUEST']._serialized_start=2974
-  _globals['_DELETEPOLICYREQUEST']._serialized_end=3035
-  _globals['_DELETEPOLICYRESPONSE']._serialized_start=3037
-  _globals['_DELETEPOLICYRESPONSE']._serialized_end=3112
-  _globals['_SERVERSERVICE']._serialized_start=3115
-  _globals['_SERVERSERVICE']._serialized_end=3955
-  _globals['_POLICYSERVICE']._serialized_start=3958
-  _globals['_POLICYSERVICE']._serialized_end=4432
+  _globals['_SERVERSERVICE'].methods_by_name['CreateServer']._loaded_options = None
+  _globals['_SERVERSERVICE'].methods_by_name['CreateServer']._serialized_options = b'\202\323\344\223\002\037\"\025/v1/inventory/servers:\006server'
+  _globals['_SERVERSERVICE'].methods_by_name['GetServer']._loaded_options = None
+  _globals['_SERVERSERVICE'].methods_by_name['GetServer']._serialized_options = b'\202\323\344\223\002\034\022\032/v1/inventory/servers/{id}'
+  _globals['_SERVERSERVICE'].methods_by_name['ListServers']._loaded_options = None
+  _globals['_SERVERSERVICE'].methods_by_name['ListServers']._serialized_options = b'\202\323\344\223\002\027\022\025/v1/inventory/servers'
+  _globals['_SERVERSERVICE'].methods_by_name['UpdateServer']._loaded_options = None
+  _globals['_SERVERSERVICE'].methods_by_name['UpdateServer']._serialized_options = b'\202\323\344\223\002+2!/v1/inventory/servers/{server.id}:\006server'
+  _globals['_SERVERSERVICE'].methods_by_name['DeleteServer']._loaded_options = None
+  _globals['_SERVERSERVICE'].methods_by_name['DeleteServer']._serialized_options = b'\202\323\344\223\002\034*\032/v1/inventory/servers/{id}'
+  _globals['_SERVERSERVICE'].methods_by_name['BatchGetServers']._loaded_options = None
+  _globals['_SERVERSERVICE'].methods_by_name['BatchGetServers']._serialized_options = b'\202\323\344\223\002 \022\036/v1/inventory/servers:batchGet'
+  _globals['_POLICYSERVICE'].methods_by_name['GetPolicy']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['GetPolicy']._serialized_options = b'\202\323\344\223\002\032\022\030/v1/policies/{kind}/{id}'
+  _globals['_POLICYSERVICE'].methods_by_name['ListPolicies']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['ListPolicies']._serialized_options = b'\202\323\344\223\002\025\022\023/v1/policies/{kind}'
+  _globals['_POLICYSERVICE'].methods_by_name['UpdatePolicy']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['UpdatePolicy']._serialized_options = b'\202\323\344\223\0020\032&/v1/policies/{policy.kind}/{policy.id}:\006policy'
+  _globals['_POLICYSERVICE'].methods_by_name['DeletePolicy']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['DeletePolicy']._serialized_options = b'\202\323\344\223\002\032*\030/v1/policies/{kind}/{id}'
+  _globals['_SERVER']._serialized_start=289
+  _globals['_SERVER']._serialized_end=714
+  _globals['_SERVER_LABELSENTRY']._serialized_start=669
+  _globals['_SERVER_LABELSENTRY']._serialized_end=714
+  _globals['_THRESHOLDS']._serialized_start=717
+  _globals['_THRESHOLDS']._serialized_end=1003
+  _globals['_CREATESERVERREQUEST']._serialized_start=1005
+  _globals['_CREATESERVERREQUEST']._serialized_end=1099
+  _globals['_CREATESERVERRESPONSE']._serialized_start=1101
+  _globals['_CREATESERVERRESPONSE']._serialized_end=1176
+  _globals['_GETSERVERREQUEST']._serialized_start=1178
+  _globals['_GETSERVERREQUEST']._serialized_end=1208
+  _globals['_GETSERVERRESPONSE']._serialized_start=1211
+  _globals['_GETSERVERRESPONSE']._serialized_end=1346
+  _globals['_LISTSERVERSREQUEST']._serialized_start=1348
+  _globals['_LISTSERVERSREQUEST']._serialized_end=1463
+  _globals['_LISTSERVERSRESPONSE']._serialized_start=1466
+  _globals['_LISTSERVERSRESPONSE']._serialized_end=1650
+  _globals['_UPDATESERVERREQUEST']._serialized_start=1652
+  _globals['_UPDATESERVERREQUEST']._serialized_end=1775
+  _globals['_UPDATESERVERRESPONSE']._serialized_start=1777
+  _globals['_UPDATESERVERRESPONSE']._serialized_end=1852
+  _globals['_DELETESERVERREQUEST']._serialized_start=1854
+  _globals['_DELETESERVERREQUEST']._serialized_end=1916
+  _globals['_DELETESERVERRESPONSE']._serialized_start=1918
+  _globals['_DELETESERVERRESPONSE']._serialized_end=1993
+  _globals['_BATCHGETSERVERSREQUEST']._serialized_start=1995
+  _globals['_BATCHGETSERVERSREQUEST']._serialized_end=2032
+  _globals['_BATCHGETSERVERSRESPONSE']._serialized_start=2035
+  _globals['_BATCHGETSERVERSRESPONSE']._serialized_end=2198
+  _globals['_REGISTERSERVERSREQUEST']._serialized_start=2201
+  _globals['_REGISTERSERVERSREQUEST']._serialized_end=2332
+  _globals['_REGISTERSERVERSRESPONSE']._serialized_start=2334
+  _globals['_REGISTERSERVERSRESPONSE']._serialized_end=2406
+  _globals['_POLICY']._serialized_start=2409
+  _globals['_POLICY']._serialized_end=2549
+  _globals['_GETPOLICYREQUEST']._serialized_start=2551
+  _globals['_GETPOLICYREQUEST']._serialized_end=2595
+  _globals['_GETPOLICYRESPONSE']._serialized_start=2597
+  _globals['_GETPOLICYRESPONSE']._serialized_end=2669
+  _globals['_LISTPOLICIESREQUEST']._serialized_start=2671
+  _globals['_LISTPOLICIESREQUEST']._serialized_end=2745
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2747
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=2849
+  _globals['_UPDATEPOLICYREQUEST']._serialized_start=2851
+  _globals['_UPDATEPOLICYREQUEST']._serialized_end=2925
+  _globals['_UPDATEPOLICYRESPONSE']._serialized_start=2927
+  _globals['_UPDATEPOLICYRESPONSE']._serialized_end=3002
+  _globals['_DELETEPOLICYREQUEST']._serialized_start=3004
+  _globals['_DELETEPOLICYREQUEST']._serialized_end=3065
+  _globals['_DELETEPOLICYRESPONSE']._serialized_start=3067
+  _globals['_DELETEPOLICYRESPONSE']._serialized_end=3142
+  _globals['_SERVERSERVICE']._serialized_start=3145
+  _globals['_SERVERSERVICE']._serialized_end=4224
+  _globals['_POLICYSERVICE']._serialized_start=4227
+  _globals['_POLICYSERVICE']._serialized_end=4858
 # @@protoc_insertion_point(module_scope)

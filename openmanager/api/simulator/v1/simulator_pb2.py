@@ -22,68 +22,85 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from openmanager.api.frame.v1 import frame_pb2 as openmanager_dot_api_dot_frame_dot_v1_dot_frame__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,openmanager/api/simulator/v1/simulator.proto\x12\x1copenmanager.api.simulator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$openmanager/api/frame/v1/frame.proto\"\xbe\x02\n\nSimulation\x12\x0f\n\x07running\x18\x01 \x01(\x08\x12\x14\n\x0cserver_count\x18\x02 \x01(\x05\x12\x14\n\x0cmetric_count\x18\x03 \x01(\x05\x12+\n\x08interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x12\n\ntick_count\x18\x06 \x01(\x03\x12\x32\n\x0elast_tick_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14\x62uffered_frame_count\x18\x08 \x01(\x05\x12\x1b\n\x13\x64ropped_frame_count\x18\t \x01(\x03\x12!\n\x19\x61\x63knowledged_sample_count\x18\n \x01(\x03\x12\x12\n\nlast_error\x18\x0b \x01(\t\"\x16\n\x14GetSimulationRequest\"U\n\x15GetSimulationResponse\x12<\n\nsimulation\x18\x01 \x01(\x0b\x32(.openmanager.api.simulator.v1.Simulation\"w\n\x16StartSimulationRequest\x12\x14\n\x0cserver_count\x18\x01 \x01(\x05\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"W\n\x17StartSimulationResponse\x12<\n\nsimulation\x18\x01 \x01(\x0b\x32(.openmanager.api.simulator.v1.Simulation\"\x17\n\x15StopSimulationRequest\"V\n\x16StopSimulationResponse\x12<\n\nsimulation\x18\x01 \x01(\x0b\x32(.openmanager.api.simulator.v1.Simulation\".\n\x18\x41\x64vanceSimulationRequest\x12\x12\n\ntick_count\x18\x01 \x01(\x05\"Y\n\x19\x41\x64vanceSimulationResponse\x12<\n\nsimulation\x18\x01 \x01(\x0b\x32(.openmanager.api.simulator.v1.Simulation\"\xc4\x01\n\x06Metric\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.openmanager.api.frame.v1.MetricKind\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x14\n\x07minimum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nresolution\x18\x07 \x01(\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\";\n\x12ListMetricsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"z\n\x13ListMetricsResponse\x12\x35\n\x07metrics\x18\x01 \x03(\x0b\x32$.openmanager.api.simulator.v1.Metric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\"s\n\x13StreamFramesRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x14StreamFramesResponse\x12.\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.frame.v1.Frame\"\x99\x01\n\x16\x42\x61\x63kfillHistoryRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03raw\x18\x03 \x01(\x08\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"\xc6\x01\n\x17\x42\x61\x63kfillHistoryResponse\x12-\n\tdone_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csample_count\x18\x02 \x01(\x03\x12\x14\n\x0c\x62ucket_count\x18\x03 \x01(\x03\x12\x18\n\x10raw_sample_count\x18\x04 \x01(\x03\x12\x12\n\ndone_ratio\x18\x05 \x01(\x01\x12\x14\n\x0cresume_token\x18\x06 \x01(\t\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\"\xfd\x01\n\x05\x46\x61ult\x12\n\n\x02id\x18\x01 \x01(\t\x12;\n\x07pattern\x18\x02 \x01(\x0e\x32*.openmanager.api.simulator.v1.FaultPattern\x12\x0f\n\x07servers\x18\x03 \x03(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08severity\x18\x06 \x01(\x01\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x12\x0c\n\x04root\x18\x08 \x01(\t\x12\x0e\n\x06origin\x18\t \x01(\t\"\\\n\x12InjectFaultRequest\x12\x32\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32#.openmanager.api.simulator.v1.Fault\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"I\n\x13InjectFaultResponse\x12\x32\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32#.openmanager.api.simulator.v1.Fault\"\xad\x01\n\x11ListFaultsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61\x63tive_only\x18\x05 \x01(\x08\"w\n\x12ListFaultsResponse\x12\x33\n\x06\x66\x61ults\x18\x01 \x03(\x0b\x32#.openmanager.api.simulator.v1.Fault\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\"\x1f\n\x11\x43learFaultRequest\x12\n\n\x02id\x18\x01 \x01(\t\"H\n\x12\x43learFaultResponse\x12\x32\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32#.openmanager.api.simulator.v1.Fault*\x94\x02\n\x0c\x46\x61ultPattern\x12\x1d\n\x19\x46\x41ULT_PATTERN_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x46\x41ULT_PATTERN_MEMORY_LEAK\x10\x01\x12\x1b\n\x17\x46\x41ULT_PATTERN_CPU_SPIKE\x10\x02\x12\x1b\n\x17\x46\x41ULT_PATTERN_DISK_FULL\x10\x03\x12!\n\x1d\x46\x41ULT_PATTERN_CASCADE_FAILURE\x10\x04\x12!\n\x1d\x46\x41ULT_PATTERN_NETWORK_LATENCY\x10\x05\x12\x1f\n\x1b\x46\x41ULT_PATTERN_DATABASE_LOCK\x10\x06\x12%\n!FAULT_PATTERN_GRADUAL_DEGRADATION\x10\x07\x32\x80\x07\n\x10SimulatorService\x12x\n\rGetSimulation\x12\x32.openmanager.api.simulator.v1.GetSimulationRequest\x1a\x33.openmanager.api.simulator.v1.GetSimulationResponse\x12~\n\x0fStartSimulation\x12\x34.openmanager.api.simulator.v1.StartSimulationRequest\x1a\x35.openmanager.api.simulator.v1.StartSimulationResponse\x12{\n\x0eStopSimulation\x12\x33.openmanager.api.simulator.v1.StopSimulationRequest\x1a\x34.openmanager.api.simulator.v1.StopSimulationResponse\x12\x84\x01\n\x11\x41\x64vanceSimulation\x12\x36.openmanager.api.simulator.v1.AdvanceSimulationRequest\x1a\x37.openmanager.api.simulator.v1.AdvanceSimulationResponse\x12r\n\x0bListMetrics\x12\x30.openmanager.api.simulator.v1.ListMetricsRequest\x1a\x31.openmanager.api.simulator.v1.ListMetricsResponse\x12w\n\x0cStreamFrames\x12\x31.openmanager.api.simulator.v1.StreamFramesRequest\x1a\x32.openmanager.api.simulator.v1.StreamFramesResponse0\x01\x12\x80\x01\n\x0f\x42\x61\x63kfillHistory\x12\x34.openmanager.api.simulator.v1.BackfillHistoryRequest\x1a\x35.openmanager.api.simulator.v1.BackfillHistoryResponse0\x01\x32\xe4\x02\n\x0c\x46\x61ultService\x12r\n\x0bInjectFault\x12\x30.openmanager.api.simulator.v1.InjectFaultRequest\x1a\x31.openmanager.api.simulator.v1.InjectFaultResponse\x12o\n\nListFaults\x12/.openmanager.api.simulator.v1.ListFaultsRequest\x1a\x30.openmanager.api.simulator.v1.ListFaultsResponse\x12o\n\nClearFault\x12/.openmanager.api.simulator.v1.ClearFaultRequest\x1a\x30.openmanager.api.simulator.v1.ClearFaultResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,openmanager/api/simulator/v1/simulator.proto\x12\x1copenmanager.api.simulator.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$openmanager/api/frame/v1/frame.proto\"\xbe\x02\n\nSimulation\x12\x0f\n\x07running\x18\x01 \x01(\x08\x12\x14\n\x0cserver_count\x18\x02 \x01(\x05\x12\x14\n\x0cmetric_count\x18\x03 \x01(\x05\x12+\n\x08interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x12\n\ntick_count\x18\x06 \x01(\x03\x12\x32\n\x0elast_tick_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14\x62uffered_frame_count\x18\x08 \x01(\x05\x12\x1b\n\x13\x64ropped_frame_count\x18\t \x01(\x03\x12!\n\x19\x61\x63knowledged_sample_count\x18\n \x01(\x03\x12\x12\n\nlast_error\x18\x0b \x01(\t\"\x16\n\x14GetSimulationRequest\"U\n\x15GetSimulationResponse\x12<\n\nsimulation\x18\x01 \x01(\x0b\x32(.openmanager.api.simulator.v1.Simulation\"w\n\x16StartSimulationRequest\x12\x14\n\x0cserver_count\x18\x01 \x01(\x05\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"W\n\x17StartSimulationResponse\x12<\n\nsimulation\x18\x01 \x01(\x0b\x32(.openmanager.api.simulator.v1.Simulation\"\x17\n\x15StopSimulationRequest\"V\n\x16StopSimulationResponse\x12<\n\nsimulation\x18\x01 \x01(\x0b\x32(.openmanager.api.simulator.v1.Simulation\".\n\x18\x41\x64vanceSimulationRequest\x12\x12\n\ntick_count\x18\x01 \x01(\x05\"Y\n\x19\x41\x64vanceSimulationResponse\x12<\n\nsimulation\x18\x01 \x01(\x0b\x32(.openmanager.api.simulator.v1.Simulation\"\xc4\x01\n\x06Metric\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.openmanager.api.frame.v1.MetricKind\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x14\n\x07minimum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nresolution\x18\x07 \x01(\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\";\n\x12ListMetricsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"z\n\x13ListMetricsResponse\x12\x35\n\x07metrics\x18\x01 \x03(\x0b\x32$.openmanager.api.simulator.v1.Metric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\"s\n\x13StreamFramesRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x14StreamFramesResponse\x12.\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1f.openmanager.api.frame.v1.Frame\"\x99\x01\n\x16\x42\x61\x63kfillHistoryRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03raw\x18\x03 \x01(\x08\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"\xc6\x01\n\x17\x42\x61\x63kfillHistoryResponse\x12-\n\tdone_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csample_count\x18\x02 \x01(\x03\x12\x14\n\x0c\x62ucket_count\x18\x03 \x01(\x03\x12\x18\n\x10raw_sample_count\x18\x04 \x01(\x03\x12\x12\n\ndone_ratio\x18\x05 \x01(\x01\x12\x14\n\x0cresume_token\x18\x06 \x01(\t\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\"\xfd\x01\n\x05\x46\x61ult\x12\n\n\x02id\x18\x01 \x01(\t\x12;\n\x07pattern\x18\x02 \x01(\x0e\x32*.openmanager.api.simulator.v1.FaultPattern\x12\x0f\n\x07servers\x18\x03 \x03(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08severity\x18\x06 \x01(\x01\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x12\x0c\n\x04root\x18\x08 \x01(\t\x12\x0e\n\x06origin\x18\t \x01(\t\"\\\n\x12InjectFaultRequest\x12\x32\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32#.openmanager.api.simulator.v1.Fault\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"I\n\x13InjectFaultResponse\x12\x32\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32#.openmanager.api.simulator.v1.Fault\"\xad\x01\n\x11ListFaultsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61\x63tive_only\x18\x05 \x01(\x08\"w\n\x12ListFaultsResponse\x12\x33\n\x06\x66\x61ults\x18\x01 \x03(\x0b\x32#.openmanager.api.simulator.v1.Fault\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x03\"\x1f\n\x11\x43learFaultRequest\x12\n\n\x02id\x18\x01 \x01(\t\"H\n\x12\x43learFaultResponse\x12\x32\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32#.openmanager.api.simulator.v1.Fault*\x94\x02\n\x0c\x46\x61ultPattern\x12\x1d\n\x19\x46\x41ULT_PATTERN_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x46\x41ULT_PATTERN_MEMORY_LEAK\x10\x01\x12\x1b\n\x17\x46\x41ULT_PATTERN_CPU_SPIKE\x10\x02\x12\x1b\n\x17\x46\x41ULT_PATTERN_DISK_FULL\x10\x03\x12!\n\x1d\x46\x41ULT_PATTERN_CASCADE_FAILURE\x10\x04\x12!\n\x1d\x46\x41ULT_PATTERN_NETWORK_LATENCY\x10\x05\x12\x1f\n\x1b\x46\x41ULT_PATTERN_DATABASE_LOCK\x10\x06\x12%\n!FAULT_PATTERN_GRADUAL_DEGRADATION\x10\x07\x32\xa0\x08\n\x10SimulatorService\x12\x90\x01\n\rGetSimulation\x12\x32.openmanager.api.simulator.v1.GetSimulationRequest\x1a\x33.openmanager.api.simulator.v1.GetSimulationResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/simulation\x12\x9f\x01\n\x0fStartSimulation\x12\x34.openmanager.api.simulator.v1.StartSimulationRequest\x1a\x35.openmanager.api.simulator.v1.StartSimulationResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/simulation:start:\x01*\x12\x9b\x01\n\x0eStopSimulation\x12\x33.openmanager.api.simulator.v1.StopSimulationRequest\x1a\x34.openmanager.api.simulator.v1.StopSimulationResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\"\x13/v1/simulation:stop:\x01*\x12\xa7\x01\n\x11\x41\x64vanceSimulation\x12\x36.openmanager.api.simulator.v1.AdvanceSimulationRequest\x1a\x37.openmanager.api.simulator.v1.AdvanceSimulationResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/simulation:advance:\x01*\x12\x92\x01\n\x0bListMetrics\x12\x30.openmanager.api.simulator.v1.ListMetricsRequest\x1a\x31.openmanager.api.simulator.v1.ListMetricsResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/simulation/metrics\x12w\n\x0cStreamFrames\x12\x31.openmanager.api.simulator.v1.StreamFramesRequest\x1a\x32.openmanager.api.simulator.v1.StreamFramesResponse0\x01\x12\x80\x01\n\x0f\x42\x61\x63kfillHistory\x12\x34.openmanager.api.simulator.v1.BackfillHistoryRequest\x1a\x35.openmanager.api.simulator.v1.BackfillHistoryResponse0\x01\x32\xb4\x03\n\x0c\x46\x61ultService\x12\x89\x01\n\x0bInjectFault\x12\x30.openmanager.api.simulator.v1.InjectFaultRequest\x1a\x31.openmanager.api.simulator.v1.InjectFaultResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\"\n/v1/faults:\x01*\x12\x83\x01\n\nListFaults\x12/.openmanager.api.simulator.v1.ListFaultsRequest\x1a\x30.openmanager.api.simulator.v1.ListFaultsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/faults\x12\x91\x01\n\nClearFault\x12/.openmanager.api.simulator.v1.ClearFaultRequest\x1a\x30.openmanager.api.simulator.v1.ClearFaultResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/faults/{id}:clear:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'openmanager.api.simulator.v1.simulator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FAULTPATTERN']._serialized_start=2835
-  _globals['_FAULTPATTERN']._serialized_end=3111
-  _globals['_SIMULATION']._serialized_start=182
-  _globals['_SIMULATION']._serialized_end=500
-  _globals['_GETSIMULATIONREQUEST']._serialized_start=502
-  _globals['_GETSIMULATIONREQUEST']._serialized_end=524
-  _globals['_GETSIMULATIONRESPONSE']._serialized_start=526
-  _globals['_GETSIMULATIONRESPONSE']._serialized_end=611
-  _globals['_STARTSIMULATIONREQUEST']._serialized_start=613
-  _globals['_STARTSIMULATIONREQUEST']._serialized_end=732
-  _globals['_STARTSIMULATIONRESPONSE']._serialized_start=734
-  _globals['_STARTSIMULATIONRESPONSE']._serialized_end=821
-  _globals['_STOPSIMULATIONREQUEST']._serialized_start=823
-  _globals['_STOPSIMULATIONREQUEST']._serialized_end=846
-  _globals['_STOPSIMULATIONRESPONSE']._serialized_start=848
-  _globals['_STOPSIMULATIONRESPONSE']._serialized_end=934
-  _globals['_ADVANCESIMULATIONREQUEST']._serialized_start=936
-  _globals['_ADVANCESIMULATIONREQUEST']._serialized_end=982
-  _globals['_ADVANCESIMULATIONRESPONSE']._serialized_start=984
-  _globals['_ADVANCESIMULATIONRESPONSE']._serialized_end=1073
-  _globals['_METRIC']._serialized_start=1076
-  _globals['_METRIC']._serialized_end=1272
-  _globals['_LISTMETRICSREQUEST']._serialized_start=1274
-  _globals['_LISTMETRICSREQUEST']._serialized_end=1333
-  _globals['_LISTMETRICSRESPONSE']._serialized_start=1335
-  _globals['_LISTMETRICSRESPONSE']._serialized_end=1457
-  _globals['_STREAMFRAMESREQUEST']._serialized_start=1459
-  _globals['_STREAMFRAMESREQUEST']._serialized_end=1574
-  _globals['_STREAMFRAMESRESPONSE']._serialized_start=1576
-  _globals['_STREAMFRAMESRESPONSE']._serialized_end=1646
-  _globals['_BACKFILLHISTORYREQUEST']._serialized_start=1649
-  _globals['_BACKFILLHISTORYREQUEST']._serialized_end=1802
-  _globals['_BACKFILLHISTORYRESPONSE']._serialized_start=1805
-  _globals['_BACKFILLHISTORYRESPONSE']._serialized_end=2003
-  _globals['_FAULT']._serialized_start=2006
-  _globals['_FAULT']._serialized_end=2259
-  _globals['_INJECTFAULTREQUEST']._serialized_start=2261
-  _globals['_INJECTFAULTREQUEST']._serialized_end=2353
-  _globals['_INJECTFAULTRESPONSE']._serialized_start=2355
-  _globals['_INJECTFAULTRESPONSE']._serialized_end=2428
-  _globals['_LISTFAULTSREQUEST']._serialized_start=2431
-  _globals['_LISTFAULTSREQUEST']._serialized_end=2604
-  _globals['_LISTFAULTSRESPONSE']._serialized_start=2606
-  _globals['_LISTFAULTSRESPONSE']._serialized_end=2725
-  _globals['_CLEARFAULTREQUEST']._serialized_start=2727
-  _globals['_CLEARFAULTREQUEST']._serialized_end=2758
-  _globals['_CLEARFAULTRESPONSE']._serialized_start=2760
-  _globals['_CLEARFAULTRESPONSE']._serialized_end=2832
-  _globals['_SIMULATORSERVICE']._serialized_start=3114
-  _globals['_SIMULATORSERVICE']._serialized_end=4010
-  _globals['_FAULTSERVICE']._serialized_start=4013
-  _globals['_FAULTSERVICE']._serialized_end=4369
+  _globals['_SIMULATORSERVICE'].methods_by_name['GetSimulation']._loaded_options = None
+  _globals['_SIMULATORSERVICE'].methods_by_name['GetSimulation']._serialized_options = b'\202\323\344\223\002\020\022\016/v1/simulation'
+  _globals['_SIMULATORSERVICE'].methods_by_name['StartSimulation']._loaded_options = None
+  _globals['_SIMULATORSERVICE'].methods_by_name['StartSimulation']._serialized_options = b'\202\323\344\223\002\031\"\024/v1/simulation:start:\001*'
+  _globals['_SIMULATORSERVICE'].methods_by_name['StopSimulation']._loaded_options = None
+  _globals['_SIMULATORSERVICE'].methods_by_name['StopSimulation']._serialized_options = b'\202\323\344\223\002\030\"\023/v1/simulation:stop:\001*'
+  _globals['_SIMULATORSERVICE'].methods_by_name['AdvanceSimulation']._loaded_options = None
+  _globals['_SIMULATORSERVICE'].methods_by_name['AdvanceSimulation']._serialized_options = b'\202\323\344\223\002\033\"\026/v1/simulation:advance:\001*'
+  _globals['_SIMULATORSERVICE'].methods_by_name['ListMetrics']._loaded_options = None
+  _globals['_SIMULATORSERVICE'].methods_by_name['ListMetrics']._serialized_options = b'\202\323\344\223\002\030\022\026/v1/simulation/metrics'
+  _globals['_FAULTSERVICE'].methods_by_name['InjectFault']._loaded_options = None
+  _globals['_FAULTSERVICE'].methods_by_name['InjectFault']._serialized_options = b'\202\323\344\223\002\017\"\n/v1/faults:\001*'
+  _globals['_FAULTSERVICE'].methods_by_name['ListFaults']._loaded_options = None
+  _globals['_FAULTSERVICE'].methods_by_name['ListFaults']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/faults'
+  _globals['_FAULTSERVICE'].methods_by_name['ClearFault']._loaded_options = None
+  _globals['_FAULTSERVICE'].methods_by_name['ClearFault']._serialized_options = b'\202\323\344\223\002\032\"\025/v1/faults/{id}:clear:\001*'
+  _globals['_FAULTPATTERN']._serialized_start=2865
+  _globals['_FAULTPATTERN']._serialized_end=3141
+  _globals['_SIMULATION']._serialized_start=212
+  _globals['_SIMULATION']._serialized_end=530
+  _globals['_GETSIMULATIONREQUEST']._serialized_start=532
+  _globals['_GETSIMULATIONREQUEST']._serialized_end=554
+  _globals['_GETSIMULATIONRESPONSE']._serialized_start=556
+  _globals['_GETSIMULATIONRESPONSE']._serialized_end=641
+  _globals['_STARTSIMULATIONREQUEST']._serialized_start=643
+  _globals['_STARTSIMULATIONREQUEST']._serialized_end=762
+  _globals['_STARTSIMULATIONRESPONSE']._serialized_start=764
+  _globals['_STARTSIMULATIONRESPONSE']._serialized_end=851
+  _globals['_STOPSIMULATIONREQUEST']._serialized_start=853
+  _globals['_STOPSIMULATIONREQUEST']._serialized_end=876
+  _globals['_STOPSIMULATIONRESPONSE']._serialized_start=878
+  _globals['_STOPSIMULATIONRESPONSE']._serialized_end=964
+  _globals['_ADVANCESIMULATIONREQUEST']._serialized_start=966
+  _globals['_ADVANCESIMULATIONREQUEST']._serialized_end=1012
+  _globals['_ADVANCESIMULATIONRESPONSE']._serialized_start=1014
+  _globals['_ADVANCESIMULATIONRESPONSE']._serialized_end=1103
+  _globals['_METRIC']._serialized_start=1106
+  _globals['_METRIC']._serialized_end=1302
+  _globals['_LISTMETRICSREQUEST']._serialized_start=1304
+  _globals['_LISTMETRICSREQUEST']._serialized_end=1363
+  _globals['_LISTMETRICSRESPONSE']._serialized_start=1365
+  _globals['_LISTMETRICSRESPONSE']._serialized_end=1487
+  _globals['_STREAMFRAMESREQUEST']._serialized_start=1489
+  _globals['_STREAMFRAMESREQUEST']._serialized_end=1604
+  _globals['_STREAMFRAMESRESPONSE']._serialized_start=1606
+  _globals['_STREAMFRAMESRESPONSE']._serialized_end=1676
+  _globals['_BACKFILLHISTORYREQUEST']._serialized_start=1679
+  _globals['_BACKFILLHISTORYREQUEST']._serialized_end=1832
+  _globals['_BACKFILLHISTORYRESPONSE']._serialized_start=1835
+  _globals['_BACKFILLHISTORYRESPONSE']._serialized_end=2033
+  _globals['_FAULT']._serialized_start=2036
+  _globals['_FAULT']._serialized_end=2289
+  _globals['_INJECTFAULTREQUEST']._serialized_start=2291
+  _globals['_INJECTFAULTREQUEST']._serialized_end=2383
+  _globals['_INJECTFAULTRESPONSE']._serialized_start=2385
+  _globals['_INJECTFAULTRESPONSE']._serialized_end=2458
+  _globals['_LISTFAULTSREQUEST']._serialized_start=2461
+  _globals['_LISTFAULTSREQUEST']._serialized_end=2634
+  _globals['_LISTFAULTSRESPONSE']._serialized_start=2636
+  _globals['_LISTFAULTSRESPONSE']._serialized_end=2755
+  _globals['_CLEARFAULTREQUEST']._serialized_start=2757
+  _globals['_CLEARFAULTREQUEST']._serialized_end=2788
+  _globals['_CLEARFAULTRESPONSE']._serialized_start=2790
+  _globals['_CLEARFAULTRESPONSE']._serialized_end=2862
+  _globals['_SIMULATORSERVICE']._serialized_start=3144
+  _globals['_SIMULATORSERVICE']._serialized_end=4200
+  _globals['_FAULTSERVICE']._serialized_start=4203
+  _globals['_FAULTSERVICE']._serialized_end=4639
 # @@protoc_insertion_point(module_scope)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,15 +166,14 @@ class Detector:
         self._baseline.learn(moment, reading, rate, measured.floor)
         self._baseline.count += present
 
-    def to_bytes(self) -> bytes:
-        """Return all that was learnt; `from_bytes` makes a detector of it that answers bit by bit the same."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all that was learnt; `from_arrays` makes a detector of it that answers bit by bit the same."""
         own = {f"detector.{field}": getattr(self, f"_{field}") for field in _STATE}
-        return state.pack(own | state.gather(self.parts()))
+        return own | state.gather(self.parts())
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, tuning: Tuning | None = None) -> Self:
-        """Return the detector of `to_bytes`. Raises ValueError for damage or another version."""
-        arrays = state.unpack(data)
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, tuning: Tuning | None = None) -> Self:
+        """Return the detector of `arrays`, whose own they become. Raises ValueError for what it did not return."""
         counters = arrays.get("detector.counters")
         if counters is None or counters.ndim != 1 or counters.dtype != np.bool_:
             raise ValueError("the state of the detector is damaged")

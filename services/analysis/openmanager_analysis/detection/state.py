@@ -1,31 +1,28 @@
-"""The state of a detector as bytes: numpy's own format, without pickle, with a version and a check."""
+"""The state of a detector in a file: numpy's own format, without pickle, with a version."""
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 _VERSION_KEY = "version"
 
 
-def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Return arrays as bytes."""
-    out = io.BytesIO()
+def write(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays, one after the other: there is no copy of them all."""
     named: dict[str, Any] = {_VERSION_KEY: np.array(VERSION), **arrays}
-    np.savez(out, **named)
-    return out.getvalue()
+    np.savez(file, **named)
 
 
-def unpack(data: bytes) -> dict[str, NDArray[Any]]:
+def read(file: IO[bytes]) -> dict[str, NDArray[Any]]:
     """Return the arrays again. Raises ValueError for damage or another version."""
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError("the state of the detector is damaged") from error
