@@ -37,6 +37,8 @@ def database(url: str) -> None:
 
 UNUSABLE = {
     "a URL of Redis": lambda: redis(f"redis://:{CANARY}@host:{CANARY}/0"),
+    "a URL of Sentinels": lambda: redis(f"redis+sentinel://:{CANARY}@host:{CANARY}/hot"),
+    "a URL of a cluster": lambda: redis(f"redis+cluster://:{CANARY}@host,{CANARY}:x"),
     "a URL of no Redis": lambda: redis(f"https://{CANARY}@host"),
     "a URL of another database": lambda: database(f"mysql://openmanager:{CANARY}@host/x"),
     "an audit key in PEM": lambda: signers(Secret(PEM)),

@@ -67,7 +67,9 @@ def service_config(methods: Sequence[str]) -> str:
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
     config: dict[str, Any] = {
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+        # Retries stop below half of the tokens: after so many failures that a server which dies may take all calls with
+        # it that one connection carries (`connection_streams`), and every one of them is made again elsewhere.
+        "retryThrottling": {"maxTokens": 250, "tokenRatio": 0.1},
     }
     if names:
         config["methodConfig"] = [{"name": names, "retryPolicy": policy}]

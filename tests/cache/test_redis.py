@@ -7,13 +7,11 @@ import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from conftest import wait_until
-from openmanager_cache.backends.redis import RedisStore, open_redis
+from probed import VALUE, opened, until, until_one_of, until_written
 from redis.asyncio import Redis
 
 from openmanager import embedded
@@ -22,14 +20,9 @@ from openmanager.config import Secret
 from openmanager.datadir import DataDir
 from openmanager.errors import UnavailableError
 from openmanager.runtime import credential
-from openmanager.runtime.clock import SystemClock
-from openmanager.runtime.status import Storage
 from openmanager.runtime.supervisor import Supervisor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PROBE_SECONDS = 0.1
-VALUE = {"key": (b"value", timedelta(minutes=1))}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -46,58 +39,6 @@ async def server() -> AsyncIterator[str]:
 async def people(url: str) -> AsyncIterator[Redis]:
     async with Redis.from_url(url) as admin:
         yield admin
-
-
-def storage(store: RedisStore) -> Storage:
-    return Storage(
-        name="redis", role="hot state", engine="redis", check=store.look, clock=SystemClock(), breakers=store.breakers
-    )
-
-
-@contextlib.asynccontextmanager
-async def opened(url: Secret, *, connections: int = 4) -> AsyncIterator[tuple[RedisStore, Storage]]:
-    """A store as the cache service has it, probed more often."""
-    store = open_redis(
-        url, prefix="t:", seconds=0.15, connect_seconds=0.2, connections=connections, clock=SystemClock()
-    )
-    shown = storage(store)
-
-    async def probe() -> None:
-        while True:
-            await shown.probe()
-            await asyncio.sleep(PROBE_SECONDS)
-
-    task = asyncio.create_task(probe())
-    try:
-        yield store, shown
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await store.close()
-
-
-async def until(shown: Storage, state: int, reason: str = "") -> None:
-    await until_one_of(shown, (state, reason))
-
-
-async def until_one_of(shown: Storage, *told: tuple[int, str]) -> None:
-    async def is_told() -> bool:
-        return (shown.finding.state, shown.finding.reason) in told
-
-    try:
-        await wait_until(is_told, 8)
-    except AssertionError:
-        pytest.fail(f"it is {status_pb2.StorageState.Name(shown.finding.state)}: {shown.finding.reason}")
-
-
-async def until_written(store: RedisStore) -> None:
-    async def is_written() -> bool:
-        with contextlib.suppress(UnavailableError):
-            await store.set_many(VALUE)
-            return True
-        return False
-
-    await wait_until(is_written, 8)
 
 
 @pytest.mark.parametrize(
@@ -166,13 +107,13 @@ async def _refusals(admin: Redis) -> int:
 async def test_connections_that_are_all_busy_are_waited_for_a_moment(server: str):
     async with people(server) as admin, opened(Secret(server), connections=1) as (store, shown):
         await until_written(store)
-        held = await store._client.connection_pool.get_connection()
+        held = await store._client._client.connection_pool.get_connection()
         start = time.monotonic()
         with pytest.raises(UnavailableError):
             await store.get_many(["key"])
         assert time.monotonic() - start < 0.4
         await until(shown, status_pb2.STORAGE_STATE_SLOW, "pool: all connections are busy")
-        await store._client.connection_pool.release(held)
+        await store._client._client.connection_pool.release(held)
         await until(shown, status_pb2.STORAGE_STATE_OK)
         assert await store.get_many(["key"]) == [b"value"]
 

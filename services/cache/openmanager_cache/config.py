@@ -13,7 +13,10 @@ class CacheConfig:
     """The section `cache`."""
 
     redis_url: Secret = setting(
-        Secret(""), "Where Redis or Valkey is: redis://, rediss:// or unix://; empty: none.", env="REDIS_URL"
+        Secret(""),
+        "Where Redis or Valkey is: redis://, rediss:// or unix://, redis+sentinel://host,host/master, redis+cluster://host,host;"
+        " with TLS rediss+…; empty: none.",
+        env="REDIS_URL",
     )
     redis_prefix: str = setting("om:", "What every key of ours begins with.", env="OPENMANAGER_REDIS_PREFIX")
     redis_timeout: timedelta = setting(timedelta(milliseconds=150), "How long one Redis command may take.")

@@ -2,7 +2,8 @@
 
 Keys, under the configured prefix: `server:{id}` a GetServerResponse without provenance and without metric keys (these
 are under `metrics:{metric_set}`, once); `servers:all` a ListServersResponse of the BASIC view, left out above 4 MiB;
-`servers:count` and `servers:healthy` decimal numbers; `epoch`, which tells our own data from an empty or older store.
+`servers:count` and `servers:healthy` decimal numbers; `epoch` (in a cluster one at each master), the number of the last write, which tells our own data from
+an empty store and from a copy that lacks the last of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from openmanager.runtime import telemetry
 from openmanager_cache.backends import KeyValueStore
 
 MAX_LIST_BYTES = 4 * 1024 * 1024
-EPOCH = "epoch"
 BATCH_BYTES = 4 << 20
 # What the breaker keeps from Redis costs nothing.
 RETRY_SECONDS = 0.5
@@ -43,7 +43,8 @@ class Mirror:
         self._store = store
         self._server_ttl = server_ttl
         self._list_ttl = list_ttl
-        self._epoch = secrets.token_hex(8).encode()
+        self._name = secrets.token_hex(8)
+        self._writes = 0
         self._written_change = 0
         self._written_sets: set[str] = set()
         self._wake = asyncio.Event()
@@ -52,8 +53,8 @@ class Mirror:
 
     async def load(self) -> list[tuple[HotServer, tuple[str, ...]]]:
         """Return the servers that the store holds, with their metric keys; none when it holds none of ours."""
-        listing, epoch = await self._store.get_many(["servers:all", EPOCH])
-        if listing is None or epoch is None:
+        listing, *epochs = await self._store.get_many(["servers:all", *await self._store.epochs()])
+        if listing is None or None in epochs:
             return []
         try:
             ids = [server.id for server in cache_pb2.ListServersResponse.FromString(listing).servers]
@@ -101,14 +102,15 @@ class Mirror:
     async def _write(self) -> None:
         if not len(self._fleet):
             return
-        if (await self._store.get_many([EPOCH]))[0] != self._epoch:
-            self._forget()  # it came back empty or old, or somebody else has written
+        epochs = await self._store.epochs()
+        if any(found != self._epoch for found in await self._store.get_many(epochs)):
+            self._forget()  # it came back empty or old, lacks our last write, or somebody else has written
         now, parent = self._fleet.change, self._trace_parent
         servers = self._fleet.changed_since(self._written_change)
         with telemetry.continued(parent):
             for gone in self._fleet.deleted_since(self._written_change):
                 await self._store.delete(f"server:{gone}")
-            batch: dict[str, tuple[bytes, timedelta | None]] = {EPOCH: (self._epoch, None), **self._lists(servers)}
+            batch: dict[str, tuple[bytes, timedelta | None]] = self._lists(servers)
             size = 0
             for server in servers:
                 blob = length_delimited(1, self._fleet.encode(server, full=True, metrics=False))
@@ -117,8 +119,14 @@ class Mirror:
                 if size > BATCH_BYTES:
                     await self._store.set_many(batch)
                     batch, size = {}, 0
-            await self._store.set_many(batch | self._totals())
+            self._writes += 1
+            # The last of it, so that a copy which has it has everything.
+            await self._store.set_many(batch | self._totals() | dict.fromkeys(epochs, (self._epoch, None)))
         self._written_change = now
+
+    @property
+    def _epoch(self) -> bytes:
+        return f"{self._name}:{self._writes}".encode()
 
     def _lists(self, servers: Iterable[HotServer]) -> dict[str, tuple[bytes, timedelta | None]]:
         fresh: dict[str, tuple[bytes, timedelta | None]] = {}

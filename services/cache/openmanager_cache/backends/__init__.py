@@ -9,6 +9,9 @@ from typing import Protocol
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.status import Finding
 
+# What the keys begin with that tell our own newest data from an empty or an older copy.
+EPOCH = "epoch"
+
 
 class KeyValueStore(Protocol):
     """A store of short-lived values under our prefix. Every call has its own deadline; UnavailableError otherwise."""
@@ -17,7 +20,7 @@ class KeyValueStore(Protocol):
     breakers: Sequence[Breaker]
 
     async def set_many(self, values: Mapping[str, tuple[bytes, timedelta | None]]) -> None:
-        """Write values in one round trip, each with its time to live, None for ever."""
+        """Write values in order, in one round trip, each with its time to live, None for ever."""
         ...
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -26,6 +29,10 @@ class KeyValueStore(Protocol):
 
     async def delete(self, key: str) -> bool:
         """Delete a value; say whether there was one."""
+        ...
+
+    async def epochs(self) -> Sequence[str]:
+        """Return a key for each part of the store that may be lost alone, kept in that part."""
         ...
 
     async def look(self) -> Finding:

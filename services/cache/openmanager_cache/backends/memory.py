@@ -10,6 +10,7 @@ from openmanager.errors import Reason, ResourceExhaustedError
 from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.status import Finding
+from openmanager_cache.backends import EPOCH
 
 
 class MemoryStore:
@@ -55,6 +56,10 @@ class MemoryStore:
         if value is not None:
             self._size -= len(key) + len(value)
         return there
+
+    async def epochs(self) -> Sequence[str]:
+        """Return one key: all of it is lost at once."""
+        return [EPOCH]
 
     async def look(self) -> Finding:
         """Return how much is kept."""

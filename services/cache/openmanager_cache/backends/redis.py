@@ -8,10 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import redis.asyncio as redis_async
 from redis import exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio.sentinel import MasterNotFoundError
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.status.v1.status_pb2 import StorageState
@@ -22,23 +20,25 @@ from openmanager.runtime.breaker import Breaker
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.credential import Credential
 from openmanager.runtime.status import Finding
+from openmanager_cache.backends import EPOCH
+from openmanager_cache.backends.deployment import Deployment, Limits, deployment
 
-POOL_WAIT_SECONDS = 0.1
 # Beside its deadline a large write gets time for its bytes, at a rate that any network reaches.
 BYTES_PER_SECOND = 20 << 20
 # Nothing is ever kept under this name: writing nothing there is refused wherever a write is, and changes nothing.
 PROBE_KEY = "probe"
+BUSY = "pool: all connections are busy"
 REFUSED = "auth: the credentials are refused"
 # What redis-py says when all of our connections, or all that the server allows, are busy; it has no class for that.
 _BUSY = ("No connection available", "max number of clients reached")
-_UNAVAILABLE = (exceptions.RedisError, OSError, TimeoutError)
+_UNAVAILABLE = (exceptions.RedisError, exceptions.RedisClusterException, OSError, TimeoutError)
 T = TypeVar("T")
 
-Connect = Callable[[str], redis_async.Redis]
+Connect = Callable[[str], Deployment]
 
 
 class RedisStore:
-    """A `KeyValueStore` on one Redis: `connect` makes a client for a URL."""
+    """A `KeyValueStore` on Redis, however it is deployed: `connect` makes the client for a URL."""
 
     def __init__(self, connect: Connect, url: Credential, prefix: str, seconds: float, clock: Clock) -> None:
         self._connect = connect
@@ -56,21 +56,22 @@ class RedisStore:
         self._under_way: set[asyncio.Future[Any]] = set()
 
     async def set_many(self, values: Mapping[str, tuple[bytes, timedelta | None]]) -> None:
-        """Write values in one pipeline without a transaction."""
+        """Write values in order, in one round trip."""
         size = sum(len(value) for value, _ in values.values())
-        pipeline = self._client.pipeline(transaction=False)
-        for key, (value, ttl) in values.items():
-            pipeline.set(self._prefix + key, value, px=round(ttl.total_seconds() * 1000) if ttl else None)
+        commands = [
+            (self._prefix + key, value, round(ttl.total_seconds() * 1000) if ttl else None)
+            for key, (value, ttl) in values.items()
+        ]
         with telemetry.store_span("redis", "SET", batch_size=len(values)):
-            await self._run(self.writes, pipeline.execute, size)
+            await self._run(self.writes, lambda: self._client.set_many(commands), size)
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Read values with one MGET."""
+        """Read values in one round trip."""
         if not keys:
             return []
         names = [self._prefix + key for key in keys]
         with telemetry.store_span("redis", "MGET", batch_size=len(keys)):
-            found: list[Any] = await self._run(self.reads, lambda: self._client.mget(names))
+            found = await self._run(self.reads, lambda: self._client.get_many(names))
         missed = found.count(None)
         self.misses += missed
         self.hits += len(found) - missed
@@ -80,6 +81,11 @@ class RedisStore:
         """Delete one key."""
         with telemetry.store_span("redis", "DEL"):
             return bool(await self._run(self.writes, lambda: self._client.delete(self._prefix + key)))
+
+    async def epochs(self) -> list[str]:
+        """Return the key of each master that is kept at it."""
+        found = await self._run(self.reads, lambda: self._client.parts(self._prefix + EPOCH))
+        return [name.removeprefix(self._prefix) for name in found]
 
     async def _run(self, breaker: Breaker, command: Callable[[], Awaitable[T]], size: int = 0) -> T:
         """Do what a command says unless the breaker is open; to its end, also when its caller gives up.
@@ -125,31 +131,31 @@ class RedisStore:
         if self._url.is_refused and not await self._reconnected():
             return Finding(state=status_pb2.STORAGE_STATE_DOWN, reason=REFUSED)
         try:
-            info, keys = await self._about()
+            infos, keys = await self._about()
             state, reason = await self._writable()
         except _UNAVAILABLE as err:
             return await self._in_trouble(err)
-        is_valkey = "valkey_version" in info
+        info = infos[0]
         return Finding(
             state=state,
             reason=reason,
-            engine="valkey" if is_valkey else "redis",
+            engine="valkey" if "valkey_version" in info else "redis",
             version=str(info.get("valkey_version") or info.get("redis_version", "")),
-            size_bytes=int(info.get("used_memory", 0)),
+            size_bytes=sum(int(each.get("used_memory", 0)) for each in infos),
             item_count=int(keys),
             hit_count=self.hits,
             miss_count=self.misses,
         )
 
-    async def _about(self) -> tuple[Mapping[str, Any], int]:
+    async def _about(self) -> tuple[Sequence[Mapping[str, Any]], int]:
         try:
-            return await self._client.info(), await self._client.dbsize()
+            return await self._client.about()
         except exceptions.NoPermissionError:
-            return {}, 0  # our user may be kept from it
+            return [{}], 0  # our user may be kept from it
 
     async def _writable(self) -> tuple[StorageState.ValueType, str]:
         try:
-            await self._client.setrange(self._prefix + PROBE_KEY, 0, "")
+            await self._client.write_nothing(self._prefix + PROBE_KEY)
         except exceptions.ResponseError as err:
             return _trouble(err) or (status_pb2.STORAGE_STATE_OK, "")
         return status_pb2.STORAGE_STATE_OK, ""
@@ -175,14 +181,24 @@ class RedisStore:
     async def close(self) -> None:
         """Close the connections, when the last commands have ended."""
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        await self._client.aclose(close_connection_pool=True)  # a pool that it was given it would leave
+        await self._client.aclose()
 
 
-def _trouble(err: Exception) -> tuple[StorageState.ValueType, str] | None:  # noqa: PLR0911  (a table)
+def _trouble(err: Exception) -> tuple[StorageState.ValueType, str] | None:  # noqa: C901, PLR0911, PLR0912  (a table)
     """Return the state that an error tells of and why in words, None when it says nothing about the store."""
     match err:
         case exceptions.ConnectionError(__cause__=exceptions.RedisError() as cause):
             return _trouble(cause)  # what the server said to our greeting
+        case exceptions.RedisClusterException(__cause__=Exception() as cause):
+            return _trouble(cause)  # why no node could be asked
+        case exceptions.RedisClusterException() if "not enabled" in str(err):
+            return status_pb2.STORAGE_STATE_DOWN, "is no cluster"
+        case exceptions.RedisClusterException() | exceptions.ClusterDownError():
+            return status_pb2.STORAGE_STATE_DOWN, "cluster: not every slot is served"
+        case exceptions.MovedError():
+            return status_pb2.STORAGE_STATE_DOWN, "is one of a cluster"
+        case MasterNotFoundError(__cause__=None):
+            return status_pb2.STORAGE_STATE_DOWN, "Sentinel knows no master"
         case exceptions.AuthenticationError() | exceptions.AuthorizationError():
             return status_pb2.STORAGE_STATE_DOWN, REFUSED
         case exceptions.BusyLoadingError():
@@ -195,8 +211,10 @@ def _trouble(err: Exception) -> tuple[StorageState.ValueType, str] | None:  # no
             return status_pb2.STORAGE_STATE_READONLY, "disk full"
         case exceptions.TimeoutError() | TimeoutError():
             return status_pb2.STORAGE_STATE_HUNG, "does not answer"
+        case exceptions.MaxConnectionsError():
+            return status_pb2.STORAGE_STATE_SLOW, BUSY
         case exceptions.ConnectionError() if any(text in str(err) for text in _BUSY):
-            return status_pb2.STORAGE_STATE_SLOW, "pool: all connections are busy"
+            return status_pb2.STORAGE_STATE_SLOW, BUSY
         case exceptions.ConnectionError() | OSError():
             return status_pb2.STORAGE_STATE_DOWN, "cannot be reached"
         case _:
@@ -207,21 +225,11 @@ def open_redis(
     url: Secret, *, prefix: str, seconds: float, connect_seconds: float, connections: int, clock: Clock
 ) -> RedisStore:
     """Return a store on the Redis of a URL; nothing is connected yet. ConfigurationError for a malformed URL."""
-
-    def connect(url: str) -> redis_async.Redis:
-        pool = redis_async.BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=POOL_WAIT_SECONDS,
-            socket_timeout=max(seconds, 1.0),
-            socket_connect_timeout=connect_seconds,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=15,
-            client_name="openmanager-cache",
-        )
-        return redis_async.Redis.from_pool(pool)
-
+    limits = Limits(seconds=seconds, connect_seconds=connect_seconds, connections=connections)
     try:
-        return RedisStore(connect, Credential(url, clock), prefix, seconds, clock)
-    except ValueError as err:
-        raise ConfigurationError("REDIS_URL is not a URL of the form redis://, rediss:// or unix://") from err
+        return RedisStore(lambda url: deployment(url, limits), Credential(url, clock), prefix, seconds, clock)
+    except (ValueError, TypeError, exceptions.RedisClusterException) as err:
+        raise ConfigurationError(
+            "REDIS_URL is not a URL of the form redis://, rediss://, unix://, redis+sentinel://host,host/master or "
+            "redis+cluster://host,host"
+        ) from err
