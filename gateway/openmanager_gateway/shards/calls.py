@@ -98,9 +98,10 @@ class Shards:
         async def one(shard: int) -> M:
             return reply.FromString(await self.ask(shard, path, requests[shard], context))
 
-        return await self._gather(requests, one, whole=whole)
+        return await self.gather(requests, one, whole=whole)
 
-    async def _gather(self, shards: Iterable[int], work: Callable[[int], Any], *, whole: bool) -> Answers[Any]:
+    async def gather(self, shards: Iterable[int], work: Callable[[int], Any], *, whole: bool = False) -> Answers[Any]:
+        """Do some work with shards at once; an error where none answers, or with `whole` not all do."""
         numbers = list(shards)
         found = await asyncio.gather(*map(work, numbers), return_exceptions=True)
         failed = {shard: each for shard, each in zip(numbers, found, strict=True) if isinstance(each, BaseException)}
@@ -140,7 +141,7 @@ class Shards:
             except StopAsyncIteration:
                 raise UnavailableError(f"shard {shard} ended its answer before it began") from None
 
-        return await self._gather(requests, one, whole=False)
+        return await self.gather(requests, one)
 
 
 async def _parsed(stream: AsyncIterator[bytes], reply: type[M]) -> AsyncIterator[M]:

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from openmanager.api.analysis.v1 import alert_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
-from openmanager.errors import NotFoundError, UnavailableError, missing
+from openmanager.errors import NotFoundError, UnavailableError
 from openmanager.runtime import validate
 from openmanager.runtime.edge import forwarded, unbounded
 from openmanager.runtime.status import worst
@@ -197,8 +197,19 @@ def counted(items: str, count: str) -> Handler:
         @forwarded
         @unbounded
         async def forward(request: Any, context: Any) -> Any:
-            everywhere = dict.fromkeys(range(len(shards)), request)
-            answers = await shards.ask_some(everywhere, path, reply, context)
+            unknown: dict[int, NotFoundError] = {}
+
+            async def one(shard: int) -> Any:
+                try:
+                    return reply.FromString(await shards.ask(shard, path, request, context))
+                except NotFoundError as err:  # it was created just now, and is followed within a second
+                    unknown[shard] = err
+                    return reply()
+
+            answers = await shards.gather(range(len(shards)), one)
+            asked = min(answers.of)
+            if asked in unknown:
+                raise unknown[asked]
             made, *others = answers.of.values()
             rows = {each.id: each for each in _listed(made, items)}
             for other in others:
@@ -234,7 +245,7 @@ def get_alert(shards: Shards, method: MethodDescriptor) -> Any:
                 error = error or err
             except UnavailableError as err:
                 error = err
-        raise error or missing("id")
+        raise error or UnavailableError("no shard answers")
 
     return forward
 
