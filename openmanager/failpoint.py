@@ -27,6 +27,8 @@ NAMES = frozenset(
         "sealed.before-rename",  # a block or a tier's file is whole, under another name
         "sealed.after-rename",  # and nobody knows of it yet
         "durable.before-rename",  # the same of a small file: the catalogue, the roller's state
+        "reshard.amid-names",  # new folders are whole and compared, some have their names
+        "reshard.before-use",  # all have, and the old ones are still used
     }
 )
 

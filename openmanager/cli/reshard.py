@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from openmanager import failpoint
 from openmanager.cli import layout, render
 from openmanager.errors import FailedPreconditionError
 
@@ -101,6 +102,7 @@ def _in_place(data_dir: Path, shards: int) -> tuple[Resharded, tuple[Path, ...]]
             _set_aside(folder)
             _set_aside(layout.folder(data.path, "analysis", index, shards))
         found = _run(sources, targets)
+        failpoint.passed("reshard.before-use")
         layout.use_shards(data.path, shards)
     return found, targets
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from openmanager import datadir, durable
+from openmanager import datadir, durable, failpoint
 from openmanager.errors import DataLossError, FailedPreconditionError
 from openmanager.runtime.clock import Clock
 from openmanager.shard import Shard, shards_of
@@ -113,6 +113,7 @@ def _split(sources: Sequence[Path], targets: Sequence[Path], config: TimeseriesC
             target.rmdir()  # it is empty
         folder.rename(target)
         durable.sync(target.parent)
+        failpoint.passed("reshard.amid-names")
     return Resharded(series_count=series, row_count=rows, server_counts=counts)
 
 
