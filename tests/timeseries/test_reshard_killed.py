@@ -76,9 +76,7 @@ def test_after_a_kill_the_old_folders_are_used_and_the_next_run_succeeds(whole: 
 @pytest.mark.skipif(not KILLS, reason="RESHARD_KILLS is not set")
 @pytest.mark.timeout(900)
 def test_kills_at_random_moments_change_nothing(whole: Path, tmp_path: Path):
-    seed = random.randrange(1 << 30)
-    print("seed", seed)
-    choose = random.Random(seed)
+    choose = random.Random(KILLS)
     data = tmp_path / "data"
     shutil.copytree(whole, data)
     expected = rows(data, 1)
@@ -94,7 +92,6 @@ def test_kills_at_random_moments_change_nothing(whole: Path, tmp_path: Path):
             old = new
             continue
         began = time.monotonic()
-        print(old, "to", new, sorted(path.name for path in data.iterdir() if path.name.startswith(("time", "shard"))))
         check(data, old, new, expected)
         lasts = time.monotonic() - began
         old = new
