@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from openmanager.api.gateway.v1 import gateway_pb2 as pb
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.errors import OpenManagerError, UnavailableError
-from openmanager.frame import encode_write_request
+from openmanager.frame import Frame, encode_write_request
 from openmanager.hot_service import HotService
 from openmanager.runtime import validate
 from openmanager.runtime.clock import Clock
@@ -74,12 +76,30 @@ class MetricsService:
         """Write the metrics of an export; what cannot be taken is told by partial success."""
         request: Any = validate.decode(otlp.ExportMetricsServiceRequest, data)
         conversion = otlp.convert(request, headline=self._headline, now_nanos=self._clock.now_nanos())
-        rejected: dict[str, int] = {}
+        by_owner: dict[int, list[Frame]] = {}
         for frame in conversion.frames:
-            owner = self._timeseries[shard_of(frame.servers[0], len(self._timeseries))]  # it has one server
-            for rejection in await self._write(owner, encode_write_request(frame)):
-                rejected[rejection.reason] = rejected.get(rejection.reason, 0) + rejection.sample_count
+            by_owner.setdefault(shard_of(frame.servers[0], len(self._timeseries)), []).append(
+                frame
+            )  # it has one server
+        # Every shard is given its part: of an exporter that gives up the other's would be lost with it.
+        found = await asyncio.gather(
+            *(self._write_all(self._timeseries[owner], frames) for owner, frames in by_owner.items()),
+            return_exceptions=True,
+        )
+        rejected: Counter[str] = Counter()
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+            rejected += each
         return otlp.encode_response(conversion, rejected)
+
+    async def _write_all(self, owner: Upstream, frames: Sequence[Frame]) -> Counter[str]:
+        """Write frames, one after the other; return how many samples were refused, by reason."""
+        rejected: Counter[str] = Counter()
+        for frame in frames:
+            for rejection in await self._write(owner, encode_write_request(frame)):
+                rejected[rejection.reason] += rejection.sample_count
+        return rejected
 
     @staticmethod
     async def _write(owner: Upstream, request: bytes) -> Any:

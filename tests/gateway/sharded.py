@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -48,8 +48,17 @@ MODULES: dict[str, Module] = {
 class ShardedMesh:
     """Where everything is, and how one shard of a service is stopped and started again."""
 
-    def __init__(self, data: Path, count: int, gateways: int = 1, *, patience: str = "0s") -> None:
+    def __init__(
+        self,
+        data: Path,
+        count: int,
+        gateways: int = 1,
+        *,
+        patience: str = "0s",
+        more: Mapping[tuple[str, str], object] | None = None,
+    ) -> None:
         self.data = data
+        self.more = more or {}
         self.count = count
         self.patience = patience
         base = free_ports(3 * count + gateways)
@@ -83,6 +92,7 @@ class ShardedMesh:
             ("gateway", "patience"): self.patience,
             **{("mesh", each): ",".join(where) for each, where in self.addresses.items()},
             **{("mesh", each): NOBODY for each in ("simulator", "metadata")},
+            **self.more,
         }
         configuration = load(SECTIONS, flags=flags, environ={})
         address = self.addresses[name][number]
@@ -106,10 +116,15 @@ async def _is_connected(gateway: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def sharded_mesh(
-    data: Path, count: int, gateways: int = 1, *, patience: str = "0s"
+    data: Path,
+    count: int,
+    gateways: int = 1,
+    *,
+    patience: str = "0s",
+    more: Mapping[tuple[str, str], object] | None = None,
 ) -> AsyncIterator[ShardedMesh]:
-    """Serve everything."""
-    mesh = ShardedMesh(data, count, gateways, patience=patience)
+    """Serve everything; `more` are further settings."""
+    mesh = ShardedMesh(data, count, gateways, patience=patience, more=more)
     try:
         for name in (*SHARDED, "gateway"):
             for number in range(len(mesh.addresses[name])):

@@ -42,6 +42,8 @@ def pages(listing: Listing) -> Callable[[Shards, MethodDescriptor], Any]:
 def _handler(listing: Listing, shards: Shards, method: MethodDescriptor) -> Any:
     path = f"/{method.containing_service.full_name}/{method.name}"
     reply_class: Any = validate.message_class(method.output_type)
+    # Who cannot say that something is missing has all, or nothing.
+    needs_all = "provenance" not in reply_class.DESCRIPTOR.fields_by_name
 
     @forwarded
     @unbounded
@@ -50,7 +52,7 @@ def _handler(listing: Listing, shards: Shards, method: MethodDescriptor) -> Any:
         tokens = _tokens(query, request.page_token, len(shards))
         chosen = shards.chosen(request.selector) if hasattr(request, "selector") else range(len(shards))
         requests = {shard: _page(request, tokens[shard], size) for shard in chosen}
-        answers = await shards.ask_some(requests, path, reply_class, context)
+        answers = await shards.ask_some(requests, path, reply_class, context, whole=needs_all)
         # What has nothing left is asked for its count alone.
         given = {
             shard: [] if tokens[shard] == ENDED else list(getattr(found, listing.items))
