@@ -6,14 +6,15 @@
     checksums.parquet   a checksum for each series of each tier
     timeseries/         the log, the blocks, the tiers, and how far their readers have come
     analysis/           what the detector has learnt
+    shards/N/0/ …       instead of these two: those of each of N shards
     database/           a file for each table
     data/               of a data directory: its keys, and what vouches for the audit log
 
 What is not in it is made again: Redis and the engines are filled from the log and the blocks.
 
 The order makes it one moment's: keys and the audit's second place first, for the log of the database must not be shorter
-than what is vouched for; then the files of history, the analysis, the end of the log, and at last the database, which has
-every server and every piece of evidence that the files before it say it has.
+than what is vouched for; then the files of history, the analysis, the end of the log, each of all shards, and at last the database, which
+has every server and every piece of evidence that the files before it say it has.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,29 +41,29 @@ from openmanager.version import VERSION
 if TYPE_CHECKING:
     from openmanager_timeseries.checksum import Checksums
 
-FORMAT = 1
+# Of one shard, and of several, which older programs do not know.
+FORMAT, FORMAT_OF_SHARDS = 1, 2
 MANIFEST, CHECKSUMS = "manifest.json", "checksums.parquet"
 # Beside the files of history, for it holds links to them.
 WORK = "backup"
-DATA = ("VERSION", "credentials", "audit-public.pem", "audit-checkpoints.jsonl")
+DATA = ("VERSION", "SHARDS", "credentials", "audit-public.pem", "audit-checkpoints.jsonl")
 START_SECONDS = 60.0
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where everything is: a data directory of `up`, or the folders of services; a database, or the embedded one."""
+    """Where everything is: a data directory of `up`, or the folders of services; a database, or the embedded one.
+
+    There is a folder of each shard. `work` is that of the copy.
+    """
 
     root: Path | None
-    timeseries: Path
-    analysis: Path | None
+    timeseries: Sequence[Path]
+    analysis: Sequence[Path]
+    work: Path
     database_url: Secret = field(repr=False)
     loaded: Configuration = field(repr=False)
-
-    @property
-    def work(self) -> Path:
-        """The folder of the copy."""
-        return self.timeseries / WORK
 
 
 def sources(data_dir: Path | None) -> Sources:
@@ -78,30 +79,39 @@ def sources(data_dir: Path | None) -> Sources:
     if data_dir is None and own["timeseries"].origin != "default":
         if not url:
             raise ConfigurationError("DATABASE_URL is not set: a backup without the database is none")
-        analysis = Path(own["analysis"].value) if own["analysis"].origin != "default" else None
+        history = Path(own["timeseries"].value)
         return Sources(
-            root=None, timeseries=Path(own["timeseries"].value), analysis=analysis, database_url=url, loaded=loaded
+            root=None,
+            timeseries=[history],
+            analysis=[Path(own["analysis"].value)] if own["analysis"].origin != "default" else [],
+            work=history / WORK,
+            database_url=url,
+            loaded=loaded,
         )
     root = (data_dir or default_data_dir()).resolve()
     if (root / RESTORING).exists():
         raise ConfigurationError(f"the data directory {root} holds a restore that has not ended")
-    shards = layout.held_shards(root)
-    if shards not in {None, 1}:
-        raise ConfigurationError(
-            f"the data directory {root} holds {shards} shards: back up the folders of each, as docs/scale.md says"
-        )
     if not (root / "VERSION").exists():
         raise ConfigurationError(f"{root} is no data directory: name another with --data-dir")
+    count = layout.held_shards(root) or 1
+    timeseries, analysis = (
+        [layout.folder(root, name, shard, count) for shard in range(count)] for name in ("timeseries", "analysis")
+    )
     return Sources(
-        root=root, timeseries=root / "timeseries", analysis=root / "analysis", database_url=url, loaded=loaded
+        root=root,
+        timeseries=timeseries,
+        analysis=analysis,
+        work=(timeseries[0] if count == 1 else timeseries[0].parent.parent) / WORK,
+        database_url=url,
+        loaded=loaded,
     )
 
 
 @contextmanager
 def working(place: Sources) -> Iterator[Path]:
     """Hold the folder of the copy, for one backup at a time; what a killed one has left in it goes."""
-    if not place.timeseries.is_dir():
-        raise FailedPreconditionError(f"{place.timeseries} holds no history")
+    if missing := [folder for folder in place.timeseries if not folder.is_dir()]:
+        raise FailedPreconditionError(f"{missing[0]} holds no history")
     place.work.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(place.work / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     copy = place.work / "copy"
@@ -123,25 +133,30 @@ def working(place: Sources) -> Iterator[Path]:
 def make(place: Sources, copy: Path, say: Say) -> dict[str, Any]:
     """Make the copy (blocking) and return its manifest."""
     import pyarrow.parquet as pq
-    from openmanager_timeseries.checksum import checksums
     from openmanager_timeseries.duplicate import copy_files, copy_log
 
+    from openmanager.cli import layout
+
+    count = len(place.timeseries)
     began = datetime.now(UTC)
     say("copying the files")
     if place.root is not None:
         for name in DATA:
             _copy(place.root / name, copy / "data" / name)
-    newest = copy_files(place.timeseries, copy / "timeseries")
-    if place.analysis is not None:
-        _copy(place.analysis, copy / "analysis")
-    copy_log(place.timeseries, copy / "timeseries", newest)
+    pairs = [(folder, layout.folder(copy, "timeseries", shard, count)) for shard, folder in enumerate(place.timeseries)]
+    newest = [copy_files(*pair) for pair in pairs]
+    for shard, folder in enumerate(place.analysis):
+        _copy(folder, layout.folder(copy, "analysis", shard, count))
+    for pair, name in zip(pairs, newest, strict=True):
+        copy_log(*pair, name)
     say("copying the database")
     database = asyncio.run(_dump(place, copy / "database"))
     say("computing checksums")
-    found = checksums(copy / "timeseries", place.work / "checksums")
+    found = _checksums(copy, count, place.work / "checksums")
     pq.write_table(found.table, copy / CHECKSUMS, compression="zstd")
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if count == 1 else FORMAT_OF_SHARDS,
+        "shards": count,
         "version": VERSION,
         "host": socket.gethostname(),
         "time": began.isoformat(timespec="milliseconds"),
@@ -159,7 +174,7 @@ def read_manifest(copy: Path) -> dict[str, Any]:
     """Return the manifest of a copy; DataLossError when it has none, FailedPreconditionError for a newer format."""
     try:
         manifest: dict[str, Any] = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
-        is_newer = manifest["format"] > FORMAT
+        is_newer = manifest["format"] > FORMAT_OF_SHARDS
     except (OSError, ValueError, LookupError, TypeError) as err:
         raise DataLossError("the backup has no manifest that can be read") from err
     if is_newer:
@@ -175,13 +190,13 @@ def check(copy: Path, manifest: dict[str, Any]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from openmanager_metadata.backends.tables import check_files
-    from openmanager_timeseries.checksum import checksums, differences
+    from openmanager_timeseries.checksum import differences
 
     try:
         expected = pq.read_table(copy / CHECKSUMS)
     except (OSError, pa.ArrowException) as err:
         raise DataLossError("the backup has no checksums that can be read") from err
-    found = checksums(copy / "timeseries")
+    found = _checksums(copy, manifest.get("shards", 1))
     wrong = [f"series {each}" for each in differences(expected, found.table)]
     if found.position != manifest["log"]["position"]:
         wrong.append(f"the log ends at {found.position} and not at {manifest['log']['position']}")
@@ -190,6 +205,27 @@ def check(copy: Path, manifest: dict[str, Any]) -> int:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise DataLossError(f"the backup does not hold what was backed up: {wrong[0]}{more}")
     return series_count(found)
+
+
+def _checksums(copy: Path, count: int, cache: Path | None = None) -> Checksums:
+    """Return the checksums of the history of all shards of a copy; positions are sums."""
+    import pyarrow as pa
+    from openmanager_timeseries.checksum import KEYS, Checksums, checksums
+
+    from openmanager.cli import layout
+
+    if count == 1:
+        return checksums(copy / "timeseries", cache)
+    parts = [
+        checksums(layout.folder(copy, "timeseries", shard, count), cache / str(shard) if cache is not None else None)
+        for shard in range(count)
+    ]
+    return Checksums(
+        table=pa.concat_tables([part.table for part in parts]).sort_by([(name, "ascending") for name in KEYS]),
+        position=sum(part.position for part in parts),
+        accepted=sum(part.accepted for part in parts),
+        damaged=tuple(f"{shard}/{name}" for shard, part in enumerate(parts) for name in part.damaged),
+    )
 
 
 def series_count(found: Checksums) -> int:

@@ -24,10 +24,10 @@ from openmanager.datadir import RESTORING, DataDir, sync_directory
 from openmanager.errors import ConfigurationError, FailedPreconditionError
 
 HALF = ".restore"
+# Of one shard, or of several.
+HISTORY = ("timeseries", "analysis", "shards")
 # What a restore makes, and the next one deletes where it did not end.
-MADE = frozenset(
-    {HALF, *backup_copy.DATA, "timeseries", "analysis", "postgresql", "valkey", "locks", "logs", "lock", RESTORING}
-)
+MADE = frozenset({HALF, *backup_copy.DATA, *HISTORY, "postgresql", "valkey", "locks", "logs", "lock", RESTORING})
 IGNORED = frozenset({"lost+found"})
 
 
@@ -65,7 +65,7 @@ def restore(*, place: str | None, target: Path, snapshot: str, as_json: bool) ->
             manifest = backup_copy.read_manifest(half)
             count = backup_copy.check(half, manifest)
             bar.retitle("filling the database")
-            for name in ("timeseries", "analysis"):
+            for name in HISTORY:
                 if (half / name).is_dir():
                     _move(half / name, target / name)
             if (half / "data").is_dir():

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from conftest import free_ports, start_mesh, wait_until
+from conftest import clean_environment, free_ports, start_mesh, wait_until
+from openmanager_timeseries.checksum import checksums
 
 from openmanager.api.analysis.v1 import alert_pb2, analysis_pb2
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
+from openmanager.cli import layout
 from openmanager.errors import FailedPreconditionError, NotFoundError
 from openmanager.runtime.peer import Peer
-from openmanager.shard import shard_of
+from openmanager.shard import Shard, shard_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 API = "/openmanager.api"
@@ -26,18 +32,24 @@ ALERTS, RULES = f"{API}.analysis.v1.AlertService", f"{API}.analysis.v1.RuleServi
 SERVERS = 8
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def peer() -> AsyncIterator[Peer]:
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[tuple[Path, str]]:
+    """The data directory, and the addresses of the gateways."""
     folder = Path(tempfile.mkdtemp(prefix="openmanager-test-"))
     base = free_ports(42)
     options = ("--servers", str(SERVERS), "--interval", "1s", "--shards", "2", "--gateways", "2")
     mesh = start_mesh(folder / "data", base, *options)
     try:
-        async with Peer("gateway", f"127.0.0.1:{base},127.0.0.1:{base + 41}") as found:
-            yield found
+        yield folder / "data", f"127.0.0.1:{base},127.0.0.1:{base + 41}"
     finally:
         mesh.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def peer(mesh: tuple[Path, str]) -> AsyncIterator[Peer]:
+    async with Peer("gateway", mesh[1]) as found:
+        yield found
 
 
 async def call(peer: Peer, path: str, request: Any, reply: type[Any]) -> Any:
@@ -151,3 +163,38 @@ async def test_entries_are_found_wherever_they_are(peer: Peer):
         request = cache_pb2.GetEntryRequest(namespace="test", key=key)
         found = await call(peer, f"{path}/GetEntry", request, cache_pb2.GetEntryResponse)
         assert found.entry.value == key.encode()
+
+
+# ── backup ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not on the PATH")
+async def test_a_backup_has_all_shards_and_is_restored_with_the_same_layout(mesh: tuple[Path, str], tmp_path: Path):
+    data, _ = mesh
+    (tmp_path / "password").write_text("the-password-of-backups")
+    environment = {**clean_environment(), "OPENMANAGER_BACKUP_PASSWORD_FILE": str(tmp_path / "password")}
+
+    def done(*arguments: object) -> Any:
+        command = [sys.executable, "-m", "openmanager.cli", *map(str, arguments), "--json"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    repository, target = tmp_path / "repository", tmp_path / "target"
+    made = await asyncio.to_thread(done, "backup", "--data-dir", data, "--to", repository)
+    verified = await asyncio.to_thread(done, "backup", "verify", "--from", repository)
+    assert (verified["series_count"], verified["table_count"]) == (made["series_count"], made["table_count"])
+    restored = await asyncio.to_thread(done, "restore", "--from", repository, "--to", target)
+    assert restored["log"] == made["log"]
+    assert layout.held_shards(target) == 2
+    positions = 0
+    for shard in range(2):
+        folder = layout.folder(target, "timeseries", shard, 2)
+        Shard(shard, 2).claim(folder)
+        Shard(shard, 2).claim(layout.folder(target, "analysis", shard, 2))
+        found = checksums(folder)
+        assert {shard_of(server, 2) for server in found.table["server"].to_pylist()} == {shard}
+        positions += found.position
+    assert positions == made["log"]["position"]
+    assert sorted(path.name for path in (data / "shards" / "2").iterdir()) == ["0", "1", "backup"]

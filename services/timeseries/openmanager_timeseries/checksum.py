@@ -107,7 +107,7 @@ def _cached(cache: Path, tier: str, path: Path, kind: Format) -> pa.Table:
     made = _of_file(tier, path, kind)
     buffer = pa.BufferOutputStream()
     pq.write_table(made, buffer, compression="zstd", write_page_checksum=True)
-    cache.mkdir(mode=0o700, exist_ok=True)
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     durable.replace(place, buffer.getvalue().to_pybytes())
     return made
 

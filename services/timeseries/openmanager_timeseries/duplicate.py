@@ -9,7 +9,7 @@ right: each part may be newer or older than another only as after a crash. So th
 2. The consumers' positions, and after them the dead letters, which are durable before positions count them.
 3. How far the tiers have come, and what is known of engines: older than the files that they speak of.
 4. The files, with the deletions that were asked for: if these change meanwhile, the files are taken again.
-5. Retention, and the catalogue, which has every series of the files.
+5. Retention, and the catalogue, which has every series of the files; and which shard it is.
 6. The rest of the log: it reaches beyond all that was taken before, so that no reader has had what is not in it.
 
 What other services confirm, such as where the analysis is, is to be copied between `copy_files` and `copy_log`.
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from openmanager.errors import FailedPreconditionError, UnavailableError
+from openmanager.shard import FILE as SHARD
 from openmanager_timeseries.dead_letter import LETTERS
 from openmanager_timeseries.history import CATALOG
 from openmanager_timeseries.ledger import POSITIONS
@@ -56,6 +57,7 @@ def copy_files(folder: Path, into: Path) -> str:
     _copy_sealed(folder, into)
     _copy(folder / RETENTION, into / RETENTION)
     _copy(folder / CATALOG, into / CATALOG)
+    _copy(folder / SHARD, into / SHARD)
     return newest
 
 
