@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,8 @@ from openmanager.shard import shard_of, shards_of
 from openmanager.watch import compacted
 from openmanager_gateway.router import Upstream, passed, remaining, stream_left
 
+# The share of the time there is within which a shard must answer, or begin to, where more is to be done with the answers.
+FIRST_SHARE = 0.75
 # Between the tokens of shards, none of which has it.
 SEPARATOR = "/"
 AWAY = (UnavailableError, DeadlineExceededError)
@@ -63,12 +66,13 @@ class Shards:
         """Return the shards that may have something of a selector."""
         return self.owners(selector.servers)
 
-    async def ask(self, shard: int, path: str, request: Message | bytes, context: Any) -> bytes:
-        """Return what one shard answers."""
+    async def ask(self, shard: int, path: str, request: Message | bytes, context: Any, *, share: float = 1.0) -> bytes:
+        """Return what one shard answers, in that share of the time there is."""
         upstream = self._upstreams[shard]
         upstream.breaker.check()
         start = upstream.clock.monotonic()
-        reply = await upstream.peer.unary_bytes(path, request, seconds=remaining(context), metadata=passed(context))
+        seconds = share * remaining(context)
+        reply = await upstream.peer.unary_bytes(path, request, seconds=seconds, metadata=passed(context))
         upstream.breaker.answered(start)
         return reply
 
@@ -92,11 +96,12 @@ class Shards:
         context: Any,
         *,
         whole: bool = False,
+        share: float = 1.0,
     ) -> Answers[M]:
         """Ask shards at once, each something of its own; an error where none answers, or with `whole` not all do."""
 
         async def one(shard: int) -> M:
-            return reply.FromString(await self.ask(shard, path, requests[shard], context))
+            return reply.FromString(await self.ask(shard, path, requests[shard], context, share=share))
 
         return await self.gather(requests, one, whole=whole)
 
@@ -129,27 +134,40 @@ class Shards:
         ):
             yield data
 
-    async def begin_streams(
+    @contextlib.asynccontextmanager
+    async def streams(
         self, requests: Mapping[int, Message | bytes], path: str, reply: type[M], context: Any
-    ) -> Answers[tuple[M, AsyncIterator[M]]]:
-        """Begin streams of shards at once; return the first message of each, and what follows."""
+    ) -> AsyncIterator[Answers[tuple[M, AsyncIterator[M]]]]:
+        """Begin streams of shards at once; yield the first message of each, and what follows. They are ended at the end.
+
+        Who has not begun when little time is left is away: what the others have is answered within the caller's deadline.
+        """
+        begun: list[AsyncIterator[M]] = []
+        left = stream_left(context)
+        seconds = None if left is None or len(requests) == 1 else left * FIRST_SHARE
 
         async def one(shard: int) -> tuple[M, AsyncIterator[M]]:
             stream = _parsed(self.stream(shard, path, requests[shard], context), reply)
+            begun.append(stream)
             try:
-                return await anext(stream), stream
+                async with asyncio.timeout(seconds):
+                    return await anext(stream), stream
+            except TimeoutError:
+                raise DeadlineExceededError(f"shard {shard} did not begin its answer in time") from None
             except StopAsyncIteration:
                 raise UnavailableError(f"shard {shard} ended its answer before it began") from None
 
-        return await self.gather(requests, one)
+        try:
+            yield await self.gather(requests, one)
+        finally:
+            for stream in begun:
+                await stream.aclose()  # type: ignore[attr-defined]
 
 
 async def _parsed(stream: AsyncIterator[bytes], reply: type[M]) -> AsyncIterator[M]:
-    try:
+    async with contextlib.aclosing(stream):  # type: ignore[type-var]
         async for data in stream:
             yield reply.FromString(data)
-    finally:
-        await stream.aclose()  # type: ignore[attr-defined]
 
 
 def joined_provenance(parts: Sequence[provenance_pb2.Provenance]) -> provenance_pb2.Provenance:

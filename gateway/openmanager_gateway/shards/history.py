@@ -29,6 +29,8 @@ Key = tuple[str, str]
 
 def query_range(shards: Shards, _: MethodDescriptor) -> Any:
     """Return the handler of QueryRange."""
+    # One at a time gathers samples: together they would fill memory.
+    pool = asyncio.Lock()
 
     @forwarded
     async def query(request: pb.QueryRangeRequest, context: Any) -> AsyncIterator[pb.QueryRangeResponse]:
@@ -40,15 +42,16 @@ def query_range(shards: Shards, _: MethodDescriptor) -> Any:
             pb.GROUP_BY_SERVER,
         }
         if is_grouped and len(chosen) > 1:
-            async for reply in _Groups(shards, request, context).answer():
+            async for reply in _Groups(shards, request, context, pool).answer():
                 yield reply
             return
         asked = _copy(request, series_per_message=request.series_per_message or SERIES_PER_MESSAGE)
-        answers = await shards.begin_streams(dict.fromkeys(chosen, asked), QUERY, pb.QueryRangeResponse, context)
-        yield pb.QueryRangeResponse(header=_header(answers))
-        series = _merged([_series(stream) for _, stream in answers.of.values()])
-        async for reply in _messages(series, request.series_per_message):
-            yield reply
+        requests = dict.fromkeys(chosen, asked)
+        async with shards.streams(requests, QUERY, pb.QueryRangeResponse, context) as answers:
+            yield pb.QueryRangeResponse(header=_header(answers))
+            series = _merged([_series(stream) for _, stream in answers.of.values()])
+            async for reply in _messages(series, request.series_per_message):
+                yield reply
 
     return query
 
@@ -81,20 +84,16 @@ async def _series(stream: AsyncIterator[pb.QueryRangeResponse]) -> AsyncIterator
 async def _merged(streams: Sequence[AsyncIterator[pb.Series]]) -> AsyncIterator[pb.Series]:
     """Yield series by server and metric from streams that are so ordered; parts of one follow each other in one stream."""
     heads: dict[int, pb.Series] = {}
-    try:
-        for at, stream in enumerate(streams):
-            if (first := await anext(stream, None)) is not None:
-                heads[at] = first
-        while heads:
-            at = min(heads, key=lambda each: (heads[each].server, heads[each].metric))
-            yield heads[at]
-            if (following := await anext(streams[at], None)) is None:
-                del heads[at]
-            else:
-                heads[at] = following
-    finally:
-        for stream in streams:
-            await stream.aclose()  # type: ignore[attr-defined]
+    for at, stream in enumerate(streams):
+        if (first := await anext(stream, None)) is not None:
+            heads[at] = first
+    while heads:
+        at = min(heads, key=lambda each: (heads[each].server, heads[each].metric))
+        yield heads[at]
+        if (following := await anext(streams[at], None)) is None:
+            del heads[at]
+        else:
+            heads[at] = following
 
 
 async def _messages(series: AsyncIterator[pb.Series], many: int) -> AsyncIterator[pb.QueryRangeResponse]:
@@ -119,7 +118,7 @@ async def _messages(series: AsyncIterator[pb.Series], many: int) -> AsyncIterato
 
 # What each aggregation of a group is made of that the shards can compute of their part of it.
 _PARTS: Mapping[int, tuple[int, ...]] = {
-    pb.AGGREGATION_MEAN: (pb.AGGREGATION_SUM, pb.AGGREGATION_COUNT),
+    pb.AGGREGATION_MEAN: (pb.AGGREGATION_COUNT, pb.AGGREGATION_MEAN),
     pb.AGGREGATION_MIN: (pb.AGGREGATION_MIN,),
     pb.AGGREGATION_MAX: (pb.AGGREGATION_MAX,),
     pb.AGGREGATION_SUM: (pb.AGGREGATION_SUM,),
@@ -139,17 +138,18 @@ _GROUP_FIELDS = {pb.GROUP_BY_ROLE: "role", pb.GROUP_BY_ENVIRONMENT: "environment
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What the shards have of the groups: for each (group, metric) float64[shards, B], NaN where one has nothing."""
+    """What the shards have of the groups: for each (group, metric) float64[B] of each shard that has it."""
 
     header: pb.QueryRangeHeader
-    values: Mapping[Key, Floats]
+    answered: Sequence[int]
+    values: Mapping[Key, Mapping[int, Floats]]
 
 
 class _Groups:
     """A question about groups whose servers several shards own."""
 
-    def __init__(self, shards: Shards, request: pb.QueryRangeRequest, context: Any) -> None:
-        self._shards, self._request, self._context = shards, request, context
+    def __init__(self, shards: Shards, request: pb.QueryRangeRequest, context: Any, pool: asyncio.Lock) -> None:
+        self._shards, self._request, self._context, self._pool = shards, request, context, pool
         self._aggregation = request.aggregation or pb.AGGREGATION_MEAN
 
     async def answer(self) -> AsyncIterator[pb.QueryRangeResponse]:
@@ -158,39 +158,43 @@ class _Groups:
         if parts is None:
             header, found = await self._pooled()
         else:
-            asked = [await self._part(each) for each in parts]
-            header = asked[0].header
-            found = {
-                key: _combined(self._aggregation, [part.values.get(key, np.empty((0, 0))) for part in asked])
-                for key in asked[0].values
-            }
+            asked = [await self._part(parts[0])]
+            for each in parts[1:]:
+                asked.append(await self._part(each, asked[-1].answered))
+            header = asked[-1].header
+            header.provenance.CopyFrom(joined_provenance([part.header.provenance for part in asked]))
+            found = {}
+            for key, of in asked[-1].values.items():
+                # Of a shard that was away for one of the parts no other counts either.
+                some = [shard for shard in of if all(shard in part.values.get(key, ()) for part in asked)]
+                if some:
+                    rows = [np.stack([part.values[key][shard] for shard in some]) for part in asked]
+                    found[key] = _combined(self._aggregation, rows)
         header.series_count = len(found)
         yield pb.QueryRangeResponse(header=header)
         async for reply in _messages(_named(found), self._request.series_per_message):
             yield reply
 
-    async def _part(self, aggregation: int) -> _Part:
+    async def _part(self, aggregation: int, shards: Sequence[int] = ()) -> _Part:
         request = _copy(self._request, aggregation=aggregation, series_per_message=SERIES_PER_MESSAGE)
-        chosen = self._shards.chosen(request.selector)
-        answers = await self._shards.begin_streams(
-            dict.fromkeys(chosen, request), QUERY, pb.QueryRangeResponse, self._context
-        )
-        header = _header(answers)
-        width = len(header.time_unix_nanos)
-        rows: dict[Key, list[Floats]] = {}
-        for _, stream in answers.of.values():
-            async for each in _series(stream):
-                values = np.asarray(each.values, np.float64)
-                if len(values) != width:
-                    raise DataLossError("shards answered with different buckets")
-                rows.setdefault((each.group, each.metric), []).append(values)
-        return _Part(header, {key: np.stack(found) for key, found in sorted(rows.items())})
+        requests = dict.fromkeys(shards or self._shards.chosen(request.selector), request)
+        rows: dict[Key, dict[int, Floats]] = {}
+        async with self._shards.streams(requests, QUERY, pb.QueryRangeResponse, self._context) as answers:
+            header = _header(answers)
+            width = len(header.time_unix_nanos)
+            for shard, (_, stream) in answers.of.items():
+                async for each in _series(stream):
+                    values = np.asarray(each.values, np.float64)
+                    if len(values) != width:
+                        raise DataLossError("shards answered with different buckets")
+                    rows.setdefault((each.group, each.metric), {})[shard] = values
+        return _Part(header, list(answers.of), dict(sorted(rows.items())))
 
     # What only all samples together give: the first and the last, and percentiles.
 
     async def _pooled(self) -> tuple[pb.QueryRangeHeader, dict[Key, Floats]]:
         counted = await self._part(pb.AGGREGATION_COUNT)
-        total = sum(float(np.nansum(values)) for values in counted.values.values())
+        total = sum(float(np.nansum(values)) for of in counted.values.values() for values in of.values())
         if total > MAX_POOLED:
             raise ResourceExhaustedError(
                 f"groups over several shards need their {total:,.0f} samples in one place for this, and {MAX_POOLED:,} at"
@@ -202,14 +206,16 @@ class _Groups:
         found: dict[Key, Floats] = {}
         headers = [counted.header]
         for group in dict.fromkeys(group for group, _ in counted.values):
-            header, samples = await self._samples(group)
-            headers.append(header)
-            found.update(
-                {
-                    (group, metric): await asyncio.to_thread(_reduced, self._aggregation, pooled, starts, step)
-                    for metric, pooled in samples.items()
-                }
-            )
+            async with self._pool:
+                header, samples = await self._samples(group)
+                headers.append(header)
+                found.update(
+                    {
+                        (group, metric): await asyncio.to_thread(_reduced, self._aggregation, pooled, starts, step)
+                        for metric, pooled in samples.items()
+                    }
+                )
+                del samples
         about = joined_provenance([each.provenance for each in headers])
         header = pb.QueryRangeHeader(provenance=about, time_unix_nanos=counted.header.time_unix_nanos)
         return header, {key: found[key] for key in sorted(found)}
@@ -222,13 +228,11 @@ class _Groups:
             own = f"{field} = {_quoted(group)}"
             text = request.selector.server_filter
             request.selector.server_filter = f"({text}) AND {own}" if text.strip() else own
-        chosen = self._shards.chosen(request.selector)
-        answers = await self._shards.begin_streams(
-            dict.fromkeys(chosen, request), QUERY, pb.QueryRangeResponse, self._context
-        )
+        requests = dict.fromkeys(self._shards.chosen(request.selector), request)
         rows: dict[str, list[pb.Series]] = {}
-        async for each in _merged([_series(stream) for _, stream in answers.of.values()]):
-            rows.setdefault(each.metric, []).append(each)
+        async with self._shards.streams(requests, QUERY, pb.QueryRangeResponse, self._context) as answers:
+            async for each in _merged([_series(stream) for _, stream in answers.of.values()]):
+                rows.setdefault(each.metric, []).append(each)
         return _header(answers), {metric: _by_time(series) for metric, series in rows.items()}
 
 
@@ -269,8 +273,8 @@ def _combined(aggregation: int, parts: Sequence[Floats]) -> Floats:
             found = np.fmin.reduce(first)
         case pb.AGGREGATION_MAX:
             found = np.fmax.reduce(first)
-        case pb.AGGREGATION_MEAN:
-            found = np.nansum(first, axis=0) / np.nansum(parts[1], axis=0)
+        case pb.AGGREGATION_MEAN:  # counted a moment before or after, and still between the least and the greatest mean
+            found = np.nansum(first * parts[1], axis=0) / np.nansum(first, axis=0)
         case pb.AGGREGATION_STDDEV:
             found = _deviation(*(np.nan_to_num(part) for part in parts))
         case _:
@@ -296,21 +300,26 @@ async def _named(found: Mapping[Key, Floats]) -> AsyncIterator[pb.Series]:
 
 
 def query_latest(shards: Shards, _: MethodDescriptor) -> Any:
-    """Return the handler of QueryLatest: the frames of one shard after those of the other."""
+    """Return the handler of QueryLatest: the frames of all shards in turn."""
 
     @forwarded
     async def query(request: pb.QueryLatestRequest, context: Any) -> AsyncIterator[pb.QueryLatestResponse]:
         chosen = shards.chosen(request.selector)
-        answers = await shards.begin_streams(dict.fromkeys(chosen, request), LATEST, pb.QueryLatestResponse, context)
-        firsts = {shard: first for shard, (first, _) in answers.of.items()}
-        head = pb.QueryLatestResponse(provenance=joined_provenance([each.provenance for each in firsts.values()]))
-        answers.mark(head.provenance)
-        if len(firsts) == len(shards):
-            head.resume_token = join_tokens([str(firsts[shard].position) for shard in sorted(firsts)])
-        yield head
-        for _, stream in answers.of.values():
-            async for reply in stream:
-                yield pb.QueryLatestResponse(frame=reply.frame, resume_token=head.resume_token)
+        requests = dict.fromkeys(chosen, request)
+        async with shards.streams(requests, LATEST, pb.QueryLatestResponse, context) as answers:
+            firsts = {shard: first for shard, (first, _) in answers.of.items()}
+            head = pb.QueryLatestResponse(provenance=joined_provenance([each.provenance for each in firsts.values()]))
+            answers.mark(head.provenance)
+            if len(firsts) == len(shards):
+                head.resume_token = join_tokens([str(firsts[shard].position) for shard in sorted(firsts)])
+            yield head
+            streams = [stream for _, stream in answers.of.values()]
+            while streams:  # in turn: a shard gives up a stream that is left waiting
+                for stream in list(streams):
+                    if (reply := await anext(stream, None)) is None:
+                        streams.remove(stream)
+                    else:
+                        yield pb.QueryLatestResponse(frame=reply.frame, resume_token=head.resume_token)
 
     return query
 
@@ -323,12 +332,12 @@ def export_series(shards: Shards, _: MethodDescriptor) -> Any:
         chosen = shards.chosen(request.selector)
         first, token = _export_place(request.resume_token, chosen)
         request.resume_token = ""
-        headers = await shards.begin_streams(dict.fromkeys(chosen, request), EXPORT, pb.ExportSeriesResponse, context)
-        for _, stream in headers.of.values():  # one is read after the other: whoever is left waiting would give up
-            await stream.aclose()  # type: ignore[attr-defined]
-        counts = {shard: reply.header.series_count for shard, (reply, _) in headers.of.items()}
-        about = joined_provenance([reply.header.provenance for reply, _ in headers.of.values()])
-        headers.mark(about)
+        requests = dict.fromkeys(chosen, request)
+        # Ended before one is read after the other: whoever is left waiting would give up.
+        async with shards.streams(requests, EXPORT, pb.ExportSeriesResponse, context) as headers:
+            counts = {shard: reply.header.series_count for shard, (reply, _) in headers.of.items()}
+            about = joined_provenance([reply.header.provenance for reply, _ in headers.of.values()])
+            headers.mark(about)
         yield pb.ExportSeriesResponse(header=pb.ExportHeader(provenance=about, series_count=sum(counts.values())))
         done = 0
         for shard in sorted(counts):

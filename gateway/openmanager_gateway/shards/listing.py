@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from google.protobuf.descriptor import MethodDescriptor
 from openmanager import page
 from openmanager.runtime import validate
 from openmanager.runtime.edge import forwarded, unbounded
-from openmanager_gateway.shards.calls import Answers, Shards, joined_provenance
+from openmanager_gateway.shards.calls import FIRST_SHARE, Answers, Shards, joined_provenance
 
 # Instead of the token of a shard: it is at its beginning, or has nothing left. The page tokens of shards hold neither.
 BEGINNING, ENDED = "-", "."
+# A list that changes while a page is put together is asked for again so often.
+ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,51 +43,66 @@ def pages(listing: Listing) -> Callable[[Shards, MethodDescriptor], Any]:
 
 
 def _handler(listing: Listing, shards: Shards, method: MethodDescriptor) -> Any:
+    @forwarded
+    @unbounded
+    async def forward(request: Any, context: Any) -> Any:
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(_ChangedError):
+                return await _listed(listing, shards, method, request, context, exact=True)
+        return await _listed(listing, shards, method, request, context, exact=False)
+
+    return forward
+
+
+async def _listed(
+    listing: Listing, shards: Shards, method: MethodDescriptor, request: Any, context: Any, *, exact: bool
+) -> Any:
+    """Return a page; with `exact` _ChangedError where its token would not be where it ends."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     reply_class: Any = validate.message_class(method.output_type)
     # Who cannot say that something is missing has all, or nothing.
     needs_all = "provenance" not in reply_class.DESCRIPTOR.fields_by_name
+    size, query = page.page_size(request.page_size), _query(request)
+    tokens = _tokens(query, request.page_token, len(shards))
+    chosen = shards.chosen(request.selector) if hasattr(request, "selector") else range(len(shards))
+    requests = {shard: _page(request, tokens[shard], size) for shard in chosen}
+    answers = await shards.ask_some(requests, path, reply_class, context, whole=needs_all, share=FIRST_SHARE)
+    # What has nothing left is asked for its count alone.
+    given = {
+        shard: [] if tokens[shard] == ENDED else list(getattr(found, listing.items))
+        for shard, found in answers.of.items()
+    }
+    rows = _merged(listing, given, size)
+    reply = reply_class(total_count=sum(found.total_count for found in answers.of.values()))
+    getattr(reply, listing.items).extend(each for _, each in rows)
+    _describe(reply, answers)
 
-    @forwarded
-    @unbounded
-    async def forward(request: Any, context: Any) -> Any:
-        size, query = page.page_size(request.page_size), _query(request)
-        tokens = _tokens(query, request.page_token, len(shards))
-        chosen = shards.chosen(request.selector) if hasattr(request, "selector") else range(len(shards))
-        requests = {shard: _page(request, tokens[shard], size) for shard in chosen}
-        answers = await shards.ask_some(requests, path, reply_class, context, whole=needs_all)
-        # What has nothing left is asked for its count alone.
-        given = {
-            shard: [] if tokens[shard] == ENDED else list(getattr(found, listing.items))
-            for shard, found in answers.of.items()
-        }
-        rows = _merged(listing, given, size)
-        reply = reply_class(total_count=sum(found.total_count for found in answers.of.values()))
-        getattr(reply, listing.items).extend(each for _, each in rows)
-        _describe(reply, answers)
+    async def after(shard: int) -> str:
+        """Return the token of a shard after what was taken of its page: of a part of it a smaller page tells it."""
+        if tokens[shard] == ENDED:
+            return ENDED
+        taken = [listing.key(each) for of, each in rows if of == shard]
+        if len(taken) == len(given[shard]):
+            return answers.of[shard].next_page_token or ENDED
+        if not taken:
+            return tokens[shard]
+        smaller = _page(request, tokens[shard], len(taken))
+        found = reply_class.FromString(await shards.ask(shard, path, smaller, context))
+        if exact and [listing.key(each) for each in getattr(found, listing.items)] != taken:
+            raise _ChangedError
+        return found.next_page_token or ENDED
 
-        async def after(shard: int) -> str:
-            """Return the token of a shard after what was taken of its page: of a part of it a smaller page tells it."""
-            if tokens[shard] == ENDED:
-                return ENDED
-            taken = sum(of == shard for of, _ in rows)
-            if taken == len(given[shard]):
-                return answers.of[shard].next_page_token or ENDED
-            if not taken:
-                return tokens[shard]
-            smaller = _page(request, tokens[shard], taken)
-            found = reply_class.FromString(await shards.ask(shard, path, smaller, context))
-            return found.next_page_token or ENDED
+    following = dict(zip(given, await asyncio.gather(*map(after, given)), strict=True))
+    if any(token != ENDED for token in following.values()):
+        whole = [following.get(shard, tokens[shard]) for shard in range(len(shards))]
+        reply.next_page_token = page.encode_token(query, whole)
+    if listing.finish is not None:
+        listing.finish(reply, answers.of, not request.page_token)
+    return reply
 
-        following = dict(zip(given, await asyncio.gather(*map(after, given)), strict=True))
-        if any(token != ENDED for token in following.values()):
-            whole = [following.get(shard, tokens[shard]) for shard in range(len(shards))]
-            reply.next_page_token = page.encode_token(query, whole)
-        if listing.finish is not None:
-            listing.finish(reply, answers.of, not request.page_token)
-        return reply
 
-    return forward
+class _ChangedError(Exception):
+    """A list changed between two looks at it: the token of the second would leave something out, or repeat it."""
 
 
 def _merged(listing: Listing, given: Mapping[int, Sequence[Any]], size: int) -> list[tuple[int, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from openmanager.errors import NotFoundError, UnavailableError
 from openmanager.runtime import validate
 from openmanager.runtime.edge import forwarded, unbounded
 from openmanager.runtime.status import worst
-from openmanager_gateway.shards.calls import Shards
+from openmanager_gateway.shards.calls import AWAY, Shards
 
 # Between the number of a shard and the id of a dead letter.
 SEPARATOR = "-"
@@ -237,14 +238,23 @@ def get_alert(shards: Shards, method: MethodDescriptor) -> Any:
     @forwarded
     @unbounded
     async def forward(request: alert_pb2.GetAlertRequest, context: Any) -> bytes:
+        asked = [
+            asyncio.create_task(shards.ask(shard, path, request, context))  # at once: one of them may hang
+            for shard in range(len(shards))
+        ]
         error: Exception | None = None
-        for shard in range(len(shards)):
-            try:
-                return await shards.ask(shard, path, request, context)
-            except NotFoundError as err:
-                error = error or err
-            except UnavailableError as err:
-                error = err
+        try:
+            for answer in asyncio.as_completed(asked):
+                try:
+                    return await answer
+                except NotFoundError as err:
+                    error = error or err
+                except AWAY as err:
+                    error = err
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
         raise error or UnavailableError("no shard answers")
 
     return forward

@@ -20,8 +20,8 @@ from openmanager.shard import shards_of
 from openmanager_gateway.shards.calls import AWAY, Shards
 
 MAX_REJECTIONS = 100
-# Frames of a stream that are under way at once.
-UNDER_WAY = 64
+# Frames of a stream that are under way at once, and their bytes unless there is one alone.
+UNDER_WAY, UNDER_WAY_BYTES = 64, 16 << 20
 # What goes to which shard, as the bytes of a request.
 Parts = Mapping[int, bytes]
 Split = Callable[[bytes], Parts]
@@ -163,7 +163,10 @@ def _streaming(
             while (item := await lanes.under_way.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                yield join({shard: reply.FromString(await lanes.answer(shard)) for shard in item})
+                numbers, size = item
+                found = {shard: reply.FromString(await lanes.answer(shard)) for shard in numbers}
+                lanes.answered(size)
+                yield join(found)
         finally:
             receiver.cancel()
             await asyncio.gather(receiver, return_exceptions=True)
@@ -178,25 +181,36 @@ class _Lanes:
     def __init__(self, begin: Callable[[int, AsyncIterator[bytes]], AsyncIterator[bytes]]) -> None:
         self._begin = begin
         self._lanes: dict[int, _Lane] = {}
-        # The shards of each frame, in order, and at last why there is none any more.
-        self.under_way: asyncio.Queue[Sequence[int] | Exception | None] = asyncio.Queue(UNDER_WAY)
+        # The shards of each frame and its size, in order, and at last why there is none any more.
+        self.under_way: asyncio.Queue[tuple[Sequence[int], int] | Exception | None] = asyncio.Queue(UNDER_WAY)
+        self._bytes = 0
+        self._room = asyncio.Event()
 
     async def receive(self, requests: AsyncIterator[bytes], split: Split) -> None:
         """Send the parts of every request on their ways."""
         last: Exception | None = None
         try:
             async for data in requests:
+                while self._bytes and self._bytes + len(data) > UNDER_WAY_BYTES:
+                    self._room.clear()
+                    await self._room.wait()
+                self._bytes += len(data)
                 parts = split(data)
                 for shard, part in parts.items():
                     if shard not in self._lanes:
                         self._lanes[shard] = _Lane(shard, self._begin)
                     await self._lanes[shard].send(part)
-                await self.under_way.put(list(parts))
+                await self.under_way.put((list(parts), len(data)))
         except Exception as err:  # noqa: BLE001  (handed to the answers' side, in order)
             last = err
         for lane in self._lanes.values():
             await lane.send(None)
         await self.under_way.put(last)
+
+    def answered(self, size: int) -> None:
+        """Let others in for a frame of so many bytes."""
+        self._bytes -= size
+        self._room.set()
 
     async def answer(self, shard: int) -> bytes:
         """Return the next answer of a shard."""
