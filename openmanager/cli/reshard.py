@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,7 @@ def _in_place(data_dir: Path, shards: int) -> tuple[Resharded, tuple[Path, ...]]
             _set_aside(folder)
             _set_aside(layout.folder(data.path, "analysis", index, shards))
         found = _run(sources, targets)
+        os.sync()  # new folders in new folders: all are durable before they are used
         failpoint.passed("reshard.before-use")
         layout.use_shards(data.path, shards)
     return found, targets

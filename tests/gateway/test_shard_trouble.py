@@ -158,6 +158,11 @@ async def test_a_shard_that_goes_away_between_the_parts_of_a_mean_has_no_part_in
         assert list(found.series.values) == [3.0]
         assert head.header.provenance.partial
 
+    # What was deleted after it was counted weighs nothing.
+    async with served(answers(3.0, stays=True), answers(np.nan, stays=True)) as (shards, _):
+        _, found = [each async for each in handler(shards, HISTORY, "QueryRange")(asked(grouped=True), Call())]
+        assert list(found.series.values) == [3.0]
+
 
 async def endless(_: bytes) -> AsyncIterator[Any]:
     yield header()

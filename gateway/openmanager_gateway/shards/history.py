@@ -273,8 +273,9 @@ def _combined(aggregation: int, parts: Sequence[Floats]) -> Floats:
             found = np.fmin.reduce(first)
         case pb.AGGREGATION_MAX:
             found = np.fmax.reduce(first)
-        case pb.AGGREGATION_MEAN:  # counted a moment before or after, and still between the least and the greatest mean
-            found = np.nansum(first * parts[1], axis=0) / np.nansum(first, axis=0)
+        case pb.AGGREGATION_MEAN:  # counted a moment before, and still between the least and the greatest mean
+            means = parts[1]
+            found = np.nansum(first * means, axis=0) / np.nansum(np.where(np.isnan(means), np.nan, first), axis=0)
         case pb.AGGREGATION_STDDEV:
             found = _deviation(*(np.nan_to_num(part) for part in parts))
         case _:

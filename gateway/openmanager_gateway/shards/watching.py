@@ -19,8 +19,8 @@ from openmanager_gateway.shards.calls import Shards, join_tokens, split_tokens
 from openmanager_gateway.shards.merging import joined_consumer
 
 CONFIRM = "/openmanager.api.timeseries.v1.LogService/ConfirmPosition"
-# Messages of one shard that wait for the reader.
-WAITING = 16
+# Messages of one shard that wait for the reader: each may have megabytes.
+WAITING = 4
 # A shard that is away is tried again at least so often.
 AGAIN_SECONDS = 1.0
 
