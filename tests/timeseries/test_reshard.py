@@ -131,6 +131,7 @@ async def test_one_shard_becomes_two_then_three_then_one_with_the_same_answers(t
             for index, history in enumerate(shards.histories):
                 assert {shard_of(server, count) for server in history.catalog.servers} <= {index}
                 assert history.ledger.unbalanced() == []
+                assert history.log.state.accepted == sum(file.about.row_count for file in history.blocks.files) > 0
         folders = targets
 
 

@@ -161,11 +161,21 @@ def _write_blocks(sources: Sequence[Path], folder: Path, shard: Shard) -> int:
     folder.mkdir(mode=0o750)
     number = accepted = 0
     for file in _by_time([_files(source / "blocks") for source in sources]):
-        about = About(first=number + 1, last=number + 1, accepted=accepted, spans=file.spans)
-        made = _part(file, _Into(folder, block.FORMAT, 1), about, shard)
-        if made is not None:
-            number, accepted = number + 1, accepted + made.about.row_count
+        through = accepted + _row_count(file, shard)
+        about = About(first=number + 1, last=number + 1, accepted=through, spans=file.spans)
+        if _part(file, _Into(folder, block.FORMAT, 1), about, shard) is not None:
+            number, accepted = number + 1, through
     return number
+
+
+def _row_count(file: Sealed, shard: Shard) -> int:
+    """Return how many rows of a file are of servers of a shard."""
+    found = 0
+    with pq.ParquetFile(file.path) as source:
+        for batch in source.iter_batches(columns=["server"]):
+            servers, counts = batch["server"].cast(pa.string()).value_counts().flatten()
+            found += int(counts.to_numpy()[shards_of(servers.to_pylist(), shard.count) == shard.index].sum())
+    return found
 
 
 def _write_tier(sources: Sequence[Path], folder: Path, name: str, width: int, shard: Shard) -> None:
