@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf import wrappers_pb2
 from test_edge import NAME
-from test_gate import Known, serving
+from test_gate import VIEWER, Known, serving
 
 from openmanager.errors import ConfigurationError, UnauthenticatedError
 from openmanager.runtime.address import Proxies, peer_address
@@ -82,3 +82,15 @@ async def test_a_server_believes_its_proxies_and_nobody_else(trusted, source):
         with pytest.raises(UnauthenticatedError):
             await peer.unary(f"/{NAME}/Call", wrappers_pb2.BytesValue(), wrappers_pb2.BytesValue, seconds=5)
     assert known.sources == [source]
+
+
+async def test_who_comes_again_from_elsewhere_comes_from_there():
+    seen = []
+    async with serving(authenticator=Known(good=Pass(VIEWER)), proxies=Proxies("127.0.0.0/8")) as address:
+        for place in (CLIENT, FORGED):
+            metadata = (("authorization", "Bearer good"), ("x-forwarded-for", place))
+            async with Peer("test", address, identify=lambda metadata=metadata: metadata) as peer:
+                request = wrappers_pb2.StringValue(value="where")
+                reply = await peer.unary(f"/{NAME}/Call", request, wrappers_pb2.BytesValue, seconds=5)
+                seen.append(reply.value.decode())
+    assert seen == [CLIENT, FORGED]
