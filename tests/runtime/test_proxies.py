@@ -34,6 +34,9 @@ PROXY, CLIENT, FORGED = "10.0.0.7", "192.0.2.1", "198.51.100.9"
         (PROXY, "", [f"{FORGED}, nonsense"], PROXY),
         (PROXY, "", [""], PROXY),
         (PROXY, "", ["2001:db8::1"], "2001:db8::1"),
+        # One address, however a proxy writes it.
+        (PROXY, "", ["2001:DB8:0::1"], "2001:db8::1"),
+        ("10.0.0.0/24", "", [f"{FORGED}, ::ffff:{CLIENT}, ::ffff:10.0.0.8"], CLIENT),
     ],
 )
 def test_the_address_is_the_last_that_somebody_trusted_has_seen(trusted, name, forwarded, source):
