@@ -148,6 +148,26 @@ def secret(mesh: Mesh, service: str, variable: str) -> str:
 
 
 @contextlib.contextmanager
+def second_gateway(environment: dict[str, str], folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve a mesh by one gateway more, as a process; `environment` says where the services are."""
+    address = f"127.0.0.1:{free_ports(1)}"
+    with (folder / "second-gateway.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "openmanager.cli", "serve", "gateway", "--listen", address],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        yield address, process
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+
+
+@contextlib.contextmanager
 def running_mesh(*options: str, environment: dict[str, str] | None = None) -> Iterator[Mesh]:
     """Run a mesh of three servers that tick every second, in a folder of its own."""
     data = Path(tempfile.mkdtemp(prefix="openmanager-test-"))
