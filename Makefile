@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run edge test clients check format protos docs dashboards slo lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling upgrade release image image-test env clean
+.PHONY: help setup run edge test clients check format protos docs dashboards slo lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling scale upgrade release image image-test env clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -105,6 +105,9 @@ soak: $(STAMP) ## break a mesh once a minute for an hour and look for what grows
 
 rolling: $(STAMP) ## restart every service under load, one at a time, and count the calls that fail
 	@$(BIN)/python -m chaos.rolling
+
+scale: $(STAMP) ## kill every process of two shards and two gateways under load, one at a time, and count the calls that fail
+	@$(BIN)/python -m chaos.scale
 
 upgrade: $(STAMP) ## exchange the last release's services for these under load, and back (ORDER=services-first)
 	@$(BIN)/python -m chaos.upgrade --order $(or $(ORDER),gateways-first)

@@ -28,7 +28,7 @@ from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
-from openmanager.cli.up import CONSOLE_OFFSET
+from openmanager.cli.layout import CONSOLE_OFFSET
 from openmanager.client import Client
 from openmanager.client.people import Grant
 from openmanager.runtime.peer import Peer

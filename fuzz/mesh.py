@@ -72,7 +72,14 @@ class LocalRuntime(Runtime):
 
     servers: Mapping[str, Collector]
 
-    def peer(self, name: str, *_: str, patience: timedelta = timedelta(), passes_on: bool = False) -> Peer:  # noqa: ARG002  (nobody is away)
+    def peer(  # nobody is away, and there is one of each
+        self,
+        name: str,
+        *_: str,
+        patience: timedelta = timedelta(),  # noqa: ARG002
+        passes_on: bool = False,  # noqa: ARG002
+        shard: int | None = None,  # noqa: ARG002
+    ) -> Peer:
         return LocalPeer(name, self.servers[name].handlers)
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason, invalid
+from openmanager.errors import InvalidArgumentError, OutOfRangeError, Reason, invalid, missing
 from openmanager.metric import check_key
 from openmanager.runtime import validate
 
@@ -190,6 +190,31 @@ def metric_message(info: MetricInfo) -> frame_pb2.MetricInfo:
         temporality=frame_pb2.Temporality.ValueType(info.temporality),
         description=info.description,
     )
+
+
+def frame_of(cls: type[Any], data: bytes) -> bytes | memoryview:
+    """Return the frame of a request: cut out where it is all there is in it, else through protobuf."""
+    only = _only_field(data)
+    if only is not None:
+        return only
+    request: Any = validate.decode(cls, data)
+    if not request.HasField("frame"):
+        raise missing("frame")
+    encoded: bytes = request.frame.SerializeToString()
+    return encoded
+
+
+def _only_field(data: bytes) -> memoryview | None:
+    """Return the content of a message that is one length-delimited field 1 and nothing else."""
+    if data[:1] != b"\x0a":
+        return None
+    size = shift = 0
+    for at in range(1, min(len(data), 6)):
+        size |= (data[at] & 0x7F) << shift
+        shift += 7
+        if data[at] < 0x80:
+            return memoryview(data)[at + 1 :] if at + 1 + size == len(data) else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,19 +569,19 @@ def _halve_times(frame: Frame) -> tuple[Frame, Frame]:
 
 
 def _halve_servers(frame: Frame) -> tuple[Frame, Frame]:
-    middle = len(frame.servers) // 2
-    halves = []
-    for part in (slice(None, middle), slice(middle, None)):
-        ids = frame.servers[part]
-        chosen = set(ids)
-        halves.append(
-            Frame(
-                times=frame.times,
-                servers=ids,
-                metrics=frame.metrics,
-                values=frame.values[:, part],
-                server_infos=tuple(info for info in frame.server_infos if info.id in chosen),
-                metric_infos=frame.metric_infos,
-            )
-        )
-    return halves[0], halves[1]
+    upper = np.arange(len(frame.servers)) >= len(frame.servers) // 2
+    return of_servers(frame, ~upper), of_servers(frame, upper)
+
+
+def of_servers(frame: Frame, chosen: NDArray[np.bool_]) -> Frame:
+    """Return the part of a frame that is of some of its servers: bool[S]."""
+    servers = tuple(compress(frame.servers, chosen))
+    known = set(servers)
+    return Frame(
+        times=frame.times,
+        servers=servers,
+        metrics=frame.metrics,
+        values=frame.values[:, chosen],
+        server_infos=tuple(info for info in frame.server_infos if info.id in known),
+        metric_infos=frame.metric_infos,
+    )

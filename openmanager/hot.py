@@ -202,10 +202,10 @@ class HotFleet:
             self._deletions.append((self.change, server_id))
         self._bell.ring()
 
-    def replace_all(self, servers: Sequence[HotServer]) -> None:
-        """Take a whole new fleet: what is not in it is gone."""
+    def replace_all(self, servers: Sequence[HotServer], is_meant: Callable[[str], bool] = lambda _: True) -> None:
+        """Take a whole new fleet, or the part of it that is meant: what of that is not there is gone."""
         keep = {server.message.id for server in servers}
-        gone = [server_id for server_id in self._servers if server_id not in keep]
+        gone = [server_id for server_id in self._servers if server_id not in keep and is_meant(server_id)]
         self.put(servers)
         self.delete(gone)
 

@@ -17,24 +17,29 @@ from openmanager.runtime import validate
 from openmanager.runtime.edge import raw
 
 Describe = Callable[[], provenance_pb2.Provenance]
+DescribeOne = Callable[[str], provenance_pb2.Provenance]
 
 
 class HotService:
     """GetServer, ListServers, WatchServers and GetFleetSummary from a fleet.
 
-    `describe` says where it came from; `known` whether it was ever filled: until then nobody is told NOT_FOUND.
+    `describe` says where it came from, `describe_one` where one server did, if that is not the same; `known` whether it was
+    ever filled: until then nobody is told NOT_FOUND.
     """
 
-    def __init__(self, fleet: HotFleet, describe: Describe, known: Callable[[], bool]) -> None:
+    def __init__(
+        self, fleet: HotFleet, describe: Describe, known: Callable[[], bool], describe_one: DescribeOne | None = None
+    ) -> None:
         self._fleet = fleet
         self._describe = describe
+        self._describe_one = describe_one or (lambda _: describe())
         self._known = known
 
     def _check_known(self, server_id: str = "") -> None:
         if server_id in self._fleet:
             return
         # What is known in part only does not tell what there is not.
-        if not self._known() or (server_id and self._describe().partial):
+        if not self._known() or (server_id and self._describe_one(server_id).partial):
             raise UnavailableError("the state of the fleet is not known yet", reason=Reason.STORE_UNAVAILABLE)
 
     @raw
@@ -48,7 +53,7 @@ class HotService:
         if access.scope():
             access.check_reaches(lookup(self._fleet.get(server_id).message), server_id)
         reply = self._fleet.reply(server_id, full=request.view != server_pb2.VIEW_BASIC)
-        return reply + length_delimited(2, self._describe().SerializeToString())
+        return reply + length_delimited(2, self._describe_one(server_id).SerializeToString())
 
     @raw
     async def ListServers(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002, N802

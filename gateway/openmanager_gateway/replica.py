@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -25,6 +26,9 @@ from openmanager.hot import HotFleet, HotServer, make_server, take_apart
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer, backoff
 from openmanager.runtime.status import Finding
+from openmanager.shard import shard_of
+from openmanager.watch import compacted
+from openmanager_gateway.shards.calls import joined_provenance
 
 WATCH = "/openmanager.api.cache.v1.CacheService/WatchServers"
 LATEST = "/openmanager.api.timeseries.v1.TimeseriesService/QueryLatest"
@@ -38,12 +42,24 @@ log = logging.getLogger(__name__)
 
 
 class Replica:
-    """Hot state in this process. `fleet` is what is served, `describe` says how good it is."""
+    """Hot state in this process. `fleet` is what is served, `describe` says how good it is.
+
+    Of several shards each has a replica, and all of them share one fleet: `is_ours` says which servers are of this one.
+    """
 
     def __init__(
-        self, *, cache: Peer, timeseries: Peer, clock: Clock, jitter: random.Random, head_interval: timedelta
+        self,
+        *,
+        cache: Peer,
+        timeseries: Peer,
+        clock: Clock,
+        jitter: random.Random,
+        head_interval: timedelta,
+        fleet: HotFleet | None = None,
+        is_ours: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        self.fleet = HotFleet()
+        self.fleet = fleet if fleet is not None else HotFleet()
+        self._is_ours = is_ours
         self._cache = cache
         self._timeseries = timeseries
         self._clock = clock
@@ -64,7 +80,7 @@ class Replica:
 
     async def look(self) -> Finding:
         """Return what a probe of the copy sees."""
-        count = len(self.fleet)
+        count = sum(self._is_ours(server.message.id) for server in self.fleet)
         if not self.known():
             return Finding(state=status_pb2.STORAGE_STATE_RECOVERING, reason="is being filled")
         if not self._following:
@@ -111,12 +127,14 @@ class Replica:
 
     def _take(self, message: cache_pb2.WatchServersResponse, fresh: list[Told] | None) -> list[Told] | None:
         """Apply one message; `fresh` gathers a snapshot until its last message, the one with a token."""
+        if fresh is None and self._from_head:
+            raise compacted()  # the head was read since: what does not change now would stay as it says
         told = [take_apart(each) for each in message.servers]
         if message.kind == server_pb2.WATCH_KIND_SNAPSHOT and fresh is not None:
             fresh.extend(told)
             if not message.resume_token:
                 return fresh
-            self.fleet.replace_all(self._learnt(fresh))
+            self.fleet.replace_all(self._learnt(fresh), self._is_ours)
         else:
             if told:
                 self.fleet.put(self._learnt(told))
@@ -200,6 +218,41 @@ class Replica:
             about.reason = "the cache service is away" + (": states are the last known" if self._from_head else "")
         elif self._cache_says is not None and self._cache_says.degraded:
             about.degraded, about.reason = True, self._cache_says.reason
+        return about
+
+
+class Replicas:
+    """The replicas of all shards as one."""
+
+    def __init__(self, parts: Sequence[Replica]) -> None:
+        self.fleet = parts[0].fleet
+        self._parts = parts
+
+    def known(self) -> bool:
+        """Say whether the copy of any shard was ever filled."""
+        return any(part.known() for part in self._parts)
+
+    def describe(self) -> provenance_pb2.Provenance:
+        """Return the provenance of an answer of all servers given now; partial while a shard was never heard of."""
+        if len(self._parts) == 1:
+            return self._parts[0].describe()
+        about = joined_provenance([part.describe() for part in self._parts])
+        unheard = [str(shard) for shard, part in enumerate(self._parts) if not part.known()]
+        if unheard:
+            about.partial = True
+            about.reason = f"shard {', '.join(unheard)} of {len(self._parts)} was not heard of yet"
+        return about
+
+    def staleness(self) -> float | None:
+        """Return the seconds for which nobody has told of changes of some shard; None as long as nothing is known."""
+        known = [seconds for part in self._parts if (seconds := part.staleness()) is not None]
+        return max(known, default=None)
+
+    def describe_one(self, server: str) -> provenance_pb2.Provenance:
+        """Return the provenance of an answer about one server."""
+        part = self._parts[shard_of(server, len(self._parts))]
+        about = part.describe()
+        about.partial = about.partial or not part.known()
         return about
 
 

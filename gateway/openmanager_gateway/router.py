@@ -68,7 +68,7 @@ def _unary(upstream: Upstream, path: str) -> Any:
     async def forward(data: bytes, context: Any) -> bytes:
         breaker.check()
         start = clock.monotonic()
-        reply = await peer.unary_bytes(path, data, seconds=_remaining(context), metadata=passed(context))
+        reply = await peer.unary_bytes(path, data, seconds=remaining(context), metadata=passed(context))
         breaker.answered(start)
         return reply
 
@@ -81,7 +81,7 @@ def _server_stream(upstream: Upstream, path: str) -> Any:
     @raw
     async def forward(data: bytes, context: Any) -> AsyncIterator[bytes]:
         breaker.check()
-        async for reply in peer.server_stream(path, data, seconds=_stream_left(context), metadata=passed(context)):
+        async for reply in peer.server_stream(path, data, seconds=stream_left(context), metadata=passed(context)):
             yield reply
 
     return forward
@@ -93,13 +93,13 @@ def _bidi(upstream: Upstream, path: str) -> Any:
     @raw
     async def forward(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         breaker.check()
-        async for reply in peer.bidi_stream(path, requests, seconds=_stream_left(context), metadata=passed(context)):
+        async for reply in peer.bidi_stream(path, requests, seconds=stream_left(context), metadata=passed(context)):
             yield reply
 
     return forward
 
 
-def _remaining(context: Any) -> float:
+def remaining(context: Any) -> float:
     """Return the seconds that the next hop may take."""
     left = context.time_remaining()
     if left is None or left > NO_DEADLINE_SECONDS:
@@ -109,7 +109,8 @@ def _remaining(context: Any) -> float:
     return max(LEAST_SECONDS, float(left) - HOP_SECONDS)
 
 
-def _stream_left(context: Any) -> float | None:
+def stream_left(context: Any) -> float | None:
+    """Return the seconds that a stream of the next hop may take; None where nobody says."""
     left = context.time_remaining()
     return None if left is None or left > NO_DEADLINE_SECONDS else float(left)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from openmanager.api.gateway.v1 import gateway_pb2 as pb
@@ -15,9 +15,12 @@ from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import DEFAULT_DEADLINE_SECONDS, raw
 from openmanager.runtime.module import service_descriptor
 from openmanager.runtime.peer import RATIONED
+from openmanager.shard import shard_of
 from openmanager_gateway import otlp
-from openmanager_gateway.replica import Replica
+from openmanager_gateway.replica import Replicas
 from openmanager_gateway.router import Upstream, forwarder
+from openmanager_gateway.shards.calls import Shards
+from openmanager_gateway.shards.table import TABLE
 from openmanager_gateway.status import StatusBoard
 
 WRITE_FRAME = "/openmanager.api.timeseries.v1.TimeseriesService/WriteFrame"
@@ -27,12 +30,18 @@ WRITE_FRAMES = "/openmanager.api.timeseries.v1.TimeseriesService/WriteFrames"
 class GatewayService(HotService):
     """openmanager.api.gateway.v1.GatewayService: hot reads, status, and writes passed on as bytes."""
 
-    def __init__(self, *, replica: Replica, board: StatusBoard, timeseries: Upstream) -> None:
-        super().__init__(replica.fleet, replica.describe, replica.known)
+    def __init__(self, *, replicas: Replicas, board: StatusBoard, timeseries: Sequence[Upstream]) -> None:
+        super().__init__(replicas.fleet, replicas.describe, replicas.known, replicas.describe_one)
         self._board = board
-        methods = service_descriptor("openmanager.api.gateway.v1.GatewayService").methods_by_name
-        self.WriteFrame = forwarder(methods["WriteFrame"], timeseries, WRITE_FRAME)
-        self.WriteFrames = forwarder(methods["WriteFrames"], timeseries, WRITE_FRAMES)
+        service = service_descriptor("openmanager.api.gateway.v1.GatewayService")
+        methods = service.methods_by_name
+        if len(timeseries) > 1:
+            shards, rules = Shards(timeseries), TABLE[service.full_name]
+            self.WriteFrame = rules["WriteFrame"](shards, methods["WriteFrame"])
+            self.WriteFrames = rules["WriteFrames"](shards, methods["WriteFrames"])
+        else:
+            self.WriteFrame = forwarder(methods["WriteFrame"], timeseries[0], WRITE_FRAME)
+            self.WriteFrames = forwarder(methods["WriteFrames"], timeseries[0], WRITE_FRAMES)
 
     async def GetStorageStatus(  # noqa: N802
         self,
@@ -55,7 +64,7 @@ class GatewayService(HotService):
 class MetricsService:
     """opentelemetry.proto.collector.metrics.v1.MetricsService: OTLP exports, turned into frames."""
 
-    def __init__(self, timeseries: Upstream, clock: Clock) -> None:
+    def __init__(self, timeseries: Sequence[Upstream], clock: Clock) -> None:
         self._timeseries = timeseries
         self._clock = clock
         self._headline = otlp.HeadlineState()
@@ -67,14 +76,16 @@ class MetricsService:
         conversion = otlp.convert(request, headline=self._headline, now_nanos=self._clock.now_nanos())
         rejected: dict[str, int] = {}
         for frame in conversion.frames:
-            for rejection in await self._write(encode_write_request(frame)):
+            owner = self._timeseries[shard_of(frame.servers[0], len(self._timeseries))]  # it has one server
+            for rejection in await self._write(owner, encode_write_request(frame)):
                 rejected[rejection.reason] = rejected.get(rejection.reason, 0) + rejection.sample_count
         return otlp.encode_response(conversion, rejected)
 
-    async def _write(self, request: bytes) -> Any:
-        self._timeseries.breaker.check()
+    @staticmethod
+    async def _write(owner: Upstream, request: bytes) -> Any:
+        owner.breaker.check()
         try:
-            data = await self._timeseries.peer.unary_bytes(
+            data = await owner.peer.unary_bytes(
                 WRITE_FRAME, request, seconds=DEFAULT_DEADLINE_SECONDS, metadata=(RATIONED,)
             )
         except OpenManagerError as err:

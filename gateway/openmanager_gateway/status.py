@@ -14,6 +14,7 @@ from openmanager.runtime.clock import Clock
 from openmanager.runtime.peer import Peer
 from openmanager.runtime.status import PROBE_INTERVAL_SECONDS, worst
 from openmanager_gateway.router import Upstream
+from openmanager_gateway.shards.merging import joined_ledger
 
 GET_STATUS = "/openmanager.api.status.v1.StatusService/GetStatus"
 POLL_SECONDS = 0.5
@@ -44,7 +45,7 @@ class StatusBoard:
         board = pb.GetStorageStatusResponse(
             overall_state=worst([service.state for service in services]),
             services=services,
-            ledger=ledgers[0] if ledgers else None,
+            ledger=joined_ledger(ledgers) if len(ledgers) > 1 else next(iter(ledgers), None),
         )
         board.observe_time.FromNanoseconds(self._clock.now_nanos())
         return board
@@ -57,6 +58,7 @@ class StatusBoard:
             return self._row(peer, status_pb2.STORAGE_STATE_HUNG, "does not answer"), None
         except OpenManagerError:
             return self._row(peer, status_pb2.STORAGE_STATE_DOWN, "cannot be reached"), None
+        reply.status.service = peer.name  # of a shard with its number
         return reply.status, reply.ledger if reply.HasField("ledger") else None
 
     @staticmethod

@@ -69,7 +69,7 @@ def sources(data_dir: Path | None) -> Sources:
     """Return where everything is, as `up` or the services are told; ConfigurationError when the database is not said."""
     from openmanager_metadata.config import MetadataConfig
 
-    from openmanager.cli import configuration
+    from openmanager.cli import configuration, layout
     from openmanager.cli.up import default_data_dir
 
     loaded = configuration.load()
@@ -85,6 +85,11 @@ def sources(data_dir: Path | None) -> Sources:
     root = (data_dir or default_data_dir()).resolve()
     if (root / RESTORING).exists():
         raise ConfigurationError(f"the data directory {root} holds a restore that has not ended")
+    shards = layout.held_shards(root)
+    if shards not in {None, 1}:
+        raise ConfigurationError(
+            f"the data directory {root} holds {shards} shards: back up the folders of each, as docs/scale.md says"
+        )
     if not (root / "VERSION").exists():
         raise ConfigurationError(f"{root} is no data directory: name another with --data-dir")
     return Sources(

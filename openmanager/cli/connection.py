@@ -68,9 +68,10 @@ def address() -> str:
     """Return the gateway's address as the command line has it; a usage error when it is none."""
     context = click.get_current_context().find_root()
     found = str(context.obj)
-    host, _, port = found.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise click.UsageError(f"{found!r} is not an address of a gateway: host:port is expected", context)
+    for each in found.split(","):  # of several gateways
+        host, _, port = each.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise click.UsageError(f"{found!r} is not an address of a gateway: host:port is expected", context)
     return found
 
 
@@ -117,7 +118,7 @@ async def _credential(target: str, tls: Tls | None) -> Credential:
 
 async def _obstacle(target: str, tls: Tls | None) -> str | None:
     """Return why no connection to an address can be had, None when it can: gRPC does not tell."""
-    host, _, port = target.rpartition(":")
+    host, _, port = target.partition(",")[0].rpartition(":")
     host = host.strip("[]")
     try:
         async with asyncio.timeout(KNOCK_SECONDS):

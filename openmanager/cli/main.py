@@ -41,6 +41,7 @@ COMMANDS = {
     "audit": "audit",
     "log": "log",
     "migrate": "migrate",
+    "reshard": "reshard",
     "login": "login",
     "logout": "login",
     "whoami": "login",

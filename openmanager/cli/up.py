@@ -15,7 +15,7 @@ import click
 from google.protobuf.message import Message
 
 from openmanager import config, embedded, suite
-from openmanager.cli import configuration
+from openmanager.cli import configuration, layout
 from openmanager.config import Configuration, Secret
 from openmanager.datadir import DataDir, write_durably
 from openmanager.embedded import EmbeddedConfig, Store
@@ -24,13 +24,12 @@ from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.module import MeshConfig, ServerConfig
 from openmanager.runtime.peer import Identify
 from openmanager.runtime.supervisor import ChildSpec, ChildStatus, State, Supervisor
+from openmanager.shard import SHARDED
 
 START_SECONDS = 60.0
 # For the first administrator's invitation, and for the gateway to find everybody.
 FIRST_SECONDS = 5.0
 FRONT = ("gateway", "simulator", suite.CONSOLE)
-# The console's port is that far from the gateway's.
-CONSOLE_OFFSET = 30
 # These end first, within 3 s, and what they wait for is about to end too.
 FRONT_GRACE = "1s"
 M = TypeVar("M", bound=Message)
@@ -43,6 +42,14 @@ M = TypeVar("M", bound=Message)
     metavar="HOST:PORT",
     help="Where the gateway listens; the others take the next five ports, the console the thirtieth after it.",
 )
+@click.option(
+    "--shards",
+    type=click.IntRange(1, layout.MAX_SHARDS),
+    help="Shards of history, hot state and analysis by server.  [default: what the data directory has, else 1]",
+)
+@click.option(
+    "--gateways", type=click.IntRange(1, layout.MAX_GATEWAYS), help="Gateways beside each other.  [default: 1]"
+)
 @click.option("--servers", type=click.IntRange(1, 100_000), help="Servers of the simulated fleet.  [default: 20]")
 @click.option("--interval", metavar="DURATION", help="Time between the fleet's ticks.  [default: 10s]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the fleet.  [default: 1]")
@@ -53,9 +60,11 @@ def up(**options: Any) -> None:
 
     REDIS_URL and DATABASE_URL, when they are set, are used instead of the embedded stores.
     """
-    flags = _flags(options)
+    path = options["data_dir"] or default_data_dir()
+    flags = _flags(options, layout.held_shards(path))
     loaded = configuration.load(flags)
-    with DataDir.open(options["data_dir"] or default_data_dir()) as data:
+    with DataDir.open(path) as data:
+        layout.hold_shards(data.path, loaded.section(MeshConfig).shard_count)
         asyncio.run(_run(data, loaded, flags))
 
 
@@ -66,24 +75,22 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "openmanager"
 
 
-def _flags(options: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+def _flags(options: Mapping[str, Any], held: int | None) -> dict[tuple[str, str], Any]:
+    shards, gateways = options["shards"] or (held if held != 1 else None), options["gateways"]
     flags: dict[tuple[str, str], Any] = {
         ("simulator", "servers"): options["servers"],
         ("simulator", "interval"): options["interval"],
         ("simulator", "seed"): options["seed"],
         ("simulator", "autostart"): False if options["no_simulation"] else None,
+        ("mesh", "shard_count"): shards,
         ("server", "own_metrics"): True if options["own_metrics"] else None,
     }
     gateway = options["gateway"] or os.environ.get("OPENMANAGER_GATEWAY")
+    if shards or gateways:
+        gateway = gateway or MeshConfig().gateway
     if gateway:
-        host, _, port = gateway.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) <= 65535 - CONSOLE_OFFSET:
-            raise ConfigurationError(
-                f"{gateway!r} is not an address: host:port with a port of {65535 - CONSOLE_OFFSET} at most is expected"
-            )
-        for offset, name in enumerate(("gateway", "simulator", "cache", "timeseries", "metadata", "analysis")):
-            flags["mesh", name] = f"{host}:{int(port) + offset}"
-        flags["mesh", suite.CONSOLE] = f"{host}:{int(port) + CONSOLE_OFFSET}"
+        found = layout.addresses(gateway.partition(",")[0], shards or 1, gateways or 1)
+        flags |= {("mesh", name): address for name, address in found.items()}
     return {place: value for place, value in flags.items() if value is not None}
 
 
@@ -93,6 +100,7 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
     stores = _stores(data, loaded)
     is_first = not (data.credentials / "identity").exists()
     services = {spec.name: spec for spec in _services(data, loaded, flags, stores)}
+    gateways = mesh.addresses("gateway")
     # Nobody waits for it: it starts when the mesh is up.
     console = services.pop(suite.CONSOLE)
     stop = asyncio.Event()
@@ -102,7 +110,8 @@ async def _run(data: DataDir, loaded: Configuration, flags: Mapping[tuple[str, s
     specs = [*(store.spec for store in stores.values()), *services.values()]
     async with Supervisor(specs, on_change=progress.show) as children:
         if await _ready_or(stop, children):
-            await _within_reach(mesh.gateway, _identify(data, loaded))
+            for gateway in gateways:
+                await _within_reach(gateway, _identify(data, loaded))
             if is_first:
                 await _appears(admin_file(data))
             progress.end()
@@ -121,12 +130,12 @@ def _check_addresses(mesh: MeshConfig, server: ServerConfig) -> None:
         raise ConfigurationError(
             "`up` runs on loopback, unencrypted: server.tls_* and server.health_listen are for `serve`"
         )
-    for name in suite.PROGRAMS:
-        address = getattr(mesh, name)
-        check_address(address, allow_insecure=server.allow_insecure)
-        if port_is_taken(address):
+    for part in layout.parts(mesh):
+        check_address(part.address, allow_insecure=server.allow_insecure)
+        if port_is_taken(part.address):
             raise ConfigurationError(
-                f"{address}, the address of {name}, is taken by another program: choose others with --gateway HOST:PORT"
+                f"{part.address}, the address of {part.name}, is taken by another program: choose others with"
+                " --gateway HOST:PORT"
             )
 
 
@@ -152,25 +161,38 @@ def _services(
     }
     own = {"metadata": _of_metadata(data, loaded)} | {name: {"OPENMANAGER_SERVER_GRACE": FRONT_GRACE} for name in FRONT}
     identify = _identify(data, loaded)
-    for name, folder in (("timeseries", data.timeseries), ("analysis", data.analysis)):
-        if loaded.values[name, "data_dir"].origin == "default":
-            environment[f"OPENMANAGER_{name.upper()}_DATA_DIR"] = str(folder)
     return [
         ChildSpec(
-            name=name,
-            argv=(sys.executable, "-m", "openmanager.cli", "serve", name),
-            env=_of_service(name, {**own.get(name, {}), **environment}),
-            stop_group=0 if name in FRONT else 1,
-            log_path=data.logs / f"{name}.log",
-            lock_path=data.locks / name,
-            ready=(
-                _answering(loaded.section(MeshConfig).console)
-                if name == suite.CONSOLE
-                else _serving(getattr(loaded.section(MeshConfig), name), identify)
-            ),
+            name=part.name,
+            argv=(sys.executable, "-m", "openmanager.cli", "serve", part.service, *_where(part)),
+            env=_of_service(part.service, {**own.get(part.service, {}), **environment, **_of_part(part, data, loaded)}),
+            stop_group=0 if part.service in FRONT else 1,
+            log_path=data.logs / f"{part.file_name}.log",
+            lock_path=data.locks / part.file_name,
+            ready=_answering(part.address) if part.service == suite.CONSOLE else _serving(part.address, identify),
         )
-        for name in suite.PROGRAMS
+        for part in layout.parts(loaded.section(MeshConfig))
     ]
+
+
+def _where(part: layout.Part) -> tuple[str, ...]:
+    """Return the options of `serve` that say which of several gateways one is."""
+    return ("--listen", part.address) if part.service == "gateway" and part.count > 1 else ()
+
+
+def _of_part(part: layout.Part, data: DataDir, loaded: Configuration) -> dict[str, str]:
+    """Return what a shard alone is told: which one it is, and its folder."""
+    if part.service not in SHARDED:
+        return {}
+    found = {"OPENMANAGER_SHARD_INDEX": str(part.number)} if part.count > 1 else {}
+    folder = layout.folder(data.path, part.service, part.number, part.count)
+    place = loaded.values.get((part.service, "data_dir"))
+    if place is not None and part.count > 1 and place.origin != "default":
+        raise ConfigurationError(f"{part.service}.data_dir is one folder, and there are {part.count} shards")
+    if place is not None and place.origin == "default":
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found[place.key.variable] = str(folder)
+    return found
 
 
 def _url_files(data: DataDir, stores: Mapping[str, Store]) -> dict[str, str]:
@@ -374,6 +396,8 @@ def _print_screen(
     database = "embedded PostgreSQL" if "DATABASE_URL" in stores else "PostgreSQL of DATABASE_URL"
     cache = "embedded Valkey" if "REDIS_URL" in stores else "Redis of REDIS_URL"
     option = "" if mesh.gateway == MeshConfig().gateway else f" --gateway {mesh.gateway}"
+    folder = layout.folder(data.path, "timeseries", 0, mesh.shard_count)
+    history = folder if mesh.shard_count == 1 else folder.parent.parent
     seconds = max((child.seconds_to_ready or 0.0) for child in children.children())
     click.echo(
         f"""
@@ -385,7 +409,7 @@ OpenManager is up ({seconds:.1f} s).
   console      http://{mesh.console}   a page for browsers; OTLP by HTTP, and /metrics
 
   hot state    {cache}
-  history      log and Parquet blocks in {data.timeseries}
+  history      log and Parquet blocks in {history}
   inventory    {database}
   logs         {data.logs}
   access       {_access(data, auth)}

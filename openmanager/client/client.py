@@ -306,14 +306,19 @@ class Client:
         return codec.deletion(await self.rpc.call(rpc.DELETE_SERIES, request, seconds=seconds))
 
     async def watch_frames(
-        self, *, from_position: int = 0, consumer: str = "", on_away: Away | None = None
+        self, *, from_position: int = 0, consumer: str = "", resume_token: str = "", on_away: Away | None = None
     ) -> AsyncIterator[model.LogRecord]:
         """Yield the frames of the log from a position on, for ever; a broken connection is taken up again.
 
         0 begins after the confirmed position of `consumer`, or now. OutOfRangeError, reason HISTORY_COMPACTED, when
-        the position is no longer kept: then read `query_latest` and watch from the position after its own.
+        the position is no longer kept: then read `query_latest` and watch from the position after its own. Where history
+        has several shards the place is a `resume_token` of a record, or of `query_latest`.
         """
-        messages = closable(watch_log(self.rpc, from_position=from_position, consumer=consumer, on_away=on_away))
+        messages = closable(
+            watch_log(
+                self.rpc, from_position=from_position, consumer=consumer, resume_token=resume_token, on_away=on_away
+            )
+        )
         async with aclosing(messages):
             async for message in messages:
                 if message.HasField("frame"):
@@ -322,6 +327,8 @@ class Client:
                         frame=decode_trusted(message.frame),
                         receive_time=codec.moment(message, "receive_time"),
                         trace_parent=message.trace_parent,
+                        resume_token=message.resume_token,
+                        shard=message.shard,
                     )
 
     # ── status ─────────────────────────────────────────────────────────────────────────────────────────────────────

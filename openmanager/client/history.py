@@ -110,14 +110,14 @@ def join_raw(parts: Sequence[model.AnswerPart]) -> tuple[model.Samples, ...]:
 async def query_latest(calls: Rpc, chosen: frame_pb2.Selector, seconds: float) -> model.Latest:
     """Return the newest sample of each chosen series."""
     request = timeseries_pb2.QueryLatestRequest(selector=chosen)
-    about, frames, position = provenance_pb2.Provenance(), [], 0
+    about, frames, position, token = provenance_pb2.Provenance(), [], 0, ""
     async for reply in calls.stream(rpc.QUERY_LATEST, request, seconds=seconds):
-        position = reply.position
+        position, token = reply.position, reply.resume_token
         if reply.WhichOneof("part") == "provenance":
             about = reply.provenance
         else:
             frames.append(decode_trusted(reply.frame))
-    return model.Latest(frames=tuple(frames), position=position, provenance=codec.provenance(about))
+    return model.Latest(frames=tuple(frames), position=position, provenance=codec.provenance(about), resume_token=token)
 
 
 # ── moving ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -206,11 +206,15 @@ class RangeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Latest:
-    """The newest sample of each chosen series, as frames of one time each; `position` is where the log stood."""
+    """The newest sample of each chosen series, as frames of one time each; `position` is where the log stood.
+
+    Where history has several shards `resume_token` says that instead.
+    """
 
     frames: tuple[Frame, ...]
     position: int
     provenance: Provenance
+    resume_token: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,12 +229,14 @@ class SeriesInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LogRecord:
-    """A frame as it stands in the log."""
+    """A frame as it stands in the log, of a `shard` where history has several; a watch goes on after `resume_token` then."""
 
     position: int
     frame: Frame
     receive_time: datetime | None
     trace_parent: str
+    resume_token: str = ""
+    shard: int = 0
 
 
 # ── moving and keeping history ─────────────────────────────────────────────────────────────────────────────────────

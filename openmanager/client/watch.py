@@ -52,16 +52,21 @@ class ServerWatch:
 
 
 async def watch_log(
-    calls: Rpc, *, from_position: int = 0, consumer: str = "", on_away: Away | None = None
+    calls: Rpc, *, from_position: int = 0, consumer: str = "", resume_token: str = "", on_away: Away | None = None
 ) -> AsyncIterator[timeseries_pb2.WatchFramesResponse]:
-    """Yield the messages of the log from a position on. OutOfRangeError when that position is no longer kept."""
-    next_position = from_position
+    """Yield the messages of the log from a position on, or of several logs from a token on.
+
+    OutOfRangeError when that place is no longer kept.
+    """
+    next_position, token = from_position, resume_token
 
     async def begin() -> AsyncIterator[timeseries_pb2.WatchFramesResponse]:
-        nonlocal next_position
-        request = timeseries_pb2.WatchFramesRequest(from_position=next_position, consumer=consumer)
+        nonlocal next_position, token
+        request = timeseries_pb2.WatchFramesRequest(
+            from_position=0 if token else next_position, consumer=consumer, resume_token=token
+        )
         async for message in calls.stream(rpc.WATCH_FRAMES, request, seconds=None):
-            next_position = message.position + 1
+            next_position, token = message.position + 1, message.resume_token
             yield message
 
     async for message in calls.resumed(begin, on_away):

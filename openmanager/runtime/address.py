@@ -20,6 +20,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def target(text: str) -> str:
+    """Return what gRPC is to connect to for an address, or for several IP addresses by commas, which are called in turn."""
+    if "," not in text or text.startswith(("ipv4:", "ipv6:")):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    return f"{'ipv6' if parts[0].startswith('[') else 'ipv4'}:{','.join(parts)}"
+
+
 class Proxies:
     """Those whose `x-forwarded-for` is believed: addresses, networks, and names in certificates, separated by commas.
 

@@ -14,6 +14,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from openmanager import access
 from openmanager.api.status.v1 import status_pb2
 from openmanager.config import Configuration, Secret, setting
+from openmanager.errors import ConfigurationError
 from openmanager.policy import POLICY, Rule
 from openmanager.runtime.audit import Auditor
 from openmanager.runtime.breaker import Breaker
@@ -22,6 +23,7 @@ from openmanager.runtime.gate import Authenticator
 from openmanager.runtime.peer import Peer, retried
 from openmanager.runtime.status import Storage
 from openmanager.runtime.tls import Files, transport_warnings
+from openmanager.shard import MAX_SHARDS, SHARDED, Shard
 from openmanager.spiffe import server_name
 
 IdentifyAs = Callable[[access.Caller | None], Sequence[tuple[str, str]]]
@@ -31,13 +33,45 @@ IdentifyAs = Callable[[access.Caller | None], Sequence[tuple[str, str]]]
 class MeshConfig:
     """Where the services are; each listens there itself unless its own section says otherwise."""
 
-    gateway: str = setting("127.0.0.1:50050", "Address of the gateway, for clients too.", env="OPENMANAGER_GATEWAY")
+    gateway: str = setting(
+        "127.0.0.1:50050",
+        "Address of the gateway, for clients too; several, by commas, are called in turn.",
+        env="OPENMANAGER_GATEWAY",
+    )
     simulator: str = setting("127.0.0.1:50051", "Address of the simulator.")
-    cache: str = setting("127.0.0.1:50052", "Address of the cache service.")
-    timeseries: str = setting("127.0.0.1:50053", "Address of the time-series service.")
+    cache: str = setting("127.0.0.1:50052", "Address of the cache service; those of its shards by commas, in order.")
+    timeseries: str = setting("127.0.0.1:50053", "Address of the time-series service; of its shards as of `cache`.")
     metadata: str = setting("127.0.0.1:50054", "Address of the metadata service.")
-    analysis: str = setting("127.0.0.1:50055", "Address of the analysis service.")
+    analysis: str = setting("127.0.0.1:50055", "Address of the analysis service; of its shards as of `cache`.")
     console: str = setting("127.0.0.1:50080", "Address of the console, and of OTLP by HTTP.")
+    shard_count: int = setting(
+        1, "Shards of timeseries, cache and analysis, 1–64: the same for all services.", env="OPENMANAGER_SHARD_COUNT"
+    )
+    shard_index: int = setting(
+        0, "Which of them a timeseries, cache or analysis service is, from 0.", env="OPENMANAGER_SHARD_INDEX"
+    )
+
+    def addresses(self, name: str) -> list[str]:
+        """Return the addresses of a service, of one with shards in their order; ConfigurationError for another number."""
+        found = [each.strip() for each in str(getattr(self, name)).split(",")]
+        if not 1 <= self.shard_count <= MAX_SHARDS:
+            raise ConfigurationError(f"mesh.shard_count must be 1–{MAX_SHARDS}")
+        if not 0 <= self.shard_index < self.shard_count:
+            raise ConfigurationError(f"mesh.shard_index must be 0–{self.shard_count - 1}, below mesh.shard_count")
+        if name in SHARDED and len(found) != self.shard_count:
+            raise ConfigurationError(
+                f"mesh.{name} has {len(found)} addresses, and mesh.shard_count is {self.shard_count}"
+            )
+        return found
+
+    def own_address(self, name: str) -> str:
+        """Return where a service listens unless it is told otherwise; ConfigurationError when that is not one place."""
+        found = self.addresses(name)
+        if name in SHARDED:
+            return found[self.shard_index]
+        if len(found) > 1:
+            raise ConfigurationError(f"mesh.{name} has several addresses: server.listen must say which one this is")
+        return found[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,19 +186,42 @@ class Runtime:
         """Return a section of the configuration."""
         return self.configuration.section(cls)
 
-    def peer(self, name: str, *services: str, patience: timedelta = timedelta(), passes_on: bool = False) -> Peer:
+    @property
+    def mesh(self) -> MeshConfig:
+        """Where the services are."""
+        found: MeshConfig = self.configuration.section(MeshConfig)
+        return found
+
+    @property
+    def shard(self) -> Shard:
+        """Which shard this service is, of one that has some."""
+        return Shard(self.mesh.shard_index, self.mesh.shard_count)
+
+    def peer(
+        self,
+        name: str,
+        *services: str,
+        patience: timedelta = timedelta(),
+        passes_on: bool = False,
+        shard: int | None = None,
+    ) -> Peer:
         """Return the peer `name` at its address in `mesh`; `services` are those whose reads may be retried.
 
-        One that `passes_on` is called in the name of who is calling us, where somebody is.
+        One that `passes_on` is called in the name of who is calling us, where somebody is. Of a service with shards it is
+        that of our own `shard`, or of another one, which is then named `timeseries/1` and the like.
         """
-        target = getattr(self.configuration.section(MeshConfig), name)
+        addresses = self.mesh.addresses(name)
+        target = (
+            addresses[self.mesh.shard_index if shard is None else shard] if name in SHARDED else ",".join(addresses)
+        )
+        is_numbered = name in SHARDED and shard is not None and len(addresses) > 1
         methods = [entry for service in services for entry in retried(service, service_methods(service))]
 
         def identify() -> Sequence[tuple[str, str]]:
             return self.identify(access.caller() if passes_on else None)
 
         return Peer(
-            name,
+            f"{name}/{shard}" if is_numbered else name,
             target,
             retried=methods,
             patience=patience,

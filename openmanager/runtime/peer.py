@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from grpc._cython import cygrpc
 
 from openmanager import errors
-from openmanager.runtime import telemetry
+from openmanager.runtime import address, telemetry
 from openmanager.runtime.line import Line
 from openmanager.runtime.rpc_error import from_rpc_error, was_away
 from openmanager.runtime.tls import Files
@@ -109,7 +109,7 @@ class Peer:
         if tls is not None and server_name:
             options = (*options, ("grpc.ssl_target_name_override", server_name))
         self._identify = identify
-        self._line = Line(target, options, tls)
+        self._line = Line(address.target(target), options, tls)
         self._absence = Absence(self._line, patience.total_seconds())
         self._patient = frozenset(f"/{method}" for method in retried) if patience else frozenset()
 

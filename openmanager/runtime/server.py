@@ -310,7 +310,7 @@ async def serve(module: Module, configuration: Configuration, *, clock: Clock | 
     config = configuration.section(ServerConfig)
     local = is_local(config)
     mesh = configuration.section(MeshConfig)
-    address = config.listen or getattr(mesh, module.name)
+    address = config.listen or mesh.own_address(module.name)
     files = tls.server_files(config.tls_ca, config.tls_certificate, config.tls_key)
     check_address(address, allow_insecure=config.allow_insecure, encrypted=files is not None)
     if config.tls_listen:

@@ -68,7 +68,7 @@ def wanted(environ: Mapping[str, str], own_gateway: str) -> bool:
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     endpoints = [environ[name] for name in _ENDPOINTS if environ.get(name)]
-    if any(endpoint.split("://")[-1].rstrip("/") == own_gateway for endpoint in endpoints):
+    if any(endpoint.split("://")[-1].rstrip("/") in own_gateway.split(",") for endpoint in endpoints):
         logging.getLogger(__name__).warning("telemetry not exported: the collector named is this suite's own gateway")
         return False
     return bool(endpoints)

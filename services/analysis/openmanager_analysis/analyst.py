@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -165,10 +165,10 @@ class Analyst:
             finally:
                 is_left.set()
 
-    async def score(self, register: Register, start: int, end: int) -> Scored:
+    async def score(self, known: Iterable[Anomaly], start: int, end: int) -> Scored:
         """Return how good the detector was in [start, end), and what would have been forecast in that time."""
         faults = await self._faults.between(start, end)
-        found = [each for each in register if each.start_nanos < end and (each.end_nanos or each.last_nanos) > start]
+        found = [each for each in known if each.start_nanos < end and (each.end_nanos or each.last_nanos) > start]
         span = Span(start=start, end=end, step=MINUTE_NANOS)
         buckets = await self._history.buckets(
             Selection(metrics=tuple(CRITICAL)), span, "MAX", most=3 * scoring.MAX_SERVERS

@@ -122,6 +122,8 @@ class Register(Chronicle[Anomaly]):
     """
 
     kept: int = MAX_KEPT
+    # Ends every id, so that those of several registers differ.
+    mark: str = ""
     _count: int = 0
 
     def see(self, finding: Finding, environment: str = "") -> None:
@@ -163,7 +165,7 @@ class Register(Chronicle[Anomaly]):
 
     def _begin(self, finding: Finding, environment: str) -> None:
         self._count += 1
-        anomaly_id = f"{finding.time_nanos // 10**9:x}-{self._count}"
+        anomaly_id = f"{finding.time_nanos // 10**9:x}-{self._count}{self.mark}"
         cause = self._cause(finding, environment)
         size = 1
         if cause is not None:
@@ -211,9 +213,9 @@ class Register(Chronicle[Anomaly]):
         return {"count": self._count, "anomalies": [_document(each) for each in self]}
 
     @classmethod
-    def restored(cls, stored: Mapping[str, Any], kept: int = MAX_KEPT) -> Register:
+    def restored(cls, stored: Mapping[str, Any], kept: int = MAX_KEPT, mark: str = "") -> Register:
         """Undo `document`, in a new life; KeyError or TypeError when it is none."""
-        found = cls(kept=kept)
+        found = cls(kept=kept, mark=mark)
         found._count = int(stored["count"])
         for each in stored["anomalies"]:
             found.change += 1

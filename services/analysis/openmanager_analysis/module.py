@@ -24,6 +24,7 @@ from openmanager_analysis.analyst import Analyst
 from openmanager_analysis.collector import Names
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.faults import Faults
+from openmanager_analysis.found import Found
 from openmanager_analysis.history import History
 from openmanager_analysis.measure import observe_anomalies
 from openmanager_analysis.reach import Reach
@@ -47,11 +48,14 @@ class AnalysisModule:
         config: AnalysisConfig = runtime.section(AnalysisConfig)
         interval = _nanos(config.interval)
         await asyncio.to_thread(datadir.claim, config.data_dir)
+        await asyncio.to_thread(runtime.shard.claim, config.data_dir)
         async with contextlib.AsyncExitStack() as stack:
             log = await stack.enter_async_context(runtime.peer("timeseries"))
+            # Of several shards each can answer for all history, which the gateway puts together.
+            everything = "timeseries" if runtime.shard.count == 1 else "gateway"
             asked, cache, simulator = [
                 await stack.enter_async_context(runtime.peer(name, passes_on=True))
-                for name in ("timeseries", "cache", "simulator")
+                for name in (everything, "cache", "simulator")
             ]
             metadata, gateway = [
                 await stack.enter_async_context(runtime.peer(name)) for name in ("metadata", "gateway")
@@ -66,31 +70,35 @@ class AnalysisModule:
                 save_seconds=config.save_interval.total_seconds(),
                 names=names,
                 alerts=keeper,
+                mark="" if runtime.shard.count == 1 else f"-{runtime.shard.index}",
             )
             keeper.is_following = lambda: watcher.follower.view.following
-            history = History(asked, config.query_timeout.total_seconds())
-            analyst, reach = Analyst(history, Faults(simulator)), Reach(cache, runtime.clock)
-            policies = PolicyStore(metadata, keeper, runtime.clock)
+            seconds = config.query_timeout.total_seconds()
+            faults, reach = Faults(simulator), Reach(cache, runtime.clock)
+            analyst, own = Analyst(History(asked, seconds), faults), Analyst(History(log, seconds), faults)
+            found = Found(watcher, asked if runtime.shard.count > 1 else None)
+            policies = PolicyStore(metadata, keeper, runtime.clock, is_alone=runtime.shard.count == 1)
             await keeper.load()
             await watcher.load()
             observe_anomalies(lambda: watcher.register)
             async with contextlib.AsyncExitStack() as beside:
                 beside.push_async_callback(watcher.save)
                 beside.push_async_callback(keeper.save)
-                outlooks = Outlooks(analyst, keeper, runtime.clock, config.outlook_interval.total_seconds())
+                outlooks = Outlooks(own, keeper, runtime.clock, config.outlook_interval.total_seconds())
                 await beside.enter_async_context(
                     working(
                         watcher.run(),
                         keeper.run(),
                         policies.follow(),
-                        Stores(gateway, keeper, runtime.clock).run(),
+                        # One shard tells of stores: the others would tell the same.
+                        *((Stores(gateway, keeper, runtime.clock).run(),) if runtime.shard.index == 0 else ()),
                         outlooks.run(),
                         Inventory(cache, names).run(),
                     )
                 )
                 yield Service(
                     servicers={
-                        f"{PACKAGE}.AnalysisService": AnalysisService(analyst, watcher, runtime.clock),
+                        f"{PACKAGE}.AnalysisService": AnalysisService(analyst, found, runtime.clock),
                         f"{PACKAGE}.AnomalyService": AnomalyService(analyst, watcher, reach, runtime.clock),
                         f"{PACKAGE}.RuleService": RuleService(keeper, policies, runtime.clock),
                         f"{PACKAGE}.SilenceService": SilenceService(keeper, policies, runtime.clock),

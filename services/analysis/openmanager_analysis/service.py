@@ -13,6 +13,7 @@ from openmanager_analysis import wire
 from openmanager_analysis.analyst import MAX_SHOWN, Analyst
 from openmanager_analysis.anomaly import fitting, gravest
 from openmanager_analysis.detection import THRESHOLD
+from openmanager_analysis.found import Found
 from openmanager_analysis.history import DAY_NANOS, HOUR_NANOS
 from openmanager_analysis.listing import list_page
 from openmanager_analysis.reach import Reach
@@ -26,9 +27,9 @@ MAX_RISKS = 100
 class AnalysisService:
     """openmanager.api.analysis.v1.AnalysisService."""
 
-    def __init__(self, analyst: Analyst, watcher: Watcher, clock: Clock) -> None:
+    def __init__(self, analyst: Analyst, found: Found, clock: Clock) -> None:
         self._analyst = analyst
-        self._watcher = watcher
+        self._found = found
         self._clock = clock
 
     async def AnalyzeTrend(self, request: pb.AnalyzeTrendRequest, context: Any) -> pb.AnalyzeTrendResponse:  # noqa: ARG002, N802
@@ -61,7 +62,8 @@ class AnalysisService:
         """Hold what was found against what was recorded."""
         now = self._clock.now_nanos()
         span = wire.span(request, now, default=DAY_NANOS, longest=MAX_SCORED_DAYS * DAY_NANOS, step=HOUR_NANOS)
-        return wire.score(await self._analyst.score(self._watcher.register, span.start, span.end))
+        found = await self._found.between(span.start, span.end)
+        return wire.score(await self._analyst.score(found, span.start, span.end))
 
 
 class AnomalyService:

@@ -61,10 +61,11 @@ class Watcher:
         save_seconds: float,
         names: Names,
         alerts: Keeper,
+        mark: str = "",
     ) -> None:
         self.interval_nanos = interval_nanos
         self.bell = Bell()
-        self.register = Register()
+        self.register = Register(mark=mark)
         self._clock = clock
         self._path = path
         self._save_seconds = save_seconds
@@ -221,7 +222,7 @@ class Watcher:
             return
         series = [(server, metric) for server, metric in stored["series"]]
         lookout = Lookout.from_arrays(arrays, series, stored["is_counter"])
-        register = Register.restored(stored["register"])
+        register = Register.restored(stored["register"], mark=self.register.mark)
         names = self._collector.names
         names.restore(series[: names.most], stored["is_counter"][: names.most])
         for info in stored.get("infos", ()):

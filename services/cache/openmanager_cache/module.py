@@ -14,6 +14,7 @@ from openmanager.log_follower import LogFollower
 from openmanager.runtime.background import working
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
+from openmanager.shard import Shard
 from openmanager_cache.backends import KeyValueStore
 from openmanager_cache.backends.memory import MemoryStore
 from openmanager_cache.backends.redis import open_redis
@@ -80,12 +81,17 @@ def _open_store(config: CacheConfig, runtime: Runtime) -> KeyValueStore:
         return MemoryStore(runtime.clock, MEMORY_STORE_BYTES)
     return open_redis(
         config.redis_url,
-        prefix=config.redis_prefix,
+        prefix=_prefix(config.redis_prefix, runtime.shard),
         seconds=config.redis_timeout.total_seconds(),
         connect_seconds=config.redis_connect_timeout.total_seconds(),
         connections=config.redis_connections,
         clock=runtime.clock,
     )
+
+
+def _prefix(prefix: str, shard: Shard) -> str:
+    """Return what the keys of a shard begin with: what other shards, or other numbers of them, wrote is not ours."""
+    return prefix if shard.count == 1 else f"{prefix}{shard.index}of{shard.count}:"
 
 
 class _State:

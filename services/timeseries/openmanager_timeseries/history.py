@@ -27,6 +27,7 @@ from openmanager.frame import Frame
 from openmanager.runtime import telemetry
 from openmanager.runtime.background import working
 from openmanager.runtime.clock import Clock
+from openmanager.shard import ALONE, Shard
 from openmanager_timeseries import block, snapshot, span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.cell import Cells
@@ -85,8 +86,10 @@ class History:
         roller: Roller,
         retention: Retention,
         erasures: Erasures,
+        shard: Shard,
     ) -> None:
         self.config = config
+        self.shard = shard
         self.clock = clock
         self.log = source
         self.ledger = ledger
@@ -113,6 +116,7 @@ class History:
             kept_from=lambda now: retention.kept_from(RAW, now),
             future_limit=config.future_limit,
             new_series=NewSeries(config.max_new_series, clock),
+            shard=shard,
         )
         self._planner = Planner(
             catalog=catalog,
@@ -364,7 +368,9 @@ def nanos(duration: timedelta) -> int:
 
 
 @contextlib.asynccontextmanager
-async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> AsyncIterator[History]:
+async def open_history(
+    config: TimeseriesConfig, disk: Disk, clock: Clock, shard: Shard = ALONE
+) -> AsyncIterator[History]:
     """Open the history of a folder: the blocks, the tiers, the catalogue, the log, and the head rebuilt from it."""
     from openmanager_timeseries.keeper import Keeper
 
@@ -408,6 +414,7 @@ async def open_history(config: TimeseriesConfig, disk: Disk, clock: Clock) -> As
         roller=roller,
         retention=retention,
         erasures=Erasures(folder / "erasures.json", source.state.head_position),
+        shard=shard,
     )
     await history.replay()
     async with contextlib.AsyncExitStack() as stack:

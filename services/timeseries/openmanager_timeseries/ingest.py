@@ -15,6 +15,7 @@ import numpy as np
 
 from openmanager.errors import Reason, ResourceExhaustedError
 from openmanager.frame import MAX_FRAME_BYTES, Frame, FrameReader, encode
+from openmanager.shard import ALONE, Shard
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.quota import NewSeries
 from openmanager_timeseries.record import Payload
@@ -65,7 +66,9 @@ class Admission:
         kept_from: Callable[[int], int],
         future_limit: timedelta,
         new_series: NewSeries,
+        shard: Shard = ALONE,
     ) -> None:
+        self._shard = shard
         self._catalog = catalog
         self._wall = wall
         self._reader = FrameReader()
@@ -82,6 +85,7 @@ class Admission:
         frame, strange = told, list[tuple[str, Bools]]()
         layout = self._catalog.current(told.servers, told.metrics)
         if layout is None:
+            self._shard.check(told.servers)  # what is known already was checked then
             frame, strange = self._without_strangers(told, any_future=any_future, rationed=rationed)
             layout = self._catalog.layout(frame.servers, frame.metrics)
         # What is told of a server that nothing is taken of would be kept by every reader of the log.

@@ -18,6 +18,7 @@ from openmanager.errors import (
     missing,
 )
 from openmanager.runtime.edge import unbounded
+from openmanager.watch import compacted
 from openmanager_timeseries.dead_letter import DeadLetter
 from openmanager_timeseries.history import History
 from openmanager_timeseries.ledger import OWN_CONSUMERS, check_consumer
@@ -51,6 +52,8 @@ class LogService:
             raise invalid(
                 "consumer", f"must not be one of {', '.join(sorted(OWN_CONSUMERS))}: these are the service's own"
             )
+        if request.resume_token:
+            raise compacted()  # of a mesh with another number of shards
         if request.position < 0:
             raise invalid("position", "must not be negative")
         await self._history.ledger.confirm(self._history.log, name, request.position, resynced=request.resynced)

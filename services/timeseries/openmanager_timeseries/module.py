@@ -43,9 +43,10 @@ class TimeseriesModule:
         """Open log, head and blocks, and run the consumers of this process."""
         config: TimeseriesConfig = runtime.section(TimeseriesConfig)
         await asyncio.to_thread(datadir.claim, config.data_dir)
+        await asyncio.to_thread(runtime.shard.claim, config.data_dir)
         disk = await asyncio.to_thread(PosixDisk, config.data_dir / "log")
         async with (
-            open_history(config, disk, runtime.clock) as history,
+            open_history(config, disk, runtime.clock, runtime.shard) as history,
             runtime.peer("metadata") as metadata,
             Auditor(PeerRecorder(metadata), self.name, clock=runtime.clock) as auditor,
         ):
@@ -53,7 +54,7 @@ class TimeseriesModule:
             registrar = Registrar(MetadataInventory(metadata), runtime.clock, history.catalog.info_of)
             link = _engine_link(config, history, runtime)
             consumers: list[Consumer] = [registrar]
-            running = [follow(policies, history), evidence.tell(history, auditor)]
+            running = [follow(policies, history, alone=runtime.shard.count == 1), evidence.tell(history, auditor)]
             if link is not None:
                 seconds = config.engine_query_timeout.total_seconds()
                 history.engine = EngineReader(link, history.catalog, seconds, runtime.clock)
@@ -79,7 +80,7 @@ class TimeseriesModule:
 
 
 def _engine_link(config: TimeseriesConfig, history: History, runtime: Runtime) -> EngineLink | None:
-    engine = open_engine(config)
+    engine = open_engine(config, shard=runtime.shard)
     if engine is None:
         return None
     return EngineLink(engine, history, runtime.clock, config.data_dir / f"{engine.name}.json")

@@ -66,8 +66,8 @@ def _policy(message: metadata_pb2.Policy) -> Policy:
         raise store_unavailable("the retention policy") from err
 
 
-async def follow(policies: MetadataPolicies, history: History) -> None:
-    """Let the stored policy apply here, also after somebody else has changed it; for ever."""
+async def follow(policies: MetadataPolicies, history: History, *, alone: bool = True) -> None:
+    """Let the stored policy apply here, also after somebody else has changed it, which happens where we are not alone."""
     while True:
         try:
             await look(policies, history)
@@ -76,7 +76,7 @@ async def follow(policies: MetadataPolicies, history: History) -> None:
         except Exception:  # what goes wrong once must not end this: holds have to be heard of
             log.exception("the retention policy cannot be followed and the last one goes on")
         known = history.retention.certain
-        await asyncio.sleep(FOLLOW_SECONDS if known else RETRY_SECONDS)
+        await asyncio.sleep(FOLLOW_SECONDS if known and alone else RETRY_SECONDS)
 
 
 async def look(policies: MetadataPolicies, history: History) -> None:

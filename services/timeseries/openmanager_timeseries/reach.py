@@ -6,9 +6,11 @@ server what would put it beyond their own reach. Whoever reaches all servers pas
 
 from __future__ import annotations
 
+import numpy as np
+
 from openmanager import access
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.frame import Frame, FrameReader, decode_trusted, encode
+from openmanager.frame import FrameReader, decode_trusted, encode, of_servers
 from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.record import Payload
 
@@ -35,14 +37,4 @@ def readable(catalog: Catalog, payload: Payload) -> Payload:
         return payload
     if not any(reached):
         return b""
-    servers = tuple(server for server, keep in zip(frame.servers, reached, strict=True) if keep)
-    return encode(
-        Frame(
-            times=frame.times,
-            servers=servers,
-            metrics=frame.metrics,
-            values=frame.values[:, reached, :],
-            server_infos=tuple(info for info in frame.server_infos if info.id in servers),
-            metric_infos=frame.metric_infos,
-        )
-    )
+    return encode(of_servers(frame, np.asarray(reached)))

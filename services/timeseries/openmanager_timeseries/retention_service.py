@@ -10,6 +10,7 @@ from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import OpenManagerError, invalid, missing, store_unavailable
+from openmanager.frame import frame_of
 from openmanager.runtime.edge import raw
 from openmanager_timeseries import retention
 from openmanager_timeseries.history import History
@@ -18,7 +19,7 @@ from openmanager_timeseries.retention import Hold, Policy, Rule, Selector
 from openmanager_timeseries.rollup_import import RollupImport
 from openmanager_timeseries.sealed_store import SealedStore
 from openmanager_timeseries.tier import RAW
-from openmanager_timeseries.wire import accepted_frames, frame_of, selector_of, time_of
+from openmanager_timeseries.wire import accepted_frames, selector_of, time_of
 
 # A stream that pauses for so long gets its answers.
 FLUSH_SECONDS = 1.0

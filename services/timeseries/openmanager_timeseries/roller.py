@@ -154,6 +154,11 @@ class Roller:
             return Work(at=at, span=(start, end), inputs=inputs, sketches=sketches[0] if sketches else ())
         return None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is being computed, and nothing can be now."""
+        return not any(self._building) and self.next() is None
+
     # ── doing it ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, work: Work) -> None:

@@ -136,6 +136,7 @@ class RollupImport:
         if not waiting.takes(grid):
             return False
         history = self._history
+        history.shard.check(grid.servers)
         kept_from = history.retention.kept_from(name, history.clock.now_nanos())
         there: Bools = (grid.columns["count"] > 0) & (grid.times >= kept_from)[:, None, None]
         asked = int(np.count_nonzero(grid.columns["count"]))

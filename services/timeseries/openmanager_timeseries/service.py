@@ -12,11 +12,12 @@ from openmanager.api.frame.v1 import frame_pb2
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import invalid, missing
-from openmanager.frame import Frame, encode, length_delimited, packed, split
+from openmanager.frame import Frame, encode, frame_of, length_delimited, packed, split
 from openmanager.progress import progress_seconds
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.edge import raw, unbounded
 from openmanager.runtime.peer import RATIONED
+from openmanager.watch import compacted
 from openmanager_timeseries import reach
 from openmanager_timeseries.deletion import delete_series
 from openmanager_timeseries.export import Asked, Export
@@ -28,7 +29,7 @@ from openmanager_timeseries.quota import QuerySlots
 from openmanager_timeseries.record import Payload, Record
 from openmanager_timeseries.series_page import series_page
 from openmanager_timeseries.tier import RAW
-from openmanager_timeseries.wire import accepted_frames, ack, frame_of, selector_of, time_of
+from openmanager_timeseries.wire import accepted_frames, ack, selector_of, time_of
 
 RAW_PART_SAMPLES = 100_000
 MAX_BATCH_SERIES = 1000
@@ -146,6 +147,8 @@ def _cursor(history: History, request: pb.WatchFramesRequest) -> Cursor:
         raise invalid("from_position", "must not be negative")
     if request.consumer:
         check_consumer(request.consumer)
+    if request.resume_token:
+        raise compacted()  # of a mesh with another number of shards
     if request.from_position:
         return Cursor(request.from_position)
     books = history.ledger.books.get(request.consumer)

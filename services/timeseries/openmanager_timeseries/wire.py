@@ -8,40 +8,15 @@ from typing import Any
 
 from openmanager.access import narrowed
 from openmanager.api.frame.v1 import frame_pb2
-from openmanager.errors import invalid, missing
+from openmanager.errors import invalid
+from openmanager.frame import frame_of
 from openmanager.runtime import validate
 from openmanager_timeseries import reach
 from openmanager_timeseries.history import Accepted, History, Writing
 from openmanager_timeseries.query import EARLIEST_NANOS, LATEST_NANOS
-from openmanager_timeseries.record import Payload
 
 MAX_SELECTOR_ENTRIES = 10_000
 time_of = validate.Years(EARLIEST_NANOS, LATEST_NANOS, "1678–2262").time_of
-
-
-def frame_of(cls: type[Any], data: bytes) -> Payload:
-    """Return the frame of a request: cut out where it is all there is in it, else through protobuf."""
-    only = _only_field(data)
-    if only is not None:
-        return only
-    request: Any = validate.decode(cls, data)
-    if not request.HasField("frame"):
-        raise missing("frame")
-    encoded: bytes = request.frame.SerializeToString()
-    return encoded
-
-
-def _only_field(data: bytes) -> memoryview | None:
-    """Return the content of a message that is one length-delimited field 1 and nothing else."""
-    if data[:1] != b"\x0a":
-        return None
-    size = shift = 0
-    for at in range(1, min(len(data), 6)):
-        size |= (data[at] & 0x7F) << shift
-        shift += 7
-        if data[at] < 0x80:
-            return memoryview(data)[at + 1 :] if at + 1 + size == len(data) else None
-    return None
 
 
 async def accepted_frames(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$openmanager/api/frame/v1/frame.proto\x12\x18openmanager.api.frame.v1\"\xca\x01\n\x05\x46rame\x12\x17\n\x0ftime_unix_nanos\x18\x01 \x03(\x10\x12\x0f\n\x07servers\x18\x02 \x03(\t\x12\x0f\n\x07metrics\x18\x03 \x03(\t\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12:\n\x0cserver_infos\x18\x05 \x03(\x0b\x32$.openmanager.api.frame.v1.ServerInfo\x12:\n\x0cmetric_infos\x18\x06 \x03(\x0b\x32$.openmanager.api.frame.v1.MetricInfo\"\xd0\x01\n\nServerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08location\x18\x05 \x01(\t\x12@\n\x06labels\x18\x06 \x03(\x0b\x32\x30.openmanager.api.frame.v1.ServerInfo.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xad\x01\n\nMetricInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.openmanager.api.frame.v1.MetricKind\x12:\n\x0btemporality\x18\x04 \x01(\x0e\x32%.openmanager.api.frame.v1.Temporality\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"\x93\x01\n\x08WriteAck\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x1d\n\x15\x61\x63\x63\x65pted_sample_count\x18\x02 \x01(\x03\x12\x1d\n\x15rejected_sample_count\x18\x03 \x01(\x03\x12\x37\n\nrejections\x18\x04 \x03(\x0b\x32#.openmanager.api.frame.v1.Rejection\"Q\n\tRejection\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0csample_count\x18\x04 \x01(\x03\"C\n\x08Selector\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x15\n\rserver_filter\x18\x02 \x01(\t\x12\x0f\n\x07metrics\x18\x03 \x03(\t*Y\n\nMetricKind\x12\x1b\n\x17METRIC_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11METRIC_KIND_GAUGE\x10\x01\x12\x17\n\x13METRIC_KIND_COUNTER\x10\x02*]\n\x0bTemporality\x12\x1b\n\x17TEMPORALITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16TEMPORALITY_CUMULATIVE\x10\x01\x12\x15\n\x11TEMPORALITY_DELTA\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$openmanager/api/frame/v1/frame.proto\x12\x18openmanager.api.frame.v1\"\xca\x01\n\x05\x46rame\x12\x17\n\x0ftime_unix_nanos\x18\x01 \x03(\x10\x12\x0f\n\x07servers\x18\x02 \x03(\t\x12\x0f\n\x07metrics\x18\x03 \x03(\t\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12:\n\x0cserver_infos\x18\x05 \x03(\x0b\x32$.openmanager.api.frame.v1.ServerInfo\x12:\n\x0cmetric_infos\x18\x06 \x03(\x0b\x32$.openmanager.api.frame.v1.MetricInfo\"\xd0\x01\n\nServerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08location\x18\x05 \x01(\t\x12@\n\x06labels\x18\x06 \x03(\x0b\x32\x30.openmanager.api.frame.v1.ServerInfo.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xad\x01\n\nMetricInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.openmanager.api.frame.v1.MetricKind\x12:\n\x0btemporality\x18\x04 \x01(\x0e\x32%.openmanager.api.frame.v1.Temporality\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"\xd5\x01\n\x08WriteAck\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x1d\n\x15\x61\x63\x63\x65pted_sample_count\x18\x02 \x01(\x03\x12\x1d\n\x15rejected_sample_count\x18\x03 \x01(\x03\x12\x37\n\nrejections\x18\x04 \x03(\x0b\x32#.openmanager.api.frame.v1.Rejection\x12@\n\x0fshard_positions\x18\x05 \x03(\x0b\x32\'.openmanager.api.frame.v1.ShardPosition\"0\n\rShardPosition\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\"Q\n\tRejection\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0csample_count\x18\x04 \x01(\x03\"C\n\x08Selector\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x15\n\rserver_filter\x18\x02 \x01(\t\x12\x0f\n\x07metrics\x18\x03 \x03(\t*Y\n\nMetricKind\x12\x1b\n\x17METRIC_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11METRIC_KIND_GAUGE\x10\x01\x12\x17\n\x13METRIC_KIND_COUNTER\x10\x02*]\n\x0bTemporality\x12\x1b\n\x17TEMPORALITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16TEMPORALITY_CUMULATIVE\x10\x01\x12\x15\n\x11TEMPORALITY_DELTA\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SERVERINFO_LABELSENTRY']._loaded_options = None
   _globals['_SERVERINFO_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_METRICKIND']._serialized_start=960
-  _globals['_METRICKIND']._serialized_end=1049
-  _globals['_TEMPORALITY']._serialized_start=1051
-  _globals['_TEMPORALITY']._serialized_end=1144
+  _globals['_METRICKIND']._serialized_start=1076
+  _globals['_METRICKIND']._serialized_end=1165
+  _globals['_TEMPORALITY']._serialized_start=1167
+  _globals['_TEMPORALITY']._serialized_end=1260
   _globals['_FRAME']._serialized_start=67
   _globals['_FRAME']._serialized_end=269
   _globals['_SERVERINFO']._serialized_start=272
@@ -46,9 +46,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICINFO']._serialized_start=483
   _globals['_METRICINFO']._serialized_end=656
   _globals['_WRITEACK']._serialized_start=659
-  _globals['_WRITEACK']._serialized_end=806
-  _globals['_REJECTION']._serialized_start=808
-  _globals['_REJECTION']._serialized_end=889
-  _globals['_SELECTOR']._serialized_start=891
-  _globals['_SELECTOR']._serialized_end=958
+  _globals['_WRITEACK']._serialized_end=872
+  _globals['_SHARDPOSITION']._serialized_start=874
+  _globals['_SHARDPOSITION']._serialized_end=922
+  _globals['_REJECTION']._serialized_start=924
+  _globals['_REJECTION']._serialized_end=1005
+  _globals['_SELECTOR']._serialized_start=1007
+  _globals['_SELECTOR']._serialized_end=1074
 # @@protoc_insertion_point(module_scope)

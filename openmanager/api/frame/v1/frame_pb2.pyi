@@ -240,8 +240,11 @@ class WriteAck(_message.Message):
     ACCEPTED_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     REJECTED_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
+    SHARD_POSITIONS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """The frame's position in the log; positions start at 1 and are never reused. 0 for a frame without samples."""
+    """The frame's position in the log; positions start at 1 and are never reused. 0 for a frame without samples, and where
+    history has several shards.
+    """
     accepted_sample_count: _builtins.int
     """How many non-NaN samples were accepted."""
     rejected_sample_count: _builtins.int
@@ -250,6 +253,10 @@ class WriteAck(_message.Message):
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]:
         """Why samples were refused: one entry for a server, metric and reason, at most 100 entries."""
 
+    @_builtins.property
+    def shard_positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardPosition]:
+        """Where history has several shards: where in their logs the parts of the frame are, by shard."""
+
     def __init__(
         self,
         *,
@@ -257,14 +264,41 @@ class WriteAck(_message.Message):
         accepted_sample_count: _builtins.int = ...,
         rejected_sample_count: _builtins.int = ...,
         rejections: _abc.Iterable[Global___Rejection] | None = ...,
+        shard_positions: _abc.Iterable[Global___ShardPosition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_sample_count", b"accepted_sample_count", "position", b"position", "rejected_sample_count", b"rejected_sample_count", "rejections", b"rejections"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_sample_count", b"accepted_sample_count", "position", b"position", "rejected_sample_count", b"rejected_sample_count", "rejections", b"rejections", "shard_positions", b"shard_positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WriteAck: _TypeAlias = WriteAck  # noqa: Y015
+
+@_typing.final
+class ShardPosition(_message.Message):
+    """A position in the log of a shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    """The number of the shard, from 0."""
+    position: _builtins.int
+    """The position."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardPosition: _TypeAlias = ShardPosition  # noqa: Y015
 
 @_typing.final
 class Rejection(_message.Message):

@@ -127,7 +127,9 @@ class ServiceStatus(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     service: _builtins.str
-    """The service: `gateway`, `simulator`, `cache`, `timeseries`, `metadata` or `analysis`."""
+    """The service: `gateway`, `simulator`, `cache`, `timeseries`, `metadata` or `analysis`; a shard of several as
+    `timeseries/1`.
+    """
     address: _builtins.str
     """Where it listens, `host:port`."""
     state: Global___StorageState.ValueType
@@ -246,7 +248,9 @@ Global___StorageStatus: _TypeAlias = StorageStatus  # noqa: Y015
 
 @_typing.final
 class Ledger(_message.Message):
-    """The books of the log: for every consumer accepted = delivered + waiting + dead-lettered + re-synced + damaged."""
+    """The books of the log: for every consumer accepted = delivered + waiting + dead-lettered + re-synced + damaged. Where
+    history has several shards all numbers are sums over their logs, positions too, and times and states the worst.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -239,12 +239,17 @@ class WatchFramesRequest(_message.Message):
     FROM_POSITION_FIELD_NUMBER: _builtins.int
     CONSUMER_FIELD_NUMBER: _builtins.int
     PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     from_position: _builtins.int
     """The first position to send, inclusive; positions start at 1. 0: the confirmed position of `consumer` + 1, or, for
-    a consumer without one, from now on.
+    a consumer without one, from now on. Where history has several shards 0 and 1 alone are possible, and of all logs.
     """
     consumer: _builtins.str
     """The consumer's name, `[a-z][a-z0-9_-]{0,62}`; empty for an anonymous reader."""
+    resume_token: _builtins.str
+    """Where history has several shards: `resume_token` of the last message that was seen, of QueryLatest or of this watch,
+    instead of `from_position`. OUT_OF_RANGE, reason `HISTORY_COMPACTED`, for one of another number of shards.
+    """
     @_builtins.property
     def progress_interval(self) -> _duration_pb2.Duration:
         """How often a message comes even when nothing is written, so that silence is told from a hung peer: 100 ms–20 s.
@@ -257,10 +262,11 @@ class WatchFramesRequest(_message.Message):
         from_position: _builtins.int = ...,
         consumer: _builtins.str = ...,
         progress_interval: _duration_pb2.Duration | None = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress_interval", b"progress_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "from_position", b"from_position", "progress_interval", b"progress_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "from_position", b"from_position", "progress_interval", b"progress_interval", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,10 +284,18 @@ class WatchFramesResponse(_message.Message):
     FRAME_FIELD_NUMBER: _builtins.int
     RECEIVE_TIME_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position of the frame; in progress, the newest position that was sent or skipped."""
     trace_parent: _builtins.str
     """The W3C `traceparent` of the write; empty when it was not traced."""
+    resume_token: _builtins.str
+    """Where history has several shards: resumes the watch after this message. `position` is then one in the log of `shard`,
+    and frames of one shard alone come in order.
+    """
+    shard: _builtins.int
+    """The number of the shard, from 0."""
     @_builtins.property
     def frame(self) -> _frame_pb2.Frame:
         """The frame."""
@@ -297,10 +311,12 @@ class WatchFramesResponse(_message.Message):
         frame: _frame_pb2.Frame | None = ...,
         receive_time: _timestamp_pb2.Timestamp | None = ...,
         trace_parent: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+        shard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "position", b"position", "receive_time", b"receive_time", "trace_parent", b"trace_parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "position", b"position", "receive_time", b"receive_time", "resume_token", b"resume_token", "shard", b"shard", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -535,8 +551,15 @@ class QueryLatestResponse(_message.Message):
     PROVENANCE_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """The position of the log that the answer includes; watch from the next one to follow on."""
+    """The position of the log that the answer includes; watch from the next one to follow on. 0 where history has several
+    shards.
+    """
+    resume_token: _builtins.str
+    """Where history has several shards: watch with it to follow on. Empty when a shard is
+    missing, or the selector names servers of some shards alone.
+    """
     @_builtins.property
     def provenance(self) -> _provenance_pb2.Provenance:
         """Where the answer came from: the first message, once."""
@@ -551,10 +574,11 @@ class QueryLatestResponse(_message.Message):
         provenance: _provenance_pb2.Provenance | None = ...,
         frame: _frame_pb2.Frame | None = ...,
         position: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "part", b"part", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "part", b"part", "position", b"position", "provenance", b"provenance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "part", b"part", "position", b"position", "provenance", b"provenance", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["provenance", "frame"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
@@ -1516,22 +1540,28 @@ class ConfirmPositionRequest(_message.Message):
     CONSUMER_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     RESYNCED_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     consumer: _builtins.str
     """The consumer's name, `[a-z][a-z0-9_-]{0,62}`. Required."""
     position: _builtins.int
     """The last position it has dealt with; 0 to begin at the oldest frame that is kept."""
     resynced: _builtins.bool
     """True when the consumer skipped to `position` by copying state instead of reading the frames between."""
+    resume_token: _builtins.str
+    """Where history has several shards: `resume_token` of the last message that was dealt with, instead of `position`,
+    which may then be 0 alone.
+    """
     def __init__(
         self,
         *,
         consumer: _builtins.str = ...,
         position: _builtins.int = ...,
         resynced: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "position", b"position", "resynced", b"resynced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "position", b"position", "resume_token", b"resume_token", "resynced", b"resynced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

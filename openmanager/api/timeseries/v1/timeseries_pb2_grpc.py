@@ -137,8 +137,8 @@ class TimeseriesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportSeries(self, request, context):
-        """Streams the samples of the chosen series in [start_time, end_time) as Parquet, sorted by metric, server and time,
-        in chunks that are whole files. Idempotent; a broken stream goes on after the last chunk by its `resume_token`.
+        """Streams the samples of the chosen series in [start_time, end_time) as Parquet, sorted by metric, server and time (of
+        several shards the rows of one after those of the other), in chunks that are whole files. Idempotent; a broken stream goes on after the last chunk by its `resume_token`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,10 @@ T = TypeVar("T")
 class PolicyStore:
     """Rules and silences as the metadata service has them, and as they apply here."""
 
-    def __init__(self, metadata: Peer, keeper: Keeper, clock: Clock) -> None:
+    def __init__(self, metadata: Peer, keeper: Keeper, clock: Clock, *, is_alone: bool = True) -> None:
         self._metadata, self._keeper, self._clock = metadata, keeper, clock
+        # Else somebody else changes what is stored.
+        self._is_alone = is_alone
         # One change at a time: each is checked against all others.
         self.changing = asyncio.Lock()
         self.is_known = False
@@ -77,7 +79,7 @@ class PolicyStore:
             except Exception:
                 log.exception("rules and silences cannot be followed")
                 self._keeper.rules_warning = AWAY
-            await asyncio.sleep(FOLLOW_SECONDS if self.is_known else RETRY_SECONDS)
+            await asyncio.sleep(FOLLOW_SECONDS if self.is_known and self._is_alone else RETRY_SECONDS)
 
     async def look(self) -> None:
         """Let what is stored apply as it is now; an OpenManagerError when nobody can say."""

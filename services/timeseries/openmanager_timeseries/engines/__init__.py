@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from openmanager.errors import ConfigurationError
+from openmanager.shard import ALONE, Shard
 from openmanager_timeseries.config import TimeseriesConfig
-from openmanager_timeseries.engines.port import Engine
+from openmanager_timeseries.engines.port import MARKER, Engine
 
 
 def chosen(config: TimeseriesConfig) -> str:
@@ -17,8 +18,12 @@ def chosen(config: TimeseriesConfig) -> str:
     return name
 
 
-def open_engine(config: TimeseriesConfig, name: str = "") -> Engine | None:
-    """Return the engine of a name, by default the configured one; None for `blocks`. It connects when it is used."""
+def open_engine(config: TimeseriesConfig, name: str = "", shard: Shard = ALONE) -> Engine | None:
+    """Return the engine of a name, by default the configured one; None for `blocks`. It connects when it is used.
+
+    Shards may share a store: their series are different ones, and each has a marker of its own.
+    """
+    marker = MARKER if shard.count == 1 else f"{MARKER}_{shard.index}_of_{shard.count}"
     match name or chosen(config):
         case "influxdb":
             from openmanager_timeseries.engines.influxdb import InfluxEngine
@@ -31,6 +36,7 @@ def open_engine(config: TimeseriesConfig, name: str = "") -> Engine | None:
                 retention=config.raw_retention,
                 write_timeout=config.engine_write_timeout,
                 query_timeout=config.engine_query_timeout,
+                marker=marker,
             )
         case "victoriametrics":
             from openmanager_timeseries.engines.victoriametrics import VictoriaEngine
@@ -40,5 +46,6 @@ def open_engine(config: TimeseriesConfig, name: str = "") -> Engine | None:
                 read_url=config.victoriametrics_read_url or config.victoriametrics_write_url,
                 write_timeout=config.engine_write_timeout,
                 query_timeout=config.engine_query_timeout,
+                marker=marker,
             )
     return None

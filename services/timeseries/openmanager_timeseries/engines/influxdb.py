@@ -29,6 +29,7 @@ from openmanager_timeseries.engines import flux
 from openmanager_timeseries.engines.buckets import reduced
 from openmanager_timeseries.engines.flux import Answer, AnswerError, MixedTypesError, Part
 from openmanager_timeseries.engines.port import (
+    MARKER,
     Capabilities,
     Coded,
     EngineState,
@@ -40,7 +41,6 @@ from openmanager_timeseries.engines.port import (
 from openmanager_timeseries.line_protocol import LineEncoder, split
 
 NAME = "influxdb"
-MARKER = "openmanager_marker"
 
 # What aiohttp sends in one piece without complaint; batches of 4 MiB are not written faster.
 BATCH_BYTES = 1 << 20
@@ -135,7 +135,9 @@ class InfluxEngine:
         write_timeout: timedelta,
         query_timeout: timedelta,
         clock: Clock | None = None,
+        marker: str = MARKER,
     ) -> None:
+        self._marker_name = marker
         self._url, self._org, self._bucket = url, org, bucket
         self._retention = retention
         self._write_seconds = write_timeout.total_seconds()
@@ -260,7 +262,10 @@ class InfluxEngine:
 
     async def _write_marker(self, epoch: str, time: int) -> None:
         tag = re.sub(r"([ ,=])", r"\\\1", epoch)
-        if await self._post_lines(f"{MARKER},epoch={tag} value=1 {time // NANOS_PER_MILLI}\n".encode()) is not None:
+        if (
+            await self._post_lines(f"{self._marker_name},epoch={tag} value=1 {time // NANOS_PER_MILLI}\n".encode())
+            is not None
+        ):
             raise store_unavailable(NAME)
 
     async def _delete(self, wanted: Wanted, predicate: str) -> None:
@@ -314,7 +319,7 @@ class InfluxEngine:
     async def _marker(self) -> _Marker:
         """Return the newest marker; its epoch is empty when there is none."""
         newest = _Marker("", 0)
-        for part in await self._query(flux.marker_program(self._bucket, MARKER, LATEST_PLAUSIBLE_NANOS)):
+        for part in await self._query(flux.marker_program(self._bucket, self._marker_name, LATEST_PLAUSIBLE_NANOS)):
             found = (part.servers[code] for code in part.server_codes.tolist())
             newest = max(newest, *map(_Marker, found, part.times.tolist()), key=lambda marker: marker.time)
         return newest

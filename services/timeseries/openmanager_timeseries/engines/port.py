@@ -17,6 +17,8 @@ from openmanager.errors import Reason, UnavailableError
 from openmanager.frame import Frame, ServerInfo
 from openmanager_timeseries.samples import Floats, Ints
 
+# The series by which a store is known to be ours.
+MARKER = "openmanager_marker"
 # What is known of a server; its environment and role become tags.
 InfoOf = Callable[[str], ServerInfo]
 

@@ -36,12 +36,11 @@ from openmanager_timeseries.engines.metricsql import (
     selectors,
     without,
 )
-from openmanager_timeseries.engines.port import Capabilities, Coded, EngineState, InfoOf, Refused, Wanted
+from openmanager_timeseries.engines.port import MARKER, Capabilities, Coded, EngineState, InfoOf, Refused, Wanted
 from openmanager_timeseries.line_protocol import LineEncoder, split
 from openmanager_timeseries.samples import Floats, Ints
 
 NAME = "victoriametrics"
-MARKER = "openmanager_marker"
 
 # nginx's default limit of a body, and what aiohttp still sends in one piece.
 BATCH_BYTES = 1 << 20
@@ -104,7 +103,9 @@ class VictoriaEngine:
         write_timeout: timedelta,
         query_timeout: timedelta,
         clock: Clock | None = None,
+        marker: str = MARKER,
     ) -> None:
+        self._marker_name = marker
         self._write_url = write_url.rstrip("/")
         self._read_url = (read_url or write_url).rstrip("/")
         self._write_seconds = write_timeout.total_seconds()
@@ -248,7 +249,7 @@ class VictoriaEngine:
     async def _marker(self) -> _Marker:
         """Return the newest marker; its epoch is empty when there is none."""
         found: list[_Marker] = []
-        form = [("match[]", f'{{__name__="{MARKER}_value"}}'), ("start", "0"), ("end", self._far_end())]
+        form = [("match[]", f'{{__name__="{self._marker_name}_value"}}'), ("start", "0"), ("end", self._far_end())]
         await self._stream(self._read_url + "/api/v1/export", form, lambda lines: found.extend(_markers(lines)))
         return max(found, key=lambda marker: marker.time, default=_Marker("", 0))
 
@@ -264,7 +265,7 @@ class VictoriaEngine:
 
     async def _write_marker(self, epoch: str, time: int) -> None:
         tag = re.sub(r"([\\ ,=])", r"\\\1", epoch)
-        await self._post_lines(f"{MARKER},epoch={tag} value=1 {time // NANOS_PER_MILLI}\n".encode())
+        await self._post_lines(f"{self._marker_name},epoch={tag} value=1 {time // NANOS_PER_MILLI}\n".encode())
 
     async def _own_metrics(self) -> str:
         """Return what the store exposes of itself; nothing where that is closed to us."""

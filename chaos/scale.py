@@ -1,0 +1,172 @@
+"""`make scale`: kill every process of a mesh of two shards and two gateways, one at a time, under load, and count who notices."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from chaos import checker, journal, reading, steady
+from chaos.journal import Journal, Kind
+from chaos.load import WRITERS, server_of
+from chaos.mesh import FLEET, Mesh, Probe, family, signalled
+from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving
+from chaos.stores import stores
+from openmanager.cli import layout
+from openmanager.client.rpc import DEADLINE_SECONDS
+from openmanager.runtime.module import MeshConfig
+from openmanager.runtime.peer import Peer
+from openmanager.shard import SHARDED, shard_of
+
+SHARDS = GATEWAYS = 2
+# One process is killed, and not the next before clients have found their way back to it.
+SETTLE_SECONDS = 2.0
+# Writes of a shard may wait so long while its log is started again.
+WAIT_SECONDS = 3.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="chaos.scale", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one document")
+    parser.add_argument("--rate", type=float, default=CALLS_PER_SECOND, help="calls a second")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no mesh is left behind
+    with tempfile.TemporaryDirectory(prefix="openmanager-scale-") as folder:
+        found = asyncio.run(run(Path(folder), rate=options.rate))
+    print(json.dumps(found.document(), indent=1) if options.json else "\n".join(found.lines()))
+    sys.exit(1 if any(found.broken()) else 0)
+
+
+@dataclass(kw_only=True)
+class Scaled(Outcome):
+    """What killing one process after the other cost."""
+
+    # The longest write of servers of each shard, seconds, while the process of a name was away.
+    waits: dict[str, list[float]] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[str]:
+        """Yield a table of the kills, the longest writes, and the sum."""
+        table = list(super().lines())
+        yield from table
+        yield ""
+        yield f"{'killed':14} " + " ".join(f"{f'slowest write of shard {shard} s':>28}" for shard in range(SHARDS))
+        for name, waits in self.waits.items():
+            yield f"{name:14} " + " ".join(f"{wait:28.2f}" for wait in waits)
+
+    def broken(self) -> Iterator[str]:
+        """Yield the promises that were not kept."""
+        yield from super().broken()
+        for name, waits in self.waits.items():
+            if max(waits) > WAIT_SECONDS:
+                yield f"a write waited {max(waits):.1f} s when {name} was killed"
+
+    def measure(self) -> None:
+        """Find the longest write of each shard in the time of each kill."""
+        writes = _writes(self.rows)
+        for restart, end in zip(self.restarts, [*(each.began for each in self.restarts[1:]), np.inf], strict=True):
+            # Who was waiting when the process was killed is one of those who wait for it.
+            inside = (writes["answered"] >= restart.began) & (writes["at"] < end)
+            self.waits[restart.service] = [
+                float(writes["seconds"][inside & (writes["shard"] == shard)].max(initial=0)) for shard in range(SHARDS)
+            ]
+
+
+def _writes(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return when each write was sent and answered, how long it took, and the shard that it was for."""
+    sent = rows[rows["kind"] == Kind.INVOKED]
+    told = rows[np.isin(rows["kind"], [Kind.OK, Kind.FAILED, Kind.UNKNOWN])]
+    answers = {float(value): float(at) for value, at in zip(told["value"], told["at"], strict=True)}
+    shards = np.array([shard_of(server_of(writer), SHARDS) for writer in range(WRITERS)])
+    answered = np.array([answers.get(float(value), np.inf) for value in sent["value"]])
+    known_end = np.where(np.isinf(answered), sent["at"], answered)
+    return {"at": sent["at"], "answered": answered, "seconds": known_end - sent["at"], "shard": shards[sent["writer"]]}
+
+
+async def run(
+    folder: Path, *, names: Sequence[str] = (), rate: float = CALLS_PER_SECOND, seconds: float = DEADLINE_SECONDS
+) -> Scaled:
+    """Kill processes one at a time, all without names, under so many calls a second; read everything back and judge."""
+    path, outcome = folder / "journal", Scaled()
+    async with stores(folder / "stores", 1) as behind:
+        gateway = f"127.0.0.1:{_free_ports()}"
+        config = MeshConfig(**layout.addresses(gateway, SHARDS, GATEWAYS), shard_count=SHARDS)
+        parts = {part.name: part for part in layout.parts(config) if part.service != "console"}
+        patience = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s"}
+        fleet = (*FLEET, "--shards", str(SHARDS), "--gateways", str(GATEWAYS))
+        base = int(gateway.rpartition(":")[2])
+        mesh = Mesh.start(folder / "data", base, folder / "screen", {**behind.environment, **patience}, fleet=fleet)
+        try:
+            async with Peer("both gateways", config.gateway) as peer:
+                with Journal(path) as told:
+                    pace = WRITTEN * rate, (1 - WRITTEN) * rate
+                    async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:
+                        await Probe(peer).wait("the first start")
+                        await known(peer)
+                        await _kill_each(mesh, [parts[name] for name in names or parts], outcome)
+                outcome.rows = journal.load(path)
+                outcome.measure()
+                found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
+                outcome.verdict = checker.check(outcome.rows, found)
+        finally:
+            await asyncio.to_thread(mesh.end)
+    return outcome
+
+
+async def _kill_each(mesh: Mesh, parts: Sequence[layout.Part], outcome: Scaled) -> None:
+    """Kill one process after the other, the next one as soon as the successor of the last one serves."""
+    outcome.began = time.monotonic()
+    for part in parts:
+        pid, began = _pid(mesh, part), time.monotonic()
+        signalled([pid or 0], signal.SIGKILL)
+        while _pid(mesh, part) in {pid, None}:
+            await asyncio.sleep(POLL_SECONDS)
+        ended = time.monotonic()
+        await serving(part.address)
+        back = time.monotonic()
+        outcome.restarts.append(Restart(service=part.name, began=began, ended=ended - began, back=back - began))
+        await asyncio.sleep(SETTLE_SECONDS)
+    outcome.seconds = time.monotonic() - outcome.began
+
+
+def _pid(mesh: Mesh, part: layout.Part) -> int | None:
+    """Return the process of a part, None while it has none: gateways are told apart by where they listen, shards by number."""
+    words = [f"serve\0{part.service}\0".encode()]
+    mark = f"OPENMANAGER_SHARD_INDEX={part.number}\0".encode() if part.service in SHARDED else b""
+    if part.service == "gateway":
+        words.append(part.address.encode())
+    for pid in family(mesh.process.pid)[1:]:
+        with contextlib.suppress(OSError):
+            process = Path(f"/proc/{pid}")
+            line = process.joinpath("cmdline").read_bytes()
+            if all(word in line for word in words) and mark in process.joinpath("environ").read_bytes():
+                return pid
+    return None
+
+
+def _free_ports() -> int:
+    """Return a port that is free with all others of a mesh of shards and gateways."""
+    for base in range(21_000 + time.time_ns() % 97 * 50, 31_000, 50):
+        found = layout.addresses(f"127.0.0.1:{base}", SHARDS, GATEWAYS)
+        with contextlib.ExitStack() as stack:
+            try:
+                for address in ",".join(found.values()).split(","):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", int(address.rpartition(":")[2])))
+            except OSError:
+                continue
+            return base
+    raise SystemExit("no free ports")
+
+
+if __name__ == "__main__":
+    main()
