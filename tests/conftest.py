@@ -43,7 +43,9 @@ def free_ports(count: int = PORTS) -> int:
     offsets = [*range(count), *([layout.CONSOLE_OFFSET] if count == PORTS else [])]
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
     first = 20_000 + worker * WORKER_PORTS
-    for base in range(first + os.getpid() % (WORKER_PORTS // 2), first + WORKER_PORTS - layout.CONSOLE_OFFSET, count + 1):
+    for base in range(
+        first + os.getpid() % (WORKER_PORTS // 2), first + WORKER_PORTS - layout.CONSOLE_OFFSET, count + 1
+    ):
         sockets = [socket.socket() for _ in offsets]
         try:
             for offset, each in zip(offsets, sockets, strict=True):
