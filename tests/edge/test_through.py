@@ -269,16 +269,26 @@ async def test_what_says_who_is_calling_is_not_taken_from_a_client(mesh: Mesh, e
 
 
 def calls_a_minute(count: int) -> Callable[[dict[str, Any]], None]:
-    """Return what lets an address make so many calls."""
+    """Return what lets an address make so many calls, and believes a proxy before Envoy of whose they are."""
 
     def change(made: dict[str, Any]) -> None:
-        filters = made["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"][
-            "http_filters"
-        ]
-        (limit,) = (each["typed_config"] for each in filters if each["name"] == "local_ratelimit")
+        manager = made["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        manager["xff_num_trusted_hops"] = 1
+        (limit,) = (each["typed_config"] for each in manager["http_filters"] if each["name"] == "local_ratelimit")
         limit["descriptors"][0]["token_bucket"] = {"max_tokens": count, "tokens_per_fill": 1, "fill_interval": "60s"}
 
     return change
+
+
+async def test_of_ipv6_who_asks_too_often_has_all_addresses_of_a_network(mesh: Mesh, edge_files: Path):
+    places = [f"2001:db8::{number}:1" for number in range(7)] + ["2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
+    with running(edge_files, mesh.gateway, change=calls_a_minute(5)) as edge:
+        async with aiohttp.ClientSession() as session:
+            found = []
+            for place in places:
+                async with session.get(f"{edge.url}/v1/fleet", headers={"X-Forwarded-For": place}) as response:
+                    found.append(response.status)
+    assert found == 5 * [200] + 2 * [429] + 3 * [200]
 
 
 async def test_an_address_that_asks_too_often_is_told_to_wait(mesh: Mesh, edge_files: Path):
