@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP) ## start the whole mesh on this machine, with the simulator ticking
 	@$(BIN)/openmanager up
 
-edge: $(STAMP) ## run Envoy before the mesh of this machine: REST and gRPC-Web at http://127.0.0.1:50443
+edge: $(STAMP) ## run Envoy before the mesh of this machine: REST and gRPC-Web at http://127.0.0.1:50443 (ARGUMENTS=--help)
 	@$(BIN)/python scripts/run_edge.py $(ARGUMENTS)
 
 test: $(STAMP) ## run every test, two beside each other (WORKERS=2)
@@ -32,7 +32,7 @@ test: $(STAMP) ## run every test, two beside each other (WORKERS=2)
 clients: $(STAMP) ## build clients in Go, Node.js, Java and Rust from the protos, and hold each against a mesh (minutes at first)
 	@TEST_CLIENTS=1 $(BIN)/python -m pytest -q -rs tests/clients
 
-check: $(STAMP) ## all static checks, fastest first
+check: $(STAMP) ## run all static checks, fastest first
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf breaking protos --against protos/released.binpb.gz
@@ -65,39 +65,39 @@ sbom: $(STAMP) ## write dist/openmanager.cdx.json, a CycloneDX bill of what the 
 licences: $(STAMP) ## check the licences of what the lock installs, and write docs/licences.md
 	@$(BIN)/python scripts/licences.py
 
-vulnerabilities: $(STAMP) ## ask what is known to be vulnerable of what the lock pins; 3: the data could not be had
+vulnerabilities: $(STAMP) ## ask what is known to be vulnerable of what the lock pins; 3: the data could not be had (ARGUMENTS="-s osv")
 	@$(BIN)/python scripts/vulnerabilities.py $(ARGUMENTS)
 
 bench: $(STAMP) ## measure, each figure a ratio to a peer in the same run
 	@$(BIN)/python -m bench
 
-bench-all: $(STAMP) ## all of it in one run, beside what is here of VictoriaMetrics, InfluxDB, TSBS and Go (MINUTES=2 ARGUMENTS=--markdown)
+bench-all: $(STAMP) ## measure all of it in one run, beside what is here of VictoriaMetrics, InfluxDB, TSBS and Go (MINUTES=2 ARGUMENTS=--markdown)
 	@$(BIN)/python -m bench --all --minutes $(or $(MINUTES),2) $(ARGUMENTS)
 
-bench-history: $(STAMP) ## measure history beside VictoriaMetrics, InfluxDB and SQL (a quarter of an hour)
+bench-history: $(STAMP) ## measure history beside VictoriaMetrics, InfluxDB and SQL (15 minutes)
 	@$(BIN)/python -m bench --history
 
 bench-analysis: $(STAMP) ## measure what a tick of the detector, a forecast and a trend cost
 	@$(BIN)/python -m bench analysis
 
-score: $(STAMP) ## hold detection and forecasts against simulated faults (five minutes; SMALL=1: one seed, fails below its floors)
+score: $(STAMP) ## hold detection and forecasts against simulated faults (5 minutes; SMALL=1: one seed, fails below its least figures)
 	@$(BIN)/python -m bench.score $(if $(SMALL),--seeds 1 --days 5 --learning 2 --least-recall 0.85 --least-precision 0.75)
 
 chaos: $(STAMP) ## break a mesh under load, part by part and at random, and prove that nothing acknowledged is lost (FAULTS=24 SEED=1)
 	@$(BIN)/python -m chaos.matrix --smoke --seconds 4 --patience $(or $(PATIENCE),2)
 	@$(BIN)/python -m chaos --faults $(or $(FAULTS),24) --seed $(or $(SEED),1)
 
-chaos-full: $(STAMP) ## every fault of the table, 1,000 random ones, every planted bug; goes on where it was (hours)
+chaos-full: $(STAMP) ## make every fault of the table, random ones, and every planted bug; goes on where it was (hours; FAULTS=1000 SEED=1)
 	@$(BIN)/python -m chaos.full --faults $(or $(FAULTS),1000) --seed $(or $(SEED),1); found=$$?; \
 		$(BIN)/python -m chaos.report chaos-results; exit $$found
 
 chaos-planted: $(STAMP) ## plant one bug after the other, and see whether chaos finds each (FAULTS=50 SEED=1)
 	@$(BIN)/python -m chaos.proving --faults $(or $(FAULTS),50) --seed $(or $(SEED),1)
 
-fuzz-wire: $(STAMP) ## attack a mesh on the wire beside a good client, send it damaged messages, cancel calls (SEED=1)
+fuzz-wire: $(STAMP) ## attack a mesh on the wire beside a good client, send it damaged messages, cancel calls (REQUESTS=20000 SEED=1)
 	@$(BIN)/python -m fuzz.wire --requests $(or $(REQUESTS),20000) --cancellations $(or $(CANCELLATIONS),10000) --seed $(or $(SEED),1)
 
-fuzz: $(STAMP) ## hostile input on every method, in one process (REQUESTS=100000 SEED=1)
+fuzz: $(STAMP) ## send hostile input to every method, in one process (REQUESTS=100000 SEED=1)
 	@$(BIN)/python -m fuzz --requests $(or $(REQUESTS),100000) --seed $(or $(SEED),1)
 
 soak: $(STAMP) ## break a mesh once a minute for an hour and look for what grows (MINUTES=60 SEED=1)
@@ -126,7 +126,7 @@ release: $(STAMP) ## make wheel, sdist, bill of materials and checksums in dist/
 image: ## build the image without an engine, as root (needs buildah; BASE_IMAGE=debian needs debootstrap and no registry)
 	@sh scripts/image.sh build
 
-image-test: $(STAMP) ## run every program of that image below its root on real stores, and write and read by TLS
+image-test: $(STAMP) ## run every program of that image below its root on real stores, and write and read by TLS (as root)
 	@sh scripts/image.sh test
 
 env: ## write .env, and fresh secrets into secrets/, for docker compose

@@ -177,7 +177,6 @@ KINDS: dict[str, Callable[[np.random.Generator, Floats], Floats]] = {
         latency, network,
     )
 }  # fmt: skip
-SEASONAL = {"cpu_daily", "network"}
 
 
 def _spread(values: Floats) -> float:

@@ -23,7 +23,7 @@ def parts(minutes: float, pace: float) -> Mapping[str, Callable[[], Row | Iterab
         "ack": history_ingest.acknowledged,
         "engines": history_ingest.engines,
         "steady": lambda: history_fleet.steady(minutes, pace),
-        "tick": history_fleet.tick,
+        "fleet-tick": history_fleet.tick,
         "size": history_disk.size,
         "query": history_query.rows,
         "restart": history_disk.restart,

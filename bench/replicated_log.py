@@ -275,7 +275,7 @@ async def fail_over(*, synced: bool, rounds: int) -> None:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.replicated_log", description=__doc__)
-    parser.add_argument("--only-fail-over", action="store_true", help="leave out the comparison")
+    parser.add_argument("--only-failover", action="store_true", help="leave out the comparison")
     parser.add_argument("--rounds", type=int, default=5, help="how often a leader is killed")
     options = parser.parse_args()
     missing = [name for name, there in (
@@ -285,7 +285,7 @@ async def main() -> None:
         print(f"not run: {', '.join(missing)} is missing")
         return
     print(f"{os.cpu_count()} cores")
-    if not options.only_fail_over:
+    if not options.only_failover:
         await compare(20, 160, 16)
         await compare(1000, 16, 4)
     for synced in (True, False):

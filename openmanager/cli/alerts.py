@@ -62,7 +62,7 @@ def watch_command(*, where: str, as_json: bool) -> None:
 @render.json_option
 @click.pass_context
 def rules(ctx: click.Context, *, as_json: bool) -> None:
-    """List the rules, or create, pause and delete them."""
+    """List the rules, or create, pause and delete them; or keep them in a file."""
     if ctx.invoked_subcommand is None:
         connection.run(lambda client: _rules(client, as_json=as_json))
 
@@ -180,7 +180,7 @@ def resume_command(*, rule_id: str, as_json: bool) -> None:
 @render.json_option
 @click.pass_context
 def silences(ctx: click.Context, *, active: bool, as_json: bool) -> None:
-    """List silences, or create and end them."""
+    """List silences, or create, change and end them."""
     if ctx.invoked_subcommand is None:
         connection.run(lambda client: _silences(client, active=active, as_json=as_json))
 

@@ -32,6 +32,8 @@ def read(file: Path) -> list[alert_pb2.AlertRule]:
         raise InvalidArgumentError(f"{file} cannot be read as text") from err
     except tomllib.TOMLDecodeError as err:
         raise InvalidArgumentError(f"{file.name} is no TOML: {err}") from err
+    except RecursionError as err:
+        raise InvalidArgumentError(f"{file.name} is nested too deep") from err
     entries = found.pop("rules", None)
     if found or not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
         raise InvalidArgumentError(f"{file.name} has to hold [[rules]], and nothing else")

@@ -83,6 +83,8 @@ async def _connected(loaded: Configuration, data_dir: Path | None) -> AsyncItera
             connection = await asyncpg.connect(url.reveal(), timeout=CONNECT_SECONDS, command_timeout=SECONDS)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as err:
             raise UnavailableError("PostgreSQL does not answer, or refuses who we are") from err
+        except ValueError as err:  # asyncpg's own words repeat what may be the password
+            raise ConfigurationError("the URL of the database cannot be read") from err
         try:
             yield connection
         except asyncpg.InsufficientPrivilegeError as err:

@@ -54,24 +54,20 @@ class Proxies:
         are the values of `x-forwarded-for`. Each proxy adds the address that it was called from at the end, and what is
         before the one that the first of ours added is the caller's own invention.
         """
-        if name not in self._names and not self._has(peer):
+        # Asked of every call: where no address is trusted none is looked at.
+        if name not in self._names and not (self._networks and self._has(_parsed(peer))):
             return peer
         for hop in reversed([each.strip() for value in forwarded for each in value.split(",")]):
-            if not _is_address(hop):
+            found = _parsed(hop)
+            if found is None:
                 break
-            peer = hop
-            if not self._has(hop):
+            peer = str(found)
+            if not self._has(found):
                 break
         return peer
 
-    def _has(self, address: str) -> bool:
-        if not self._networks:
-            return False
-        try:
-            found = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(found in network for network in self._networks)
+    def _has(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> bool:
+        return address is not None and any(address in network for network in self._networks)
 
 
 def peer_address(peer: str) -> str:
@@ -80,9 +76,10 @@ def peer_address(peer: str) -> str:
     return unquote(rest).rpartition(":")[0].strip("[]") if kind in {"ipv4", "ipv6"} else kind
 
 
-def _is_address(text: str) -> bool:
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an address, None for what is none: that of IPv4 where a socket for both writes it as one of IPv6."""
     try:
-        ipaddress.ip_address(text)
+        found = ipaddress.ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return getattr(found, "ipv4_mapped", None) or found

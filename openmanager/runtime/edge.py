@@ -263,8 +263,8 @@ class Edge:
         peer: str | None = None
         try:
             peer = self._check_peer(context)
-            held = await self._gate.who(metadata, context, method.rule, peer)
-            caller = admit(held, method.rule)
+            held, source = await self._gate.who(metadata, context, method.rule, peer)
+            caller = admit(held, method.rule, source)
         except (errors.UnauthenticatedError, errors.PermissionDeniedError) as err:
             actor = held.identity.subject if held is not None else UNKNOWN
             method.trail.refused(actor, self._gate.source(metadata, context, peer), err)

@@ -22,7 +22,6 @@ class Pass:
     """What somebody came with, as long as it holds: `error` says why it does not any more. `streams` are open with it."""
 
     identity: Identity
-    source: str = ""
     error: errors.OpenManagerError | None = None
     streams: int = 0
 
@@ -60,8 +59,8 @@ class Gate:
         self._authenticator = authenticator
         self._nobody = Pass(NOBODY)
 
-    async def who(self, metadata: Iterable[Any], context: Any, rule: Rule, peer: str | None = None) -> Pass:
-        """Return who is calling; UnauthenticatedError for nobody where somebody is needed.
+    async def who(self, metadata: Iterable[Any], context: Any, rule: Rule, peer: str | None = None) -> tuple[Pass, str]:
+        """Return who is calling, and from which address; UnauthenticatedError for nobody where somebody is needed.
 
         `peer` is whom the connection's certificate names, empty for nobody; None where connections have none.
         """
@@ -75,18 +74,19 @@ class Gate:
             word = self._mesh_key.read(token)
             if peer is not None and peer != word.speaker:
                 raise errors.credentials_invalid("the credentials are not those of the certificate")
-            return Pass(word.identity, word.source)
+            return Pass(word.identity), word.source
         if authorization and self._authenticator is not None and rule.permission is not Permission.NOTHING:
             credential = _credential(authorization)
-            known = self._authenticator.known(credential)
-            return known or await self._authenticator.find(credential, self.source(metadata, context, peer))
+            # Of this call: what somebody came with may come again from elsewhere.
+            source = self.source(metadata, context, peer)
+            return self._authenticator.known(credential) or await self._authenticator.find(credential, source), source
         if rule.permission is Permission.NOTHING:
             if self._anonymous is None:
-                return Pass(NOBODY, self.source(metadata, context, peer))
-            return self._anonymous
+                return self._nobody, self.source(metadata, context, peer)
+            return self._anonymous, ""
         if self._anonymous is None:
             raise errors.UnauthenticatedError("credentials are required: authorization: Bearer …")
-        return self._anonymous
+        return self._anonymous, ""
 
     def source(self, metadata: Iterable[Any], context: Any, peer: str | None) -> str:
         """Return the address that a call came from, without its port: of whom a trusted proxy calls for."""
@@ -94,14 +94,14 @@ class Gate:
         return self._proxies.source(peer_address(str(context.peer())), peer or "", forwarded)
 
 
-def admit(found: Pass, rule: Rule) -> Caller:
+def admit(found: Pass, rule: Rule, source: str) -> Caller:
     """Return what somebody may reach by a method; PermissionDeniedError when it is nothing."""
     scope = found.identity.scope(rule.permission)
     if scope is None:
         raise errors.PermissionDeniedError(f"this needs the permission {rule.permission}")
     if scope and rule.reach is Reach.ALL:
         raise errors.PermissionDeniedError(f"this needs the permission {rule.permission} over all servers")
-    return Caller(found.identity, scope if rule.reach is Reach.SOME else "", found.source)
+    return Caller(found.identity, scope if rule.reach is Reach.SOME else "", source)
 
 
 def _credential(authorization: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jwt
@@ -20,8 +20,9 @@ from openmanager.errors import ConfigurationError, credentials_invalid
 from openmanager.runtime.clock import Clock
 
 HEADER = "x-openmanager-identity"
-# The one server that speaks for others; the rest speak for themselves alone.
-SPEAKER = "gateway"
+# The one server that speaks for others; the rest speak for themselves alone, but that analysis, which may read everything
+# itself, reads for those who ask it.
+SPEAKER, READER = "gateway", "analysis"
 ALGORITHM = "HS256"
 AUDIENCE = "openmanager-mesh"
 LIFETIME_SECONDS = 60
@@ -99,7 +100,10 @@ class MeshKey:
         except (KeyError, TypeError, ValueError) as err:
             raise credentials_invalid() from err
         if word.speaker != SPEAKER and identity.subject != server(word.speaker).subject:
-            raise credentials_invalid()
+            if word.speaker != READER or identity.is_of_mesh:
+                raise credentials_invalid()
+            seen = tuple(Grant(Role.VIEWER, each.server_filter) for each in grants)
+            word = replace(word, identity=Identity(identity.subject, seen, session=identity.session))
         _keep(self._known, token, (now + min(max(left, 0.0), LIFETIME_SECONDS), word))
         return word
 

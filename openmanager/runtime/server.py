@@ -61,7 +61,7 @@ SERVER_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     # 1, the default, lets two servers share a port in silence.
     ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),

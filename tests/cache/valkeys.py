@@ -87,19 +87,6 @@ class Valkeys:
     servers: list[Valkey]
     sentinels: list[Valkey] = field(default_factory=list)
 
-    async def master_of(self, key: str) -> Valkey:
-        """Return the server that takes writes of a key."""
-        for server in self.servers:
-            if server.process is None:
-                continue
-            with contextlib.suppress(RedisError, OSError):
-                await server.ask("SETRANGE", key, 0, "")
-                return server
-        raise AssertionError("nobody takes writes")
-
-    def other_than(self, *some: Valkey) -> list[Valkey]:
-        return [server for server in self.servers if server not in some]
-
 
 def program() -> str:
     with tempfile.TemporaryDirectory() as folder, DataDir.open(Path(folder)) as data:

@@ -151,7 +151,7 @@ def test_files_that_cannot_be_used_are_named(wrong, said, capsys):
 async def test_the_client_takes_the_same_files(certs):
     async with serving(files(certs / "gateway"), tls_clients=True) as port:
         several = replace(files(certs / "alice"), server_name="gateway.openmanager.internal")
-        async with Client(f"ipv4:127.0.0.1:{port},127.0.0.1:{port}", tls=several) as client:
+        async with Client(f"127.0.0.1:{port},127.0.0.1:{port}", tls=several) as client:
             assert await client.rpc.peer.unary_bytes("/grpc.health.v1.Health/Check", b"", seconds=5)
         with pytest.raises(UnavailableError):
             async with Client(f"localhost:{port}", tls=Tls(ca=certs / "ca/ca.pem")) as client:

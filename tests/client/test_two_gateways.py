@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-from conftest import clean_environment, free_ports, wait_until
+from conftest import clean_environment, second_gateway, wait_until
 
 from client.mesh import LocalMesh, frame_of, servers_known
 from openmanager.client import Client
@@ -22,30 +19,12 @@ CALLERS = 32
 ENOUGH = 100
 
 
-@contextlib.contextmanager
-def gateway(mesh: LocalMesh, address: str, screen: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one more gateway of a mesh, as a process."""
-    peers = {f"OPENMANAGER_MESH_{name.upper()}": peer for name, peer in mesh.addresses.items() if name != "gateway"}
-    with screen.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "openmanager.cli", "serve", "gateway", "--listen", address],
-            env={**clean_environment(), **peers, "OPENMANAGER_ALLOW_INSECURE": "1"},
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 async def test_a_gateway_that_is_killed_under_load_fails_no_call_while_there_is_another(
     local: LocalMesh, tmp_path: Path
 ):
-    address = f"127.0.0.1:{free_ports(1)}"
-    with gateway(local, address, tmp_path / "screen") as killed:
+    peers = {f"OPENMANAGER_MESH_{name.upper()}": at for name, at in local.addresses.items() if name != "gateway"}
+    variables = {**clean_environment(), **peers, "OPENMANAGER_ALLOW_INSECURE": "1"}
+    with second_gateway(variables, tmp_path) as (address, killed):
         async with Client(local.gateway) as alone:
             await alone.write_frame(frame_of(3, 5))
             await servers_known(alone, 3)

@@ -79,7 +79,7 @@ async def test_a_session_is_in_a_cookie_that_nobody_else_sees_and_ends(browser: 
     status, body, _ = await browser.ask("GET", "/api/session")
     assert (status, body["signed_in"], "read" in body["permissions"]) == (200, True, True)
     async with browser.events() as events:
-        assert (await anext(events))[0] in {"status", "fleet", "anomalies"}
+        assert (await anext(events))[0] in {"status", "fleet", "anomalies", "alerts"}
     kept = browser.session.cookie_jar.filter_cookies(aiohttp.client.URL(f"{browser.url}/api/"))
     cookie = {"Cookie": "; ".join(f"{name}={each.value}" for name, each in kept.items())}
     assert (await browser.ask("DELETE", "/api/session"))[0] == 200

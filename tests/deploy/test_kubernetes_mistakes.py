@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from deploy.manifests import Document, faults, named, overlay
-
-from deploy import manifests
+from deploy.manifest_faults import faults
+from deploy.manifests import NAME, Document, named, overlay
 
 
 @dataclass(frozen=True)
@@ -74,19 +73,19 @@ MUTATIONS = {
         CACHE, lambda it: container(it)["envFrom"][0]["configMapRef"].update(name="set"), "there is no ConfigMap set"
     ),
     "a selector of other pods": Mutation(
-        GATEWAY, lambda it: spec(it)["selector"]["matchLabels"].update({manifests.NAME: "gate"}), "not for its own pods"
+        GATEWAY, lambda it: spec(it)["selector"]["matchLabels"].update({NAME: "gate"}), "not for its own pods"
     ),
     "a service that selects nothing": Mutation(
-        ("Service", "cache"), lambda it: spec(it)["selector"].update({manifests.NAME: "redis"}), "it selects nothing"
+        ("Service", "cache"), lambda it: spec(it)["selector"].update({NAME: "redis"}), "it selects nothing"
     ),
     "a budget for nobody": Mutation(
         ("PodDisruptionBudget", "cache"),
-        lambda it: spec(it)["selector"]["matchLabels"].update({manifests.NAME: "redis"}),
+        lambda it: spec(it)["selector"]["matchLabels"].update({NAME: "redis"}),
         "it selects nothing",
     ),
     "a policy that lets nobody through": Mutation(
         ("NetworkPolicy", "cache"),
-        lambda it: spec(it)["egress"][0]["to"][0]["podSelector"]["matchLabels"].update({manifests.NAME: "x"}),
+        lambda it: spec(it)["egress"][0]["to"][0]["podSelector"]["matchLabels"].update({NAME: "x"}),
         "it lets nobody through",
     ),
     "an autoscaler of nobody": Mutation(

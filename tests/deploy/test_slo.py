@@ -234,6 +234,7 @@ def test_silence_of_the_mesh_itself_is_an_alert(victoria):
         ("[[rules]]\nid = 'a'\nthreshold = {above = 'much'}\n", "above"),
         ("[[rules]]\nid = 'a'\nstore = {for_duration = 'soon'}\n", "rule 1"),
         ("[[rules", "is no TOML"),
+        ("rules = " + 100_000 * "[", "nested too deep"),
         ("x = '" + "y" * 2**20 + "'", "more than"),
     ],
 )

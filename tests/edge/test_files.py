@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import jwt
+import pytest
+import run_edge
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 from openmanager_metadata.keyring import ALGORITHM, AUDIENCE, Access, Keyring
@@ -43,3 +45,12 @@ def test_the_descriptors_are_whole_and_the_keys_verify_what_the_mesh_signs(tmp_p
 def test_without_an_identity_key_there_is_nothing_to_verify_by(tmp_path: Path):
     write_files(tmp_path / "edge")
     assert [file.name for file in (tmp_path / "edge").iterdir()] == ["descriptors.binpb"]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:50443", "[::]:50443", "fleet.example.net:50443"])
+def test_what_is_not_encrypted_does_not_leave_the_machine(address: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run_edge.py", "--listen", address])
+    monkeypatch.setattr(run_edge, "program", lambda: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit):
+        run_edge.main()
+    assert "not encrypted" in capsys.readouterr().err

@@ -210,11 +210,14 @@ def test_a_watch_tells_each_change_as_a_line(edge: Edge):
 
 
 @needs_envoy
-def test_a_stream_that_breaks_off_has_no_end(edge: Edge):
+def test_of_a_stream_that_breaks_off_every_line_is_whole(edge: Edge):
     watch = f"{edge.url}/v1/servers:watch?progress_interval=0.1s"
     command = ["curl", "--silent", "--max-time", "20", "--header", "grpc-timeout: 500m", watch]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, json.loads(done.stdout.splitlines()[0])["kind"]) == (18, "WATCH_KIND_CREATED")
+    # Envoy cuts it off, or the gateway ends it: whoever is first.
+    assert done.returncode in {0, 18}
+    first, *_ = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first["kind"] == "WATCH_KIND_CREATED"
 
 
 # ── what is wrong ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,12 +12,10 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import grpc
 import h2.connection
 import jwt
 import pytest
-from conftest import Mesh, child, environment, free_ports, secret, wait_until
+from conftest import Mesh, child, environment, second_gateway, secret, wait_until
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from openmanager_metadata.keyring import Access, Keyring
@@ -270,15 +268,31 @@ async def test_what_says_who_is_calling_is_not_taken_from_a_client(mesh: Mesh, e
 # ── too much, and too little ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_address_that_asks_too_often_is_told_to_wait(mesh: Mesh, edge_files: Path):
-    def small(made: dict[str, Any]) -> None:
-        filters = made["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"][
-            "http_filters"
-        ]
-        (limit,) = (each["typed_config"] for each in filters if each["name"] == "local_ratelimit")
-        limit["descriptors"][0]["token_bucket"] = {"max_tokens": 5, "tokens_per_fill": 1, "fill_interval": "60s"}
+def calls_a_minute(count: int) -> Callable[[dict[str, Any]], None]:
+    """Return what lets an address make so many calls, and believes a proxy before Envoy of whose they are."""
 
-    with running(edge_files, mesh.gateway, change=small) as edge:
+    def change(made: dict[str, Any]) -> None:
+        manager = made["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        manager["xff_num_trusted_hops"] = 1
+        (limit,) = (each["typed_config"] for each in manager["http_filters"] if each["name"] == "local_ratelimit")
+        limit["descriptors"][0]["token_bucket"] = {"max_tokens": count, "tokens_per_fill": 1, "fill_interval": "60s"}
+
+    return change
+
+
+async def test_of_ipv6_who_asks_too_often_has_all_addresses_of_a_network(mesh: Mesh, edge_files: Path):
+    places = [f"2001:db8::{number}:1" for number in range(7)] + ["2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
+    with running(edge_files, mesh.gateway, change=calls_a_minute(5)) as edge:
+        async with aiohttp.ClientSession() as session:
+            found = []
+            for place in places:
+                async with session.get(f"{edge.url}/v1/fleet", headers={"X-Forwarded-For": place}) as response:
+                    found.append(response.status)
+    assert found == 5 * [200] + 2 * [429] + 3 * [200]
+
+
+async def test_an_address_that_asks_too_often_is_told_to_wait(mesh: Mesh, edge_files: Path):
+    with running(edge_files, mesh.gateway, change=calls_a_minute(5)) as edge:
         async with aiohttp.ClientSession() as session:
             found = []
             for _ in range(8):
@@ -308,25 +322,9 @@ def test_a_connection_that_only_resets_its_streams_is_closed(edge: Edge):
     assert edge.counter("http.edge.downstream_rq_too_many_premature_resets") > 0
 
 
-@contextlib.contextmanager
-def second_gateway(mesh: Mesh, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Serve the mesh by one gateway more."""
-    variables = environment(child(mesh, "serve\0gateway"))
-    address = f"127.0.0.1:{free_ports(1)}"
-    variables["OPENMANAGER_SERVER_LISTEN"] = address
-    with (folder / "second.log").open("wb") as log:
-        command = [sys.executable, "-m", "openmanager.cli", "serve", "gateway"]
-        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=folder)
-    try:
-        yield address, process
-    finally:
-        process.kill()
-        process.wait(timeout=10)
-
-
 @pytest.mark.timeout(120)
 async def test_a_gateway_that_is_killed_fails_no_read(mesh: Mesh, edge_files: Path, tmp_path: Path):
-    with second_gateway(mesh, tmp_path) as (address, process):
+    with second_gateway(environment(child(mesh, "serve\0gateway")), tmp_path) as (address, process):
         async with Client(address) as client:
 
             async def serves() -> bool:
@@ -335,7 +333,7 @@ async def test_a_gateway_that_is_killed_fails_no_read(mesh: Mesh, edge_files: Pa
                 return False
 
             await wait_until(serves, 60)
-        with running(edge_files, mesh.gateway, address) as edge:
+        with running(edge_files, mesh.gateway, address, change=calls_a_minute(100_000)) as edge:
             failed, done = [], 0
             stub_path = FLEET
 

@@ -86,6 +86,10 @@ def test_from_the_first_start_to_the_verified_audit(guarded: Mesh, tmp_path: Pat
     assert [each["id"] for each in seen] == [each["id"] for each in fleet if each["role"] == "web"] != []
     beyond = next(each["id"] for each in fleet if each["role"] != "web")
     assert "there is no such server" in alice.refused("servers", beyond)
+    # Analysis asks others for her, and is told what she would be.
+    detected = json.loads(alice.told("anomalies", "detect", "cpu_usage", "--last", "10m", "--json"))
+    assert {each["server"] for each in detected["anomalies"]} <= {each["id"] for each in seen}
+    assert detected["provenance"]["source"]
     assert "this needs the permission operate" in alice.refused("simulate", "stop")
     assert "this needs the permission audit" in alice.refused("audit", "list")
     # The agent's key reads what it may, and not once it is revoked.

@@ -12,15 +12,11 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENT, Mesh, clean_environment, free_ports, start_mesh
+from transcript import steps
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 RESTORED = "openmanager up --data-dir ./restored"
-
-
-def commands() -> list[str]:
-    blocks = re.findall(r"```console\n(.*?)```", GUIDE, re.DOTALL)
-    return [line[2:] for line in "\n".join(blocks).splitlines() if line.startswith("$ ")]
 
 
 def run(command: str, folder: Path, mesh: Mesh | None = None) -> str:
@@ -54,7 +50,7 @@ def test_the_guide_leads_from_a_laptop_to_a_disaster_and_back(tmp_path: Path):
     (tmp_path / "password").write_text("the password of the backups")
     data = tmp_path / "data"
     mesh = start_mesh(data, free_ports(), "--servers", "3", "--interval", "1s", environment=PATIENT)
-    walked = commands()
+    walked = [step.command for step in steps(GUIDE, "openmanager")]
     lost = next(at for at, command in enumerate(walked) if command.startswith("openmanager restore"))
     try:
         for command in walked[:lost]:

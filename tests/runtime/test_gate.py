@@ -30,11 +30,13 @@ SCOPED = Identity("users/s", (Grant(Role.VIEWER, "role = web"),))
 
 
 class Telling(TestService):
-    """Tells who is calling and what they may reach."""
+    """Tells who is calling and what they may reach, or where they are."""
 
     async def Call(self, request, context):
         caller = access.caller()
         assert caller is not None
+        if request.value == "where":
+            return wrappers_pb2.BytesValue(value=caller.source.encode())
         return wrappers_pb2.BytesValue(value=f"{caller.identity.subject} {caller.scope}".encode())
 
 

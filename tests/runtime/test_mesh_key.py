@@ -54,6 +54,16 @@ def test_only_the_gateway_speaks_for_others(clock: Clock):
             reader.read(key(clock, "simulator").token(claimed))
 
 
+def test_analysis_reads_for_others_and_does_nothing_else_for_them(clock: Clock):
+    reader, analysis = key(clock, "timeseries"), key(clock, "analysis")
+    admin = Identity("users/alice", (Grant(Role.ADMIN, "role = web"), Grant(Role.AUDITOR)), session="s1")
+    word = reader.read(analysis.token(admin, "192.0.2.7"))
+    seen = Identity("users/alice", (Grant(Role.VIEWER, "role = web"), Grant(Role.VIEWER)), session="s1")
+    assert word == mesh_key.Word(seen, "192.0.2.7", "analysis")
+    with pytest.raises(UnauthenticatedError):
+        reader.read(analysis.token(server("gateway")))
+
+
 def test_a_token_of_another_mesh_is_refused(clock: Clock):
     with pytest.raises(UnauthenticatedError):
         key(clock, "timeseries", NEW).read(key(clock).token(ALICE))

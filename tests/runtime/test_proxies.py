@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf import wrappers_pb2
 from test_edge import NAME
-from test_gate import Known, serving
+from test_gate import VIEWER, Known, serving
 
 from openmanager.errors import ConfigurationError, UnauthenticatedError
 from openmanager.runtime.address import Proxies, peer_address
@@ -34,6 +34,9 @@ PROXY, CLIENT, FORGED = "10.0.0.7", "192.0.2.1", "198.51.100.9"
         (PROXY, "", [f"{FORGED}, nonsense"], PROXY),
         (PROXY, "", [""], PROXY),
         (PROXY, "", ["2001:db8::1"], "2001:db8::1"),
+        # One address, however a proxy writes it.
+        (PROXY, "", ["2001:DB8:0::1"], "2001:db8::1"),
+        ("10.0.0.0/24", "", [f"{FORGED}, ::ffff:{CLIENT}, ::ffff:10.0.0.8"], CLIENT),
     ],
 )
 def test_the_address_is_the_last_that_somebody_trusted_has_seen(trusted, name, forwarded, source):
@@ -82,3 +85,15 @@ async def test_a_server_believes_its_proxies_and_nobody_else(trusted, source):
         with pytest.raises(UnauthenticatedError):
             await peer.unary(f"/{NAME}/Call", wrappers_pb2.BytesValue(), wrappers_pb2.BytesValue, seconds=5)
     assert known.sources == [source]
+
+
+async def test_who_comes_again_from_elsewhere_comes_from_there():
+    seen = []
+    async with serving(authenticator=Known(good=Pass(VIEWER)), proxies=Proxies("127.0.0.0/8")) as address:
+        for place in (CLIENT, FORGED):
+            metadata = (("authorization", "Bearer good"), ("x-forwarded-for", place))
+            async with Peer("test", address, identify=lambda metadata=metadata: metadata) as peer:
+                request = wrappers_pb2.StringValue(value="where")
+                reply = await peer.unary(f"/{NAME}/Call", request, wrappers_pb2.BytesValue, seconds=5)
+                seen.append(reply.value.decode())
+    assert seen == [CLIENT, FORGED]

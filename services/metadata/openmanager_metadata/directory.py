@@ -114,7 +114,3 @@ class Directory:
         if session is None or user is None or session.user != user.id or user.disabled or session.end <= self.now():
             raise credentials_invalid()
         return Identity(user.subject, user.grants, end=float(access.end), session=session.id)
-
-    def user_named(self, name: str) -> User | None:
-        """Return a user by name."""
-        return next((user for user in self.users.values() if user.name == name), None)

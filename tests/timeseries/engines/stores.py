@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -21,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+from conftest import free_ports
 from openmanager_timeseries.engines.port import Engine
 from openmanager_timeseries.engines.victoriametrics import VictoriaEngine
 
@@ -30,12 +30,6 @@ WRITE_TIMEOUT = timedelta(seconds=10)
 QUERY_TIMEOUT = timedelta(seconds=20)
 START_SECONDS = 30.0
 RETENTION = timedelta(days=3650)
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
 
 
 def ask(url: str, body: object = None, method: str = "GET", token: str = "") -> bytes:
@@ -131,7 +125,7 @@ def victoria_server(data: Path, *options: str) -> Server | None:
     binary = shutil.which("victoria-metrics")
     if binary is None:
         return None
-    port = free_port()
+    port = free_ports(1)
     own = [f"-storageDataPath={data}", f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=10y"]
     return Server([binary, *own, *options], f"http://127.0.0.1:{port}", "/health")
 
@@ -186,7 +180,7 @@ def influx_server(data: Path) -> Server | None:
     binary = os.environ.get("TEST_INFLUXD") or shutil.which("influxd")
     if binary is None or shutil.which(binary) is None:
         return None
-    port = free_port()
+    port = free_ports(1)
     paths = [f"--bolt-path={data}/influxd.bolt", f"--engine-path={data}/engine", f"--sqlite-path={data}/influxd.sqlite"]
     command = [binary, *paths, f"--http-bind-address=127.0.0.1:{port}", "--reporting-disabled", "--log-level=error"]
     return Server(command, f"http://127.0.0.1:{port}", "/health")

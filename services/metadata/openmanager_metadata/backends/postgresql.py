@@ -320,7 +320,7 @@ class PostgresqlDatabase:
         config = self._config
         with self._translated():
             if self._stale:
-                # What was connected before a fail-over, a shutdown or a hang is not used again.
+                # What was connected before a failover, a shutdown or a hang is not used again.
                 self._stale = False
                 await pool.expire_connections()
             seconds = seconds or config.statement_timeout.total_seconds()

@@ -15,7 +15,13 @@ from typing import Any, TypeVar
 
 import asyncpg
 
-from openmanager.errors import DataLossError, FailedPreconditionError, UnavailableError, store_unavailable
+from openmanager.errors import (
+    ConfigurationError,
+    DataLossError,
+    FailedPreconditionError,
+    UnavailableError,
+    store_unavailable,
+)
 from openmanager_metadata.backends.migration import SchemaError, migrate
 
 # In the order in which they are filled: what refers to another comes after it.
@@ -187,6 +193,8 @@ async def _connected(url: str) -> AsyncIterator[Any]:
         )
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as err:
         raise store_unavailable("PostgreSQL") from err
+    except ValueError as err:  # asyncpg's own words repeat what may be the password
+        raise ConfigurationError("the URL of the database cannot be read") from err
     try:
         yield connection
     except TimeoutError as err:
