@@ -56,8 +56,6 @@ def _remember(ctx: click.Context, option: click.Parameter, value: str | None) ->
 
 def tls() -> Tls | None:
     """Return what the connection to the gateway is encrypted with; None when it is not."""
-    # Read when grpc is imported: a handshake that fails is told in our own words.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from openmanager.runtime.tls import Tls
 
     files = click.get_current_context().meta.get(_TLS)

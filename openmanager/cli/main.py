@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -111,6 +112,8 @@ def exit_code(error: OpenManagerError) -> int:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command. An error is one sentence on standard error and an exit code."""
+    # Read when grpc is imported: what is wrong is told in our own words, and logs hold JSON lines alone.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         return cli.main(args=arguments, prog_name="openmanager", standalone_mode=False)
     except OpenManagerError as error:
