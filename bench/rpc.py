@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +60,15 @@ def free_ports(count: int) -> int:
 
     Processes that look at once begin apart from each other.
     """
-    for base in range(26_000 + os.getpid() * 16 % 4_000, 32_000, count):
+    return free_base((*range(count), *([CONSOLE_OFFSET] if count == len(suite.NAMES) else [])), count)
+
+
+def free_base(offsets: Sequence[int], step: int) -> int:
+    """Return a port that is free with those at some offsets from it; one in `step` is tried."""
+    for base in range(26_000 + os.getpid() * 16 % 4_000, 32_000, step):
         with contextlib.ExitStack() as stack:
             try:
-                for offset in (*range(count), *([CONSOLE_OFFSET] if count == len(suite.NAMES) else [])):
+                for offset in offsets:
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
             except OSError:
                 continue

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.rpc import free_base
 from chaos import checker, journal, reading, steady
 from chaos.journal import Journal, Kind
 from chaos.load import WRITERS, server_of
@@ -156,16 +156,9 @@ def _pid(mesh: Mesh, part: layout.Part) -> int | None:
 
 def _free_ports() -> int:
     """Return a port that is free with all others of a mesh of shards and gateways."""
-    for base in range(21_000 + time.time_ns() % 97 * 50, 31_000, 50):
-        found = layout.addresses(f"127.0.0.1:{base}", SHARDS, GATEWAYS)
-        with contextlib.ExitStack() as stack:
-            try:
-                for address in ",".join(found.values()).split(","):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", int(address.rpartition(":")[2])))
-            except OSError:
-                continue
-            return base
-    raise SystemExit("no free ports")
+    found = layout.addresses("127.0.0.1:1", SHARDS, GATEWAYS)
+    offsets = [int(address.rpartition(":")[2]) - 1 for address in ",".join(found.values()).split(",")]
+    return free_base(offsets, max(offsets) + 1)
 
 
 if __name__ == "__main__":

@@ -52,9 +52,14 @@ class Route:
             setattr(self, method.name, forwarder(method, upstream))
 
 
+def path_of(method: MethodDescriptor) -> str:
+    """Return the path by which a method is called."""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
 def forwarder(method: MethodDescriptor, upstream: Upstream, path: str | None = None) -> Any:
     """Return a handler that forwards a method, under the method's own path unless another is given."""
-    target = path or f"/{method.containing_service.full_name}/{method.name}"
+    target = path or path_of(method)
     if method.client_streaming:
         return forwarded(_bidi(upstream, target))
     return forwarded(_server_stream(upstream, target) if method.server_streaming else _unary(upstream, target))

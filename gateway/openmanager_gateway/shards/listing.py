@@ -15,6 +15,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from openmanager import page
 from openmanager.runtime import validate
 from openmanager.runtime.edge import forwarded, unbounded
+from openmanager_gateway.router import path_of
 from openmanager_gateway.shards.calls import FIRST_SHARE, Answers, Shards, joined_provenance
 
 # Instead of the token of a shard: it is at its beginning, or has nothing left. The page tokens of shards hold neither.
@@ -58,7 +59,7 @@ async def _listed(
     listing: Listing, shards: Shards, method: MethodDescriptor, request: Any, context: Any, *, exact: bool
 ) -> Any:
     """Return a page; with `exact` _ChangedError where its token would not be where it ends."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
+    path = path_of(method)
     reply_class: Any = validate.message_class(method.output_type)
     # Who cannot say that something is missing has all, or nothing.
     needs_all = "provenance" not in reply_class.DESCRIPTOR.fields_by_name

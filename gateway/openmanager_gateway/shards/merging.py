@@ -15,6 +15,7 @@ from openmanager.errors import NotFoundError, UnavailableError
 from openmanager.runtime import validate
 from openmanager.runtime.edge import forwarded, unbounded
 from openmanager.runtime.status import worst
+from openmanager_gateway.router import path_of
 from openmanager_gateway.shards.calls import AWAY, Shards
 
 # Between the number of a shard and the id of a dead letter.
@@ -35,7 +36,7 @@ def first(*, spread: bool = False) -> Handler:
     """Return what makes the handler of a method that any shard can answer; `spread` asks another one each time."""
 
     def make(shards: Shards, method: MethodDescriptor) -> Any:
-        path = f"/{method.containing_service.full_name}/{method.name}"
+        path = path_of(method)
 
         @forwarded
         @unbounded
@@ -54,7 +55,7 @@ def every(merge: Merge, *, whole: bool = False) -> Handler:
     """
 
     def make(shards: Shards, method: MethodDescriptor) -> Any:
-        path = f"/{method.containing_service.full_name}/{method.name}"
+        path = path_of(method)
         reply: Any = validate.message_class(method.output_type)
 
         @forwarded
@@ -81,7 +82,7 @@ def summed(reply: type[Any]) -> Merge:
 
 def delete_series(shards: Shards, method: MethodDescriptor) -> Any:
     """Return the handler of DeleteSeries: nothing is deleted anywhere before every shard has said that it may be."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
+    path = path_of(method)
 
     @forwarded
     @unbounded
@@ -101,7 +102,7 @@ def delete_series(shards: Shards, method: MethodDescriptor) -> Any:
 
 def update_policy(shards: Shards, method: MethodDescriptor) -> Any:
     """Return the handler of UpdateRetentionPolicy: one shard after the other, each on what the one before has stored."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
+    path = path_of(method)
 
     @forwarded
     @unbounded
@@ -192,7 +193,7 @@ def counted(items: str, count: str) -> Handler:
     """
 
     def make(shards: Shards, method: MethodDescriptor) -> Any:
-        path = f"/{method.containing_service.full_name}/{method.name}"
+        path = path_of(method)
         reply: Any = validate.message_class(method.output_type)
 
         @forwarded
@@ -233,7 +234,7 @@ def _listed(reply: Any, items: str) -> Sequence[Any]:
 
 def get_alert(shards: Shards, method: MethodDescriptor) -> Any:
     """Return the handler of GetAlert: nobody is told that there is none before every shard has said so."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
+    path = path_of(method)
 
     @forwarded
     @unbounded
@@ -265,7 +266,7 @@ def get_alert(shards: Shards, method: MethodDescriptor) -> Any:
 
 def entry(shards: Shards, method: MethodDescriptor) -> Any:
     """Return the handler of a method on an entry: that of the shard that owns its name."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
+    path = path_of(method)
 
     @forwarded
     @unbounded
@@ -293,7 +294,7 @@ def chosen_letters(reply: type[Any]) -> Handler:
     """Return what makes the handler of a method on dead letters, some by ids or all of a consumer."""
 
     def make(shards: Shards, method: MethodDescriptor) -> Any:
-        path = f"/{method.containing_service.full_name}/{method.name}"
+        path = path_of(method)
 
         @forwarded
         @unbounded

@@ -15,6 +15,7 @@ from openmanager.runtime import validate
 from openmanager.runtime.edge import forwarded, unbounded
 from openmanager.runtime.peer import backoff
 from openmanager.watch import MAX_DIGITS, compacted
+from openmanager_gateway.router import path_of
 from openmanager_gateway.shards.calls import Shards, join_tokens, split_tokens
 from openmanager_gateway.shards.merging import joined_consumer
 
@@ -124,7 +125,7 @@ class _Watch:
         exact: bool = False,
     ) -> None:
         self._shards, self._context = shards, context
-        self._path = f"/{method.containing_service.full_name}/{method.name}"
+        self._path = path_of(method)
         self._reply: Any = validate.message_class(method.output_type)
         self._begin, self._place_of, self._exact = begin, place_of, exact
         self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(WAITING * len(shards))
