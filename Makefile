@@ -132,5 +132,5 @@ image-test: $(STAMP) ## run every program of that image below its root on real s
 env: ## write .env, and fresh secrets into secrets/, for docker compose
 	@sh scripts/env.sh
 
-clean: ## remove what was built here
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+clean: ## remove what was built here; what a mesh keeps, and what chaos found, stays
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

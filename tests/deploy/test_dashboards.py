@@ -77,7 +77,7 @@ def test_the_files_are_what_the_code_makes(tmp_path, monkeypatch, capsys):
 
 def test_there_is_a_dashboard_for_each_subject():
     titles = {board["title"] for board in BOARDS.values()}
-    assert titles == {"Fleet", "Server", "Storage and failover", "Mesh", "Anomalies and capacity"}
+    assert titles == {"Fleet", "Server", "Storage and failover", "Mesh", "Anomalies and capacity", "Objectives"}
     assert len({board["uid"] for board in BOARDS.values()}) == len(BOARDS)
 
 
@@ -300,6 +300,8 @@ def filled(text: str) -> str:
     }.items():
         text = text.replace(placeholder, given)
     text = re.sub(r"\$\{\w+:(pipe|regex)\}", ".*", text)
+    # The mesh is seconds old, and has no whole minute yet; test_slo.py asks for the same over days.
+    text = re.sub(r"\[\w+:1m\]", "[5m:5s]", text)
     assert not re.search(r"\$[\w{]", text), text
     return text
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 import urllib.request
@@ -25,6 +26,7 @@ import h2.connection
 import jwt
 import pytest
 from conftest import Mesh, child, environment, second_gateway, secret, wait_until
+from deploy.composed import SERVICES
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from openmanager_metadata.keyring import Access, Keyring
@@ -303,6 +305,21 @@ async def test_an_address_that_asks_too_often_is_told_to_wait(mesh: Mesh, edge_f
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await channel.unary_unary(FLEET)(b"", timeout=10)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_the_health_check_of_its_container_says_whether_it_serves(mesh: Mesh, edge_files: Path):
+    kind, *command = SERVICES["edge"]["healthcheck"]["test"]
+
+    def asked() -> int:
+        words = [word.replace("127.0.0.1/9901", edge.admin.replace(":", "/")) for word in command]
+        assert (kind, words != command) == ("CMD", True)
+        return subprocess.run(words, capture_output=True, check=False, timeout=5).returncode
+
+    with running(edge_files, mesh.gateway) as edge:
+        assert asked() == 0
+        urllib.request.urlopen(f"http://{edge.admin}/healthcheck/fail", data=b"", timeout=5).close()
+        assert asked() != 0
+    assert asked() != 0
 
 
 def test_a_connection_that_only_resets_its_streams_is_closed(edge: Edge):
