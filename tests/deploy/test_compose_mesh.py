@@ -124,7 +124,7 @@ class Machine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=10,
+            timeout=30,
         )
 
     @contextlib.contextmanager
@@ -320,11 +320,13 @@ async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gatewa
 @pytest.mark.timeout(150)
 async def test_two_shards_and_two_gateways_serve_by_the_lines_of_the_page(machine):
     machine.services = sharded()
-    serving = ("metadata", "timeseries", "timeseries-1", "cache", "cache-1", "gateway", "gateway-2")
+    stages = (["metadata"], ["timeseries", "timeseries-1"], ["cache", "cache-1"], ["gateway", "gateway-2"])
     assert machine.run("certs", CERTS["command"]).returncode == 0
     with contextlib.ExitStack() as stack:
-        for name in serving:
-            await become_healthy(machine, name, stack.enter_context(machine.serving(name)))
+        for names in stages:
+            started = [(name, stack.enter_context(machine.serving(name))) for name in names]
+            for name, process in started:
+                await become_healthy(machine, name, process)
         await sign_in(machine)
         words = ["keys", "create", "writes", "--grant", "admin", "--json"]
         done = await asyncio.to_thread(machine.run, "gateway", words)
