@@ -32,7 +32,6 @@ from openmanager_metadata.users import LOCK_TIME, MAX_FAILURES, Changes, Users
 from test_database import answers, session, url
 
 from openmanager.access import Grant, Role
-from openmanager.attempts import MAX_A_MINUTE, Attempts
 from openmanager.config import Secret
 from openmanager.errors import (
     AbortedError,
@@ -43,6 +42,7 @@ from openmanager.errors import (
     ResourceExhaustedError,
     UnauthenticatedError,
 )
+from openmanager.runtime.attempts import MAX_A_MINUTE, Attempts
 
 __all__ = ["url"]
 
