@@ -396,7 +396,7 @@ async def test_what_is_secret_is_nowhere_in_the_database(people: People):
     async with session(people.url) as other:
         rows = [str(row) for table in directory_module.TABLES for row in await other.fetch(f"SELECT * FROM {table}")]
     for hidden in (secret, invitation.text, tokens.access, tokens.refresh):
-        part = hidden.rpartition("_")[2] if hidden.startswith("om") else hidden
+        part = hidden.split("_", 2)[2] if hidden.startswith("om") else hidden  # a secret may have the sign too
         assert not any(part in row for row in rows)
     assert not any(PASSWORD in row for row in rows)
     assert any("$argon2id$" in row for row in rows)
