@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -258,7 +258,7 @@ class Edge:
             await abort(context, *status[:3])
 
     async def _enter(
-        self, method: _Method, metadata: Sequence[Any], context: grpc.aio.ServicerContext[Any, Any]
+        self, method: _Method, metadata: Iterable[Any], context: grpc.aio.ServicerContext[Any, Any]
     ) -> tuple[Pass, access.Caller]:
         """Return what the caller came with, and what they may reach, once it is known to be enough for the method."""
         _check_metadata(metadata)

@@ -392,7 +392,7 @@ class Planner:
 
     # ── groups ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _groups(self, ids: Ints, group_by: str) -> tuple[Sequence[SeriesName], Ints]:
+    def _groups(self, ids: Ints, group_by: str) -> tuple[list[SeriesName], Ints]:
         """Return the name of every group and the group of every series, groups sorted by name and metric."""
         if group_by == "SERVER":
             return self._names(ids), np.arange(len(ids))
@@ -404,7 +404,7 @@ class Planner:
         names = [SeriesName(server="", metric=metric, group=group) for group, metric in ordered]
         return names, np.asarray([index[key] for key in keys], np.int64)
 
-    def _names(self, ids: Ints) -> Sequence[SeriesName]:
+    def _names(self, ids: Ints) -> list[SeriesName]:
         """Return the names of series (in any thread); those of a few are kept, as an id always means the same series."""
         if len(ids) > _NAMED_SERIES:
             return list(map(SeriesName, *self._catalog.names(ids)))
@@ -414,7 +414,7 @@ class Planner:
             if len(self._named) >= _NAMED:
                 self._named.clear()
             found = self._named[key] = tuple(map(SeriesName, *self._catalog.names(ids)))
-        return found
+        return list(found)
 
     def _group_of(self, server: str, group_by: str) -> str:
         info = self._catalog.infos.get(server)
