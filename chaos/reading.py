@@ -56,8 +56,8 @@ async def _rows_until(path: Path, moment: float) -> np.ndarray:
         await asyncio.sleep(SYNC_SECONDS)
 
 
-async def judge(peer: Peer, path: Path, restart: Callable[[], None]) -> Verdict:
-    """Judge a mesh that has been left in peace: as it is, and again after an orderly restart."""
+async def judge(peer: Peer, path: Path, restart: Callable[[], None] = lambda: None) -> Verdict:
+    """Judge a mesh that has been left in peace: as it is, and again after an orderly restart where there is one."""
     rows = journal.load(path)
     verdict = check(rows, await _everything(peer, queried, rows))
     await _check_drained(verdict, peer)

@@ -1,4 +1,7 @@
-"""`make scale`: kill every process of a mesh of two shards and two gateways, one at a time, under load, and count who notices."""
+"""`make scale`: kill every process of a mesh of two shards and two gateways, one at a time, under load, and count who notices.
+
+With `--stores cluster` or `--stores sentinel` every store has a copy of itself, and each process of a store is killed too.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from bench.rpc import free_base
-from chaos import checker, journal, reading, steady
+from chaos import journal, reading, steady
+from chaos.doubled import CLUSTER, SENTINEL, Doubled, Victim, doubled
 from chaos.journal import Journal, Kind
 from chaos.load import WRITERS, server_of
 from chaos.mesh import FLEET, Mesh, Probe, family, signalled
-from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving
+from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving, unwell
 from chaos.stores import stores
 from openmanager.cli import layout
 from openmanager.client.rpc import DEADLINE_SECONDS
@@ -32,6 +36,8 @@ from openmanager.shard import SHARDED, shard_of
 SHARDS = GATEWAYS = 2
 # One process is killed, and not the next before clients have found their way back to it.
 SETTLE_SECONDS = 2.0
+# All of it may take so long for each process that is killed.
+KILL_SECONDS = 8.0
 # Writes of a shard may wait so long while its log is started again.
 WAIT_SECONDS = 3.0
 
@@ -39,11 +45,12 @@ WAIT_SECONDS = 3.0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="chaos.scale", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one document")
+    parser.add_argument("--stores", choices=("", CLUSTER, SENTINEL), default="", help="the Redis of stores with copies")
     parser.add_argument("--rate", type=float, default=CALLS_PER_SECOND, help="calls a second")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no mesh is left behind
     with tempfile.TemporaryDirectory(prefix="openmanager-scale-") as folder:
-        found = asyncio.run(run(Path(folder), rate=options.rate))
+        found = asyncio.run(run(Path(folder), rate=options.rate, redis=options.stores))
     print(json.dumps(found.document(), indent=1) if options.json else "\n".join(found.lines()))
     sys.exit(1 if any(found.broken()) else 0)
 
@@ -94,14 +101,21 @@ def _writes(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 async def run(
-    folder: Path, *, names: Sequence[str] = (), rate: float = CALLS_PER_SECOND, seconds: float = DEADLINE_SECONDS
+    folder: Path,
+    *,
+    names: Sequence[str] = (),
+    rate: float = CALLS_PER_SECOND,
+    seconds: float = DEADLINE_SECONDS,
+    redis: str = "",
 ) -> Scaled:
     """Kill processes one at a time, all without names, under so many calls a second; read everything back and judge."""
     path, outcome = folder / "journal", Scaled()
-    async with stores(folder / "stores", 1) as behind:
+    made = doubled(folder / "stores", redis) if redis else stores(folder / "stores", 1)
+    async with made as behind:
         gateway = f"127.0.0.1:{_free_ports()}"
         config = MeshConfig(**layout.addresses(gateway, SHARDS, GATEWAYS), shard_count=SHARDS)
-        parts = {part.name: part for part in layout.parts(config) if part.service != "console"}
+        parts = [part for part in layout.parts(config) if part.service != "console"]
+        killed: list[layout.Part | Victim] = [*parts, *(behind.victims if isinstance(behind, Doubled) else ())]
         patience = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s"}
         fleet = (*FLEET, "--shards", str(SHARDS), "--gateways", str(GATEWAYS))
         base = int(gateway.rpartition(":")[2])
@@ -113,30 +127,47 @@ async def run(
                     async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:
                         await Probe(peer).wait("the first start")
                         await known(peer)
-                        await _kill_each(mesh, [parts[name] for name in names or parts], outcome)
+                        await _kill_each(mesh, [each for each in killed if each.name in names or not names], parts, outcome)
                 outcome.rows = journal.load(path)
                 outcome.measure()
-                found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
-                outcome.verdict = checker.check(outcome.rows, found)
+                outcome.verdict = await reading.judge(peer, path)
         finally:
             await asyncio.to_thread(mesh.end)
     return outcome
 
 
-async def _kill_each(mesh: Mesh, parts: Sequence[layout.Part], outcome: Scaled) -> None:
-    """Kill one process after the other, the next one as soon as the successor of the last one serves."""
-    outcome.began = time.monotonic()
-    for part in parts:
-        pid, began = _pid(mesh, part), time.monotonic()
-        signalled([pid or 0], signal.SIGKILL)
-        while _pid(mesh, part) in {pid, None}:
-            await asyncio.sleep(POLL_SECONDS)
+async def _kill_each(
+    mesh: Mesh, killed: Sequence[layout.Part | Victim], parts: Sequence[layout.Part], outcome: Scaled
+) -> None:
+    """Kill one process after the other, the next one as soon as all is well after the last one."""
+    outcome.began, outcome.limit_seconds = time.monotonic(), len(killed) * KILL_SECONDS
+    for each in killed:
+        began = time.monotonic()
+        if isinstance(each, Victim):
+            theirs = [part.address for part in parts if part.service == each.service]
+            await each.kill()
+            if each.noticed:
+                await asyncio.gather(*(unwell(address) for address in theirs))
+            await each.replaced()
+        else:
+            theirs = [each.address]
+            await _kill(mesh, each)
         ended = time.monotonic()
-        await serving(part.address)
+        await asyncio.gather(*(serving(address) for address in theirs))
         back = time.monotonic()
-        outcome.restarts.append(Restart(service=part.name, began=began, ended=ended - began, back=back - began))
+        outcome.restarts.append(Restart(service=each.name, began=began, ended=ended - began, back=back - began))
+        if isinstance(each, Victim):
+            await each.returned()
         await asyncio.sleep(SETTLE_SECONDS)
     outcome.seconds = time.monotonic() - outcome.began
+
+
+async def _kill(mesh: Mesh, part: layout.Part) -> None:
+    """Kill a process, and wait for its successor."""
+    pid = _pid(mesh, part)
+    signalled([pid or 0], signal.SIGKILL)
+    while _pid(mesh, part) in {pid, None}:
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def _pid(mesh: Mesh, part: layout.Part) -> int | None:

@@ -19,13 +19,13 @@ import pytest
 from aiohttp import web
 from client.mesh import SECTIONS, LocalMesh
 from conftest import clean_environment, free_ports, wait_until
-from metadata.replicated import Server, alone
 from openmanager_analysis import alert_service
 from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
 from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.module import module as metadata
 
+from chaos.replicated import Server, alone
 from openmanager.client import (
     Alert,
     AlertRule,

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import free_ports, wait_until
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from bench.rpc import free_ports
+from chaos.mesh import wait_until
 from openmanager import embedded
 from openmanager.datadir import DataDir
 from openmanager.runtime import launch

@@ -15,8 +15,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
-from conftest import free_ports, wait_until
 
+from bench.rpc import free_ports
+from chaos.mesh import wait_until
 from openmanager import embedded
 from openmanager.datadir import DataDir
 from openmanager.runtime import launch
@@ -121,9 +122,10 @@ class Pair:
         """Have the primary acknowledge what the standby has too, and nothing else, from now on."""
         await self.primary.run("ALTER SYSTEM SET synchronous_standby_names = '*'")
         await self.primary.run("SELECT pg_reload_conf()")
-        await wait_until(self._is_synchronous)
+        await wait_until(self.is_synchronous)
 
-    async def _is_synchronous(self) -> bool:
+    async def is_synchronous(self) -> bool:
+        """Say whether what is acknowledged now is at the standby too."""
         rows = await self.primary.run("SELECT sync_state FROM pg_stat_replication")
         return [row["sync_state"] for row in rows] == ["sync"]
 
