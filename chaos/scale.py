@@ -130,7 +130,7 @@ async def run(
                         await _kill_each(mesh, [each for each in killed if each.name in names or not names], parts, outcome)
                 outcome.rows = journal.load(path)
                 outcome.measure()
-                outcome.verdict = await reading.judge(peer, path)
+                outcome.verdict = await reading.read_back(peer, path, behind.engine if isinstance(behind, Doubled) else "")
         finally:
             await asyncio.to_thread(mesh.end)
     return outcome
