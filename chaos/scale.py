@@ -127,10 +127,14 @@ async def run(
                     async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:
                         await Probe(peer).wait("the first start")
                         await known(peer)
-                        await _kill_each(mesh, [each for each in killed if each.name in names or not names], parts, outcome)
+                        await _kill_each(
+                            mesh, [each for each in killed if each.name in names or not names], parts, outcome
+                        )
                 outcome.rows = journal.load(path)
                 outcome.measure()
-                outcome.verdict = await reading.read_back(peer, path, behind.engine if isinstance(behind, Doubled) else "")
+                outcome.verdict = await reading.read_back(
+                    peer, path, behind.engine if isinstance(behind, Doubled) else ""
+                )
         finally:
             await asyncio.to_thread(mesh.end)
     return outcome

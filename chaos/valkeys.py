@@ -51,7 +51,7 @@ class Valkey:
             self.file.write_text("\n".join((*common, *self.settings, "")))
         argv = [program(), str(self.file), *(["--sentinel"] if self.sentinel else [])]
         with (self.folder / "log").open("ab") as out:
-            self.process = subprocess.Popen(  # noqa: ASYNC220  (it returns at once)
+            self.process = subprocess.Popen(
                 launch.argv(argv, user=None, death_signal=signal.SIGKILL),
                 stdout=out,
                 stderr=out,

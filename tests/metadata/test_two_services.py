@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from client.mesh import SECTIONS, serving
 from conftest import wait_until
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.field_mask_pb2 import FieldMask
-from openmanager_metadata.config import MetadataConfig
+from metadata.auditing import pem
 from openmanager_metadata.module import module as metadata
 
 from chaos.replicated import alone
-from metadata.auditing import pem
 from openmanager.api.metadata.v1 import audit_pb2, identity_pb2
 from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.audit_file import verify
@@ -32,13 +32,9 @@ from openmanager.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from openmanager.runtime.clock import SystemClock
-from openmanager.runtime.module import MeshConfig, Runtime, ServerConfig
 from openmanager.runtime.peer import Peer
-from openmanager.runtime.server import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-SECTIONS = {"mesh": MeshConfig, "server": ServerConfig, "metadata": MetadataConfig}
 API = "/openmanager.api.metadata.v1"
 PASSWORD = "correct horse battery"
 # A service copies everybody so seldom here that what it knows it was told, or has looked for.
@@ -97,12 +93,7 @@ async def _served(stack: contextlib.AsyncExitStack, url: str, copy: Path) -> str
         **dict.fromkeys(("statement_timeout", "acquire_timeout", "connect_timeout"), "5s"),
     }
     configuration = load(SECTIONS, flags={("metadata", key): value for key, value in flags.items()}, environ={})
-    runtime = Runtime(configuration=configuration, name="metadata", address="127.0.0.1:0", version="0.1.0")
-    service = await stack.enter_async_context(metadata.open(runtime))
-    config = configuration.section(ServerConfig)
-    server = Server(service=service, name="metadata", address="127.0.0.1:0", config=config, clock=SystemClock())
-    await stack.enter_async_context(server.running())
-    return f"127.0.0.1:{server.port}"
+    return await stack.enter_async_context(serving(metadata, configuration, "metadata"))
 
 
 def sorts(found: list[Any]) -> dict[str, int]:
@@ -200,4 +191,7 @@ async def test_the_audit_log_of_both_is_one_that_verifies(both: Pair, tmp_path: 
 
 async def vouched_for(log: Path, copy: Path) -> bool:
     """Say whether a second place has checkpoints for most of the log."""
-    return copy.exists() and verify(log, copy, [KEY.public_key()]).uncovered_count < 2 * CHECKPOINT_ENTRIES
+    return (
+        await asyncio.to_thread(copy.exists)
+        and verify(log, copy, [KEY.public_key()]).uncovered_count < 2 * CHECKPOINT_ENTRIES
+    )
