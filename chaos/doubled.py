@@ -19,8 +19,8 @@ CLUSTER, SENTINEL = "cluster", "sentinel"
 # How long the nodes of Redis wait for a master before they put another in its place.
 SILENCE_MILLIS = 1_000
 START_SECONDS = 30.0
-# The engine is asked for what is in blocks: soon, and not in an hour.
-SEALED = {"OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "5s"}
+# The engine is asked for what is in blocks, half a minute after the last one was made: soon, and not in an hour.
+SEALED = {"OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "20s"}
 
 
 async def _nothing() -> None:
@@ -47,9 +47,9 @@ class Doubled:
     """Running stores: `environment` leads a mesh to them, `victims` are all their processes, in the order to kill them."""
 
     environment: Mapping[str, str]
-    victims: Sequence[Victim]
-    # What history is to be read from.
-    engine: str = VICTORIAMETRICS
+    victims: Sequence[Victim] = ()
+    # What history is to be read from; empty: our own files.
+    engine: str = ""
 
 
 @contextlib.asynccontextmanager
@@ -60,7 +60,8 @@ async def doubled(folder: Path, redis: str) -> AsyncIterator[Doubled]:
     async with made as servers, replicated() as pair, _victoria(folder) as victoria:
         await pair.synchronous()
         environment = {"REDIS_URL": servers.url, "DATABASE_URL": pair.url, **victoria.environment, **SEALED}
-        yield Doubled(environment, [*_of_redis(servers), *_of_postgresql(pair), _of_victoria(victoria)])
+        victims = [*_of_redis(servers), *_of_postgresql(pair), _of_victoria(victoria)]
+        yield Doubled(environment, victims, VICTORIAMETRICS)
 
 
 @contextlib.asynccontextmanager

@@ -64,7 +64,7 @@ async def read_back(peer: Peer, path: Path, engine: str = "") -> Verdict:
     """
     rows = journal.load(path)
     if engine:
-        await wait_until(partial(_is_asked, peer, rows, engine), SECONDS)
+        await wait_until(partial(_is_asked, peer, rows, engine), 2 * SECONDS)
     verdict = check(rows, await _everything(peer, queried, rows))
     _compare(verdict, check(rows, await _everything(peer, exported, rows)), "exported")
     check_books(verdict, await _ledger(peer))

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,9 +28,9 @@ from chaos.mesh import FLEET, Mesh, Probe, family, signalled
 from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving, unwell
 from chaos.stores import stores
 from openmanager.cli import layout
+from openmanager.client import Client
 from openmanager.client.rpc import DEADLINE_SECONDS
 from openmanager.runtime.module import MeshConfig
-from openmanager.runtime.peer import Peer
 from openmanager.shard import SHARDED, shard_of
 
 SHARDS = GATEWAYS = 2
@@ -110,34 +110,43 @@ async def run(
 ) -> Scaled:
     """Kill processes one at a time, all without names, under so many calls a second; read everything back and judge."""
     path, outcome = folder / "journal", Scaled()
-    made = doubled(folder / "stores", redis) if redis else stores(folder / "stores", 1)
-    async with made as behind:
+    async with _stores(folder / "stores", redis) as behind:
         gateway = f"127.0.0.1:{_free_ports()}"
         config = MeshConfig(**layout.addresses(gateway, SHARDS, GATEWAYS), shard_count=SHARDS)
         parts = [part for part in layout.parts(config) if part.service != "console"]
-        killed: list[layout.Part | Victim] = [*parts, *(behind.victims if isinstance(behind, Doubled) else ())]
+        killed = [each for each in (*parts, *behind.victims) if each.name in names or not names]
         patience = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s"}
         fleet = (*FLEET, "--shards", str(SHARDS), "--gateways", str(GATEWAYS))
         base = int(gateway.rpartition(":")[2])
         mesh = Mesh.start(folder / "data", base, folder / "screen", {**behind.environment, **patience}, fleet=fleet)
         try:
-            async with Peer("both gateways", config.gateway) as peer:
+            async with Client(config.gateway) as client:
+                peer = client.rpc.peer
                 with Journal(path) as told:
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:
                         await Probe(peer).wait("the first start")
                         await known(peer)
-                        await _kill_each(
-                            mesh, [each for each in killed if each.name in names or not names], parts, outcome
-                        )
+                        await _kill_each(mesh, killed, parts, outcome)
                 outcome.rows = journal.load(path)
                 outcome.measure()
-                outcome.verdict = await reading.read_back(
-                    peer, path, behind.engine if isinstance(behind, Doubled) else ""
-                )
+                # An engine is asked when everything is in it, which it never is while somebody writes.
+                await client.simulation.stop()
+                outcome.verdict = await reading.read_back(peer, path, "" if names else behind.engine)
         finally:
             await asyncio.to_thread(mesh.end)
     return outcome
+
+
+@contextlib.asynccontextmanager
+async def _stores(folder: Path, redis: str) -> AsyncIterator[Doubled]:
+    """Run stores with copies of themselves, or without a kind of Redis one of each, which nobody kills."""
+    if redis:
+        async with doubled(folder, redis) as behind:
+            yield behind
+    else:
+        async with stores(folder, 1) as single:
+            yield Doubled(single.environment)
 
 
 async def _kill_each(
