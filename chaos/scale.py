@@ -47,10 +47,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one document")
     parser.add_argument("--stores", choices=("", CLUSTER, SENTINEL), default="", help="the Redis of stores with copies")
     parser.add_argument("--rate", type=float, default=CALLS_PER_SECOND, help="calls a second")
+    parser.add_argument("--seconds", type=float, default=DEADLINE_SECONDS, help="how long a call may take")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no mesh is left behind
     with tempfile.TemporaryDirectory(prefix="openmanager-scale-") as folder:
-        found = asyncio.run(run(Path(folder), rate=options.rate, redis=options.stores))
+        found = asyncio.run(run(Path(folder), rate=options.rate, seconds=options.seconds, redis=options.stores))
     print(json.dumps(found.document(), indent=1) if options.json else "\n".join(found.lines()))
     sys.exit(1 if any(found.broken()) else 0)
 
@@ -70,6 +71,10 @@ class Scaled(Outcome):
         yield f"{'killed':14} " + " ".join(f"{f'slowest write of shard {shard} s':>28}" for shard in range(SHARDS))
         for name, waits in self.waits.items():
             yield f"{name:14} " + " ".join(f"{wait:28.2f}" for wait in waits)
+
+    def document(self) -> dict[str, object]:
+        """Return it for programs."""
+        return {**super().document(), "waits": self.waits}
 
     def broken(self) -> Iterator[str]:
         """Yield the promises that were not kept."""
