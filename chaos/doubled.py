@@ -19,8 +19,8 @@ CLUSTER, SENTINEL = "cluster", "sentinel"
 # How long the nodes of Redis wait for a master before they put another in its place.
 SILENCE_MILLIS = 1_000
 START_SECONDS = 30.0
-# The engine is asked for what is in blocks, half a minute after the last one was made: soon, and not in an hour.
-SEALED = {"OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "20s"}
+# The engine is asked for what memory does not hold any more: of this load soon.
+SMALL = {"OPENMANAGER_TIMESERIES_SEAL_INTERVAL": "20s", "OPENMANAGER_TIMESERIES_HEAD_SIZE": "1MiB"}
 
 
 async def _nothing() -> None:
@@ -59,7 +59,7 @@ async def doubled(folder: Path, redis: str) -> AsyncIterator[Doubled]:
     folder.mkdir(parents=True)
     async with made as servers, replicated() as pair, _victoria(folder) as victoria:
         await pair.synchronous()
-        environment = {"REDIS_URL": servers.url, "DATABASE_URL": pair.url, **victoria.environment, **SEALED}
+        environment = {"REDIS_URL": servers.url, "DATABASE_URL": pair.url, **victoria.environment, **SMALL}
         victims = [*_of_redis(servers), *_of_postgresql(pair), _of_victoria(victoria)]
         yield Doubled(environment, victims, VICTORIAMETRICS)
 
