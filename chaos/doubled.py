@@ -59,7 +59,7 @@ async def doubled(folder: Path, redis: str) -> AsyncIterator[Doubled]:
     folder.mkdir(parents=True)
     async with made as servers, replicated() as pair, _victoria(folder) as victoria:
         await pair.synchronous()
-        environment = {"REDIS_URL": servers.url, "DATABASE_URL": pair.url, **victoria.environment, **SMALL}
+        environment = {"REDIS_URL": servers.url, "DATABASE_URL": pair.url, **victoria.environment}
         victims = [*_of_redis(servers), *_of_postgresql(pair), _of_victoria(victoria)]
         yield Doubled(environment, victims, VICTORIAMETRICS)
 

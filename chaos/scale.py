@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.rpc import free_base
 from chaos import journal, reading, steady
-from chaos.doubled import CLUSTER, SENTINEL, Doubled, Victim, doubled
+from chaos.doubled import CLUSTER, SENTINEL, SMALL, Doubled, Victim, doubled
 from chaos.journal import Journal, Kind
 from chaos.load import WRITERS, server_of
 from chaos.mesh import FLEET, Mesh, Probe, family, signalled
@@ -120,10 +120,11 @@ async def run(
         config = MeshConfig(**layout.addresses(gateway, SHARDS, GATEWAYS), shard_count=SHARDS)
         parts = [part for part in layout.parts(config) if part.service != "console"]
         killed = [each for each in (*parts, *behind.victims) if each.name in names or not names]
-        patience = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s"}
+        engine = "" if names else behind.engine
+        more = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s", **(SMALL if engine else {})}
         fleet = (*FLEET, "--shards", str(SHARDS), "--gateways", str(GATEWAYS))
         base = int(gateway.rpartition(":")[2])
-        mesh = Mesh.start(folder / "data", base, folder / "screen", {**behind.environment, **patience}, fleet=fleet)
+        mesh = Mesh.start(folder / "data", base, folder / "screen", {**behind.environment, **more}, fleet=fleet)
         try:
             async with Client(config.gateway) as client:
                 peer = client.rpc.peer
@@ -137,7 +138,7 @@ async def run(
                 outcome.measure()
                 # An engine is asked when everything is in it, which it never is while somebody writes.
                 await client.simulation.stop()
-                outcome.verdict = await reading.read_back(peer, path, "" if names else behind.engine)
+                outcome.verdict = await reading.read_back(peer, path, engine)
         finally:
             await asyncio.to_thread(mesh.end)
     return outcome
