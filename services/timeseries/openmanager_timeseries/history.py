@@ -30,7 +30,7 @@ from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.cell import Cells
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.erasure import Erasures
-from openmanager_timeseries.head import Generation, Head
+from openmanager_timeseries.head import Chunk, Generation, Head
 from openmanager_timeseries.ingest import Admission, Admitted
 from openmanager_timeseries.ledger import Ledger, Stretch
 from openmanager_timeseries.log import Cursor, Log
@@ -48,6 +48,8 @@ from openmanager_timeseries.wall import Wall
 
 CATALOG = "catalog.parquet"
 QUERY_THREADS = 4
+# Turning takes fresh memory, as much as the frames did: as much work as to write them, and nobody waits for it.
+TURN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,8 @@ class History:
         )
         self._threads = ThreadPoolExecutor(QUERY_THREADS, thread_name_prefix="query")
         self._turner = ThreadPoolExecutor(1, thread_name_prefix="turner")
+        self._full: list[Chunk] = []
+        self._turn_timer: asyncio.TimerHandle | None = None
         # Frames between admission and commit, so that none is decoded twice; by the identity of their payload.
         self._admitted: dict[int, Admitted] = {}
         source.on_commit = self._committed
@@ -187,7 +191,15 @@ class History:
         self.head.append(layout, frame, record.position, record.accepted, record.samples)
 
     def _turn_full(self) -> None:
-        for chunk in self.head.generations[-1].take_full():
+        """Have what is full turned in a moment, when the burst that filled it is acknowledged."""
+        self._full += self.head.generations[-1].take_full()
+        if self._full and self._turn_timer is None:
+            self._turn_timer = asyncio.get_running_loop().call_later(TURN_SECONDS, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_timer = None
+        full, self._full = self._full, []
+        for chunk in full:
             self._turner.submit(chunk.turn)
 
     def _head_took(self, records: Sequence[Record], before: int) -> None:
@@ -349,6 +361,8 @@ class History:
         with contextlib.suppress(OSError):  # what was replaced by nothing would be back at the next start
             await asyncio.to_thread(self._delete_replaced)
         await self.log.close()  # it hands over what was pending
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
         self._turner.shutdown(wait=False, cancel_futures=True)
 
     def _delete_replaced(self) -> None:
