@@ -106,8 +106,8 @@ soak: $(STAMP) ## break a mesh once a minute for an hour and look for what grows
 rolling: $(STAMP) ## restart every service under load, one at a time, and count the calls that fail
 	@$(BIN)/python -m chaos.rolling
 
-scale: $(STAMP) ## kill every process of two shards and two gateways under load, one at a time, and count the calls that fail
-	@$(BIN)/python -m chaos.scale
+scale: $(STAMP) ## kill every process of two shards and two gateways under load, one at a time (STORES=cluster or sentinel: of stores with copies too)
+	@$(BIN)/python -m chaos.scale $(if $(STORES),--stores $(STORES))
 
 upgrade: $(STAMP) ## exchange the last release's services for these under load, and back (ORDER=services-first)
 	@$(BIN)/python -m chaos.upgrade --order $(or $(ORDER),gateways-first)

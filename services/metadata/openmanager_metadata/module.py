@@ -100,7 +100,7 @@ class MetadataModule:
                         f"{PACKAGE}.UserService": UserService(users, sessions),
                         f"{PACKAGE}.RoleService": RoleService(),
                         f"{PACKAGE}.KeyService": KeyService(Keys(database, directory, keyring)),
-                        f"{PACKAGE}.SessionService": SessionService(sessions, users, directory),
+                        f"{PACKAGE}.SessionService": SessionService(sessions, users),
                         f"{PACKAGE}.InteractionService": InteractionService(database, erasures, runtime.clock),
                         f"{PACKAGE}.AuditService": AuditService(audit, reader, checkpoints),
                     },

@@ -387,13 +387,18 @@ class PostgresqlDatabase:
             raise store_unavailable(STORE) from err
 
     async def look(self) -> Finding:
-        """Ask for the version, the size, and whether writes are taken."""
+        """Ask for the version, the size, and whether writes are taken and the tables are still of this version."""
         if self._pool is None or self._lost.is_set():
             return Finding(state=self._state, reason=self._reason)
         try:
-            (row,) = await self._with_connection(lambda connection: connection.fetch(_ABOUT))
+            (row,) = await self._with_connection(_about)
             if self.writes.is_open:
                 await self._try_to_write()
+        except SchemaError as err:
+            # Another metadata service is of a newer version: what this one writes does not belong in its tables.
+            self._found(err)
+            self._lost.set()
+            return Finding(state=self._state, reason=self._reason)
         except OpenManagerError as err:
             state, reason = _trouble(err.__cause__) or (status_pb2.STORAGE_STATE_DOWN, "cannot be reached")
             if state == status_pb2.STORAGE_STATE_HUNG:
@@ -424,6 +429,12 @@ SELECT current_setting('server_version') AS version, pg_database_size(current_da
     current_setting('transaction_read_only') = 'on' AS readonly,
     (SELECT count(*) FROM servers WHERE deleted_at IS NULL) AS servers
 """
+
+
+async def _about(connection: Any) -> list[Any]:
+    await is_current(connection)
+    found: list[Any] = await connection.fetch(_ABOUT)
+    return found
 
 
 async def _given_back(pool: asyncpg.Pool, connection: Any) -> None:
