@@ -282,6 +282,90 @@ def test_complete_frames_leave_the_same_newest_samples_however_late_they_are_tak
             np.testing.assert_array_equal(ours, theirs)
 
 
+# ── what is late ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def observed(catalog: Catalog, sample: Frame) -> bool:
+    """Take a frame as the history does; return whether it was late."""
+    layout = catalog.layout(sample.servers, sample.metrics)
+    catalog.admit(layout, ~np.all(np.isnan(sample.values), axis=0))
+    late = catalog.is_late(layout, sample)
+    catalog.observe(layout, sample, complete=not np.isnan(sample.values).any())
+    return late
+
+
+@given(
+    frames=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "ab", "ba", "bc", "abc"]),
+            st.sampled_from([("cpu", "mem"), ("mem",)]),
+            st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
+            st.sampled_from([1.0, 2.0]),
+            st.lists(st.booleans(), min_size=18, max_size=18),
+        ),
+        max_size=14,
+    ),
+    asked=st.sets(st.integers(0, 14)),
+)
+@settings(max_examples=150)
+def test_a_frame_is_late_when_a_dictionary_of_the_newest_samples_says_so(frames: list, asked: set[int]):
+    catalog, newest = Catalog(6), dict[Series, tuple[int, float]]()
+    for number, (servers, metrics, times, value, gaps) in enumerate(frames):
+        shape = len(times), len(servers), len(metrics)
+        here = np.array(gaps[: np.prod(shape)]).reshape(shape) | (number % 2 == 0)
+        sample = Frame(
+            times=np.sort(np.array(times)),
+            servers=tuple(servers),
+            metrics=metrics,
+            values=np.where(here, value, np.nan),
+        )
+        late = False
+        for at, server, metric in np.argwhere(here).tolist():
+            time, (last, held) = int(sample.times[at]), newest.get((servers[server], metrics[metric]), (0, 0.0))
+            late |= time < last or (time == last and (len(times) > 1 or held != value))
+        for at, server, metric in np.argwhere(here).tolist():
+            time, series = int(sample.times[at]), (servers[server], metrics[metric])
+            if time >= newest.get(series, (0, 0.0))[0]:
+                newest[series] = time, value
+        assert observed(catalog, sample) is late
+        if number in asked:
+            catalog.last(np.arange(catalog.count))
+
+
+def test_a_late_sample_is_noticed_beside_frames_that_were_only_remembered():
+    catalog = Catalog(100)
+    fleet = [[f"s{group}-{at}" for at in range(5)] for group in range(4)]
+    ticks = [
+        observed(catalog, frame(time, servers, ["cpu", "mem"], np.full((5, 2), float(time))))
+        for time in (1, 2, 3)
+        for servers in fleet
+    ]
+    assert not any(ticks)
+    assert len(catalog._newest) == 4  # asking has not made it slow
+    assert not observed(catalog, frame(4, ["s2-3"], ["cpu"], np.ones((1, 1))))
+    assert not observed(catalog, frame(4, fleet[2][:3], ["cpu"], np.ones((3, 1))))
+    assert observed(catalog, frame(3, ["s3-3"], ["mem"], np.full((1, 1), 9.0)))
+    assert not observed(catalog, frame(3, ["s3-3"], ["mem"], np.full((1, 1), 9.0)))
+    assert observed(catalog, frame(2, ["s3-4"], ["mem"], np.full((1, 1), 2.0)))
+
+
+def test_a_repetition_of_what_nobody_judged_is_late():
+    catalog = Catalog(10)
+    again = frame(3, ["a"], ["cpu"], np.ones((1, 1)))
+    write(catalog, again)
+    assert observed(catalog, again)
+    newer = frame(4, ["a"], ["cpu"], np.ones((1, 1)))
+    assert not observed(catalog, newer)
+    assert not observed(catalog, newer)
+
+
+def test_a_series_that_was_forgotten_has_no_late_samples():
+    catalog = Catalog(10)
+    assert not observed(catalog, frame(3, ["a"], ["cpu"], np.ones((1, 1))))
+    catalog.forget(ids_of(catalog, [("a", "cpu")]))
+    assert not observed(catalog, frame(2, ["a"], ["cpu"], np.ones((1, 1))))
+
+
 def test_a_layout_is_the_same_object_until_one_of_its_series_is_forgotten():
     catalog = Catalog(10)
     fill(catalog, [("a", "cpu"), ("b", "cpu")])

@@ -55,7 +55,7 @@ async def test_an_engine_that_is_slow_is_told_with_how_slow_and_left_alone_and_b
     async with opened(tmp_path) as history:
         engine = SlowEngine(history.clock)
         link = EngineLink(engine, history, history.clock, tmp_path / "engine.json")
-        history.engine = EngineReader(link, history.catalog, 20.0, history.clock)
+        history.engine = EngineReader(link, history, 20.0, history.clock)
         await link.look()
         async with running(history, link):
             engine.seconds = 1.5
@@ -93,7 +93,7 @@ async def read_from(folder: Path) -> AsyncIterator[tuple[History, SlowEngine, En
     async with opened(folder) as history:
         engine = SlowEngine(history.clock)
         link = EngineLink(engine, history, history.clock, folder / "engine.json")
-        history.engine = EngineReader(link, history.catalog, 20.0, history.clock)
+        history.engine = EngineReader(link, history, 20.0, history.clock)
         await written(history, ["a"])
         await history.seal()
         history.head.drop(-1)

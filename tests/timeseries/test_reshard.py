@@ -87,6 +87,7 @@ async def filled(folder: Path) -> None:
         shards = Shards(stack)
         await shards.open([folder])
         (history,) = shards.histories
+        history.keep_rewritten()
         for part in (slice(0, 60), slice(60, 120), slice(120, TICKS)):
             frame = Frame(
                 times=times[part],
@@ -132,6 +133,9 @@ async def test_one_shard_becomes_two_then_three_then_one_with_the_same_answers(t
             for index, history in enumerate(shards.histories):
                 assert {shard_of(server, count) for server in history.catalog.servers} <= {index}
                 assert history.ledger.unbalanced() == []
+                late = NOW - MINUTE * (TICKS - 10)
+                assert history.rewritten.touches(((late, late + 1),))
+                assert not history.rewritten.touches(((late + 2 * MINUTE, NOW + MINUTE),))
                 assert history.log.state.accepted == sum(file.about.row_count for file in history.blocks.files) > 0
         folders = targets
 

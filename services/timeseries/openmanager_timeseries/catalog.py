@@ -93,6 +93,9 @@ class Catalog:
         self._newest: dict[int, _Newest] = {}
         self._newest_bytes = 0
         self._settling = threading.Lock()
+        # By server, once somebody asks what is late: when its newest sample is at the latest, and was then.
+        self._ends: Ints | None = None
+        self._unjudged: Ints = np.empty(0, np.int64)
         self._counted: Bools = np.empty(0, np.bool_)
         self._counted_series = 0
         self._index = KeyIndex()
@@ -243,7 +246,50 @@ class Catalog:
                     self._take(layout.ids, int(time), values, complete=complete)
                 if complete and layout.is_whole:
                     layout.lives = self._forgettings
+            if self._ends is not None:
+                ends = self._grown_ends(self._ends)
+                ends[layout.servers] = np.maximum(ends[layout.servers], frame.times[-1])
         self.learn(frame.server_infos, frame.metric_infos)
+
+    def is_late(self, layout: Layout, frame: Frame) -> bool:
+        """Say whether a frame, before it is observed, has a sample that is not newer than the newest of its series.
+
+        The newest sample once more, with the same value, is not late in a frame of one time: that is a frame that was
+        sent again. Of what was there before this was asked for the first time nobody knows, and it is late all the same.
+        """
+        with self._settling:
+            ends = self._grown_ends(self._begin_ends() if self._ends is None else self._ends)
+            if int(ends[layout.servers].max(initial=NEVER)) < int(frame.times[0]):
+                return False  # as nearly always: nothing has to be settled
+            self._settle()
+            return self._has_late(layout, frame)
+
+    def _has_late(self, layout: Layout, frame: Frame) -> bool:
+        ids, times, present = layout.ids, frame.times, ~np.isnan(frame.values)
+        last = np.where(ids >= 0, self._last_times[ids], NEVER)
+        if len(times) > 1:
+            return bool((present.any(axis=0) & (times[present.argmax(axis=0)] <= last)).any())
+        again = present[0] & (last >= times[0])
+        if not again.any():
+            return False
+        values = np.ascontiguousarray(frame.values[0])
+        same = (last == times[0]) & (self._last_values[ids].view(np.int64) == values.view(np.int64))
+        old = layout.servers < len(self._unjudged)
+        same[old] &= (self._unjudged[layout.servers[old]] < times[0])[:, None]
+        return bool((again & ~same).any())
+
+    def _begin_ends(self) -> Ints:
+        self._settle()
+        self._ends = np.full(len(self.servers), NEVER, np.int64)
+        np.maximum.at(self._ends, self._server_of[: self.count], self._last_times[: self.count])
+        self._unjudged = self._ends.copy()
+        return self._ends
+
+    def _grown_ends(self, ends: Ints) -> Ints:
+        """Return the ends with a place for every server."""
+        if len(ends) < len(self.servers):
+            self._ends = ends = _grown(ends, len(self.servers) + len(self.servers) // 8, NEVER)
+        return ends
 
     def _supersede(self, layout: Layout, frame: Frame) -> bool:
         """Remember a complete frame instead of the one before it; False where that would lose something."""
@@ -320,6 +366,7 @@ class Catalog:
             ids, times, values = ids[known], times[known], values[known]
             before = self._last_times[ids]
             self._wake(ids[before == NEVER])
+            self._ends = None
             newer = times >= before
             self._last_times[ids[newer]] = times[newer]
             self._last_values[ids[newer]] = values[newer]

@@ -29,6 +29,7 @@ from openmanager_timeseries.dead_letter import LETTERS
 from openmanager_timeseries.history import CATALOG
 from openmanager_timeseries.ledger import POSITIONS
 from openmanager_timeseries.log import SUFFIX
+from openmanager_timeseries.rewritten import REWRITTEN
 from openmanager_timeseries.sealed import SUFFIX as SEALED
 from openmanager_timeseries.sealed_store import DAMAGED, LINGER_SECONDS
 
@@ -52,7 +53,7 @@ def copy_files(folder: Path, into: Path) -> str:
     _copy(folder / LOG / POSITIONS, into / LOG / POSITIONS)
     _copy(folder / LOG / LETTERS, into / LOG / LETTERS)
     for path in folder.glob("*.json"):
-        if path.name not in {ERASURES, RETENTION}:
+        if path.name not in {ERASURES, RETENTION, REWRITTEN}:
             _copy(path, into / path.name)
     _copy_sealed(folder, into)
     _copy(folder / RETENTION, into / RETENTION)
@@ -71,6 +72,7 @@ def copy_log(folder: Path, into: Path, newest: str) -> None:
         _copy(folder / LOG / name, into / LOG / name)
     if newest and newest not in _segments(folder):
         raise UnavailableError("the log is deleted faster than it can be copied: try again later")
+    _copy(folder / REWRITTEN, into / REWRITTEN)  # at last: it is written after what is in the log
 
 
 def _segments(folder: Path) -> list[str]:

@@ -286,6 +286,8 @@ class EngineLink:
     async def _fill(self, found: EngineState) -> None:
         """Write everything that the blocks hold, and let the log go on from there."""
         if found.epoch != self._epoch or not self._epoch:
+            if found.epoch:
+                self._distrust()
             self._store(uuid.uuid4().hex, filled=False)
             log.warning("%s is new here, or was emptied: it is filled from the blocks", self.name)
         self.condition = Condition.FILLING
@@ -307,6 +309,12 @@ class EngineLink:
         self._filled, self._filled_at = True, self._clock.monotonic()
         if not self.engine.capabilities.durable_after:
             self._store(self._epoch, filled=True)
+
+    def _distrust(self) -> None:
+        """Have the blocks answer for what they hold: the engine has samples from another life, maybe other values."""
+        rewritten, held = self._history.rewritten, self._history.blocks.spans
+        if rewritten is not None and held and not self.engine.capabilities.overwrites:
+            rewritten.add(held[0][0], held[-1][1])
 
     # ── on disk ────────────────────────────────────────────────────────────────────────────────────────────────────
 

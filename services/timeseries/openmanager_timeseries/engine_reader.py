@@ -14,6 +14,7 @@ from openmanager_timeseries import span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.engine_link import SAMPLES_PER_SECOND, EngineLink, trouble
 from openmanager_timeseries.engines.port import Coded, Wanted
+from openmanager_timeseries.history import History
 from openmanager_timeseries.plan import Borrowed, Plan, Pushed
 from openmanager_timeseries.retention import Match
 from openmanager_timeseries.samples import Long
@@ -30,18 +31,22 @@ log = logging.getLogger(__name__)
 class EngineReader:
     """Asks the engine where it has everything that the blocks would be asked for; they answer otherwise."""
 
-    def __init__(self, link: EngineLink, catalog: Catalog, read_seconds: float, clock: Clock) -> None:
+    def __init__(self, link: EngineLink, history: History, read_seconds: float, clock: Clock) -> None:
         self._link = link
         self._clock = clock
-        self._catalog = catalog
+        self._history = history
+        self._catalog = history.catalog
         self._seconds = read_seconds
 
     async def read(self, plan: Plan, first_position: int, seconds: float) -> tuple[Borrowed | None, str]:
         """Return what the engine has of a plan, or None and why the blocks are read instead, in the rest of `seconds`.
 
-        The head holds everything from `first_position` on.
+        The head holds everything from `first_position` on. No reason is given where the engine is not to be asked: it may
+        have the earlier of two values of a sample.
         """
-        link = self._link
+        link, rewritten = self._link, self._history.rewritten
+        if rewritten is not None and not link.engine.capabilities.overwrites and rewritten.touches(plan.raw):
+            return None, ""
         if why := self._why_not(first_position):
             return None, f"{link.name} {why}; read from blocks"
         start = self._clock.monotonic()

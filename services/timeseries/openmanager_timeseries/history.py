@@ -40,8 +40,10 @@ from openmanager_timeseries.query import BUDGET_SECONDS, Answer, Limits, RangeQu
 from openmanager_timeseries.quota import NewSeries
 from openmanager_timeseries.record import Payload, Record
 from openmanager_timeseries.retention import Retention
+from openmanager_timeseries.rewritten import REWRITTEN, Rewritten
 from openmanager_timeseries.roller import Roller, TierFiles
 from openmanager_timeseries.sealed_store import SealedStore
+from openmanager_timeseries.series_index import Layout
 from openmanager_timeseries.tier import RAW
 from openmanager_timeseries.usage import Usage
 from openmanager_timeseries.wall import Wall
@@ -105,6 +107,8 @@ class History:
         self.importing_until = 0.0
         # Set by whoever runs an engine beside the blocks.
         self.engine: RawSource | None = None
+        # Kept once there is an engine that may show the earlier of two values.
+        self.rewritten: Rewritten | None = None
         self.wall = Wall(clock)
         self._admission = Admission(
             catalog=catalog,
@@ -174,8 +178,9 @@ class History:
         for record in records:
             admitted = self._admitted.pop(id(record.payload), None)
             if admitted is None:  # its writer has gone away in between
-                self._apply(record)
+                self._apply(record, judge=True)
             else:
+                self._judge(admitted.layout, admitted.frame)
                 self.catalog.observe(admitted.layout, admitted.frame, complete=admitted.complete)
                 self.head.append(admitted.layout, admitted.frame, record.position, record.accepted, record.samples)
         self._turn_full()
@@ -183,12 +188,36 @@ class History:
         if self.head.nbytes > self.config.head_size:
             self.head.drop(self.config.head_size)
 
-    def _apply(self, record: Record) -> None:
+    def _judge(self, layout: Layout, frame: Frame) -> None:
+        """Take note of samples that are written again, or late."""
+        if self.rewritten is not None and self.catalog.is_late(layout, frame):
+            self.rewritten.add(int(frame.times[0]), int(frame.times[-1]) + 1)
+
+    def _apply(self, record: Record, *, judge: bool = False) -> None:
         frame = self.erasures.frame_of(record)
         layout = self.catalog.layout(frame.servers, frame.metrics)
         self.catalog.admit(layout, ~np.all(np.isnan(frame.values), axis=0))
+        if judge:
+            self._judge(layout, frame)
         self.catalog.observe(layout, frame)
         self.head.append(layout, frame, record.position, record.accepted, record.samples)
+
+    def keep_rewritten(self) -> None:
+        """Take note, from now on, of samples that are written again or late (blocking, before anybody writes).
+
+        It goes on at every start once it has begun, for the engine may be back one day. What the head holds then was not
+        judged.
+        """
+        if self.rewritten is None:
+            recent = span.union(part for each in self.head.generations for part in each.spans)
+            ends = [end for _, end in (*recent, *self.blocks.spans)]
+            newest = max((self.clock.now_nanos(), *ends))
+            self.rewritten = Rewritten(self.config.data_dir / REWRITTEN, recent, newest)
+
+    def forget_rewritten(self, kept_from: int) -> None:
+        """Forget which samples were written again where neither blocks nor an engine have any."""
+        if self.rewritten is not None:
+            self.rewritten.forget(min((kept_from, *(start for start, _ in self.blocks.spans))))
 
     def _turn_full(self) -> None:
         """Have what is full turned in a moment, when the burst that filled it is acknowledged."""

@@ -142,6 +142,7 @@ class Keeper:
             await self._expire(tier, store)
         if history.retention.snapshot() != before:
             await history.retention.save()
+        history.forget_rewritten(history.retention.kept_from(RAW, history.wall.range(RETENTION_SECONDS)[0]))
 
     async def _expire(self, tier: str, store: SealedStore) -> None:
         history, retention = self._history, self._history.retention

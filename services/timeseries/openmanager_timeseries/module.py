@@ -61,8 +61,10 @@ class TimeseriesModule:
                 evidence.tell(kept.evidence, kept.save, auditor),
             ]
             if link is not None:
+                if not link.engine.capabilities.overwrites:
+                    await asyncio.to_thread(history.keep_rewritten)
                 seconds = config.engine_query_timeout.total_seconds()
-                history.engine = EngineReader(link, history.catalog, seconds, runtime.clock)
+                history.engine = EngineReader(link, history, seconds, runtime.clock)
                 consumers.append(link)
                 running.append(link.watch())
             running += [_runner(each, history, runtime).run() for each in consumers]

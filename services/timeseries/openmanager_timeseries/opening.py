@@ -21,6 +21,7 @@ from openmanager_timeseries.keeper import Keeper
 from openmanager_timeseries.ledger import Ledger
 from openmanager_timeseries.log import Log, LogOptions
 from openmanager_timeseries.retention import Retention
+from openmanager_timeseries.rewritten import REWRITTEN
 from openmanager_timeseries.roller import Roller, TierFiles
 from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
 from openmanager_timeseries.sealed_store import SealedStore
@@ -75,6 +76,8 @@ async def open_history(
         shard=shard,
     )
     await history.replay()
+    if (folder / REWRITTEN).exists():
+        await asyncio.to_thread(history.keep_rewritten)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(history.close)
         await stack.enter_async_context(working(Keeper(history, disk).keep()))

@@ -33,6 +33,7 @@ from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.history import CATALOG, History
 from openmanager_timeseries.opening import open_history
+from openmanager_timeseries.rewritten import REWRITTEN
 from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
 from openmanager_timeseries.samples import Bools
 from openmanager_timeseries.sealed import About, ByMetric, Format, Rows, Sealed, open_sealed
@@ -150,6 +151,7 @@ def _write(sources: Sequence[Path], folder: Path, shard: Shard, config: Timeseri
     for tier in parse_tiers(config.tiers):
         _write_tier(sources, folder, tier.name, tier.width, shard)
     _write_rolled(sources, folder / ROLLED, last)
+    _write_rewritten(sources, folder / REWRITTEN)
     retention = sources[0] / RETENTION
     if retention.exists():
         shutil.copyfile(retention, folder / RETENTION)
@@ -253,6 +255,14 @@ def _write_rolled(sources: Sequence[Path], path: Path, position: int) -> None:
         for name, spans in stored["dirty"].items():
             dirty[name] = span.union((*dirty.get(name, ()), *((int(low), int(high)) for low, high in spans)))
     durable.replace(path, durable.encode({"position": position, "dirty": dirty}))
+
+
+def _write_rewritten(sources: Sequence[Path], path: Path) -> None:
+    """Write when samples were written again, in any shard: an engine that both share has still both values."""
+    held = [source / REWRITTEN for source in sources if (source / REWRITTEN).exists()]
+    if held:
+        spans = span.union((int(low), int(high)) for each in held for low, high in durable.load(each)["spans"])
+        durable.replace(path, durable.encode({"spans": spans}))
 
 
 def _write_catalog(sources: Sequence[Path], path: Path, shard: Shard, config: TimeseriesConfig, position: int) -> int:

@@ -105,11 +105,19 @@ class Victoria:
 
     server: Server
     name: str = "victoriametrics"
+    # Empty for one of its own for every engine.
+    marker: str = ""
 
     def engine(
         self, *, url: str = "", write: timedelta = WRITE_TIMEOUT, query: timedelta = QUERY_TIMEOUT
     ) -> VictoriaEngine:
-        return VictoriaEngine(write_url=url or self.server.url, read_url="", write_timeout=write, query_timeout=query)
+        return VictoriaEngine(
+            write_url=url or self.server.url,
+            read_url="",
+            write_timeout=write,
+            query_timeout=query,
+            marker=self.marker or f"marker_{uuid.uuid4().hex}",
+        )
 
     async def settle(self) -> None:
         await asyncio.to_thread(ask, self.server.url + "/internal/force_flush")

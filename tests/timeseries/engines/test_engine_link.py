@@ -77,7 +77,9 @@ async def shard(folder: Path, store: Store, prefix: str) -> AsyncIterator[Shard]
     clock = SystemClock()
     async with open_history(replace(config(folder), tiers=""), PosixDisk(folder / "log"), clock) as history:
         link = EngineLink(store.engine(), history, clock, folder / "engine.json")
-        history.engine = EngineReader(link, history.catalog, 20.0, clock)
+        if not link.engine.capabilities.overwrites:
+            history.keep_rewritten()
+        history.engine = EngineReader(link, history, 20.0, clock)
         runner = Runner(consumer=link, source=history.log, ledger=history.ledger, clock=clock, jitter=random.Random(1))
         tasks = [asyncio.create_task(link.watch()), asyncio.create_task(runner.run())]
         try:
@@ -114,10 +116,41 @@ async def test_what_no_head_holds_is_read_from_the_engine(tmp_path: Path, store:
         assert {part.source for part in answer.parts} == {store.name}
         assert answer.degraded_reason == ""
         np.testing.assert_allclose(answer.raw.values, of.expected(10, 350), rtol=1e-11)
-        await of.write(0, 1)  # an overwrite of one tick, which the head holds now
-        answer = await of.ask(0, 350)
+        await of.write(359, 360)  # one tick again, as it was, which the head holds now
+        answer = await of.ask(0, 360)
         assert {part.source for part in answer.parts} == {f"head+{store.name}"}
-        np.testing.assert_allclose(answer.raw.values, of.expected(0, 350), rtol=1e-11)
+        np.testing.assert_allclose(answer.raw.values, of.expected(0, 360), rtol=1e-11)
+
+
+@pytest.mark.parametrize(("earlier", "later"), [(90.25, 10.5), (10.5, 90.25)])
+async def test_a_corrected_sample_is_read_as_corrected(
+    tmp_path: Path, store: Store, prefix: str, earlier: float, later: float
+):
+    async with shard(tmp_path, store, prefix) as of:
+        of.values[60, 0, 0] = earlier
+        for first in range(0, 360, 60):
+            await of.write(first, first + 60)
+        await sealed(of, store)
+        of.values[60, 0, 0] = later
+        await of.write(60, 61)
+        await sealed(of, store)
+        source = store.name if of.link.engine.capabilities.overwrites else "blocks"
+        for changes in ({}, {"step": MINUTE, "aggregation": "MAX"}):
+            answer = await of.ask(0, 360, **changes)
+            assert {part.source for part in answer.parts} == {source}
+            assert answer.degraded_reason == ""
+            found = answer.values[0, 10] if changes else answer.raw.values[60]
+            assert found == (max([later, *of.values[61:66, 0, 0]]) if changes else later)
+        for first, last in ((0, 60), (66, 360)):  # the minutes around it
+            answer = await of.ask(first, last)
+            assert {part.source for part in answer.parts} == {store.name}
+            np.testing.assert_allclose(answer.raw.values, of.expected(first, last), rtol=1e-11)
+    async with shard(tmp_path, store, prefix) as again:
+        again.start = of.start
+        await sealed(again, store)
+        answer = await again.ask(0, 66)
+        assert {part.source for part in answer.parts} == {source}
+        assert answer.raw.values[60] == later
 
 
 async def test_buckets_are_the_same_wherever_they_are_computed(tmp_path: Path, store: Store, prefix: str):
@@ -193,9 +226,32 @@ async def test_an_engine_that_joins_later_gets_all_there_is(tmp_path: Path, stor
 
         await until(whole)
         await sealed(of, store)
-        answer = await of.ask(0, 150)
+        answer = await of.ask(0, 120)
         assert {part.source for part in answer.parts} == {store.name}
+        # What the head held was judged by nobody.
+        source = store.name if of.link.engine.capabilities.overwrites else "blocks"
+        answer = await of.ask(0, 150)
+        assert {part.source for part in answer.parts} == {source}
         np.testing.assert_allclose(answer.raw.values, of.expected(0, 150), rtol=1e-11)
+
+
+async def test_an_engine_with_samples_of_another_life_is_not_believed(tmp_path: Path, store: Store, prefix: str):
+    async with shard(tmp_path, store, prefix) as of:
+        await of.write(0, 60)
+        await sealed(of, store)
+        of.link._store("another", filled=True)
+
+        async def filled_again() -> bool:
+            await store.settle()
+            return of.link.ready and of.link._epoch != "another"
+
+        await until(filled_again)
+        of.link._visible = of.history.log.state.head_position
+        answer = await of.ask(0, 60)
+        source = store.name if of.link.engine.capabilities.overwrites else "blocks"
+        assert {part.source for part in answer.parts} == {source}
+        assert answer.degraded_reason == ""
+        np.testing.assert_allclose(answer.raw.values, of.expected(0, 60), rtol=1e-11)
 
 
 async def test_positions_are_believed_when_nothing_can_be_lost_any_more(tmp_path: Path, store: Store, prefix: str):

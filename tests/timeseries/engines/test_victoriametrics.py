@@ -21,7 +21,7 @@ import pytest
 from aiohttp import web
 from conftest import wait_until
 from openmanager_timeseries.engines import victoriametrics
-from openmanager_timeseries.engines.port import Wanted
+from openmanager_timeseries.engines.port import MARKER, Wanted
 from openmanager_timeseries.engines.victoriametrics import MAX_ATTRIBUTES, VictoriaEngine
 
 from engines.conftest import NO_VICTORIA
@@ -61,7 +61,7 @@ def own_victoria(data: Path, *options: str) -> Iterator[Victoria]:
         pytest.skip(NO_VICTORIA)
     server.start()
     try:
-        yield Victoria(server)
+        yield Victoria(server, marker=MARKER)
     finally:
         server.stop()
 
