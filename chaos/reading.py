@@ -18,14 +18,15 @@ import pyarrow.parquet as pq
 from chaos import journal
 from chaos.checker import Found, Verdict, check
 from chaos.journal import SYNC_SECONDS, Kind
-from chaos.load import INVENTORY, METRICS, TIMESERIES, WRITERS, registered, server_of
+from chaos.load import GATEWAY, INVENTORY, METRICS, TIMESERIES, WRITE_SECONDS, WRITERS, registered, server_of
 from chaos.mesh import START_SECONDS, wait_until
 from chaos.stores import VICTORIAMETRICS
+from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import OpenManagerError
-from openmanager.frame import NANOS_PER_MILLI
+from openmanager.frame import NANOS_PER_MILLI, Frame, encode_write_request
 from openmanager.runtime.peer import Peer
 
 LEDGER = "/openmanager.api.timeseries.v1.LogService/GetLedger"
@@ -33,6 +34,7 @@ SECONDS = 60.0
 # Within which the readers of the log come to where its head was.
 DRAIN_SECONDS = 20.0
 POLL_SECONDS = 0.1
+EARLY, EARLY_NANOS = "chaos.early", 3600 * 10**9
 T = TypeVar("T")
 Read = Callable[[Peer, int, np.ndarray], Awaitable[Found]]
 
@@ -57,14 +59,29 @@ async def _rows_until(path: Path, moment: float) -> np.ndarray:
         await asyncio.sleep(SYNC_SECONDS)
 
 
-async def read_back(peer: Peer, path: Path, engine: str = "") -> Verdict:
+async def write_early(peer: Peer) -> int:
+    """Write a sample for each writer at a time that the load never comes to; return it.
+
+    The load corrects samples in every minute, and an engine that may show the earlier value is not asked for these.
+    """
+    moment = time.time_ns() // NANOS_PER_MILLI * NANOS_PER_MILLI - EARLY_NANOS
+    for writer in range(WRITERS):
+        frame = Frame(
+            times=np.array([moment]), servers=(server_of(writer),), metrics=(EARLY,), values=np.full((1, 1, 1), 1.0)
+        )
+        ask = partial(peer.unary, f"{GATEWAY}/WriteFrame", encode_write_request(frame), gateway_pb2.WriteFrameResponse)
+        await patiently(partial(ask, seconds=WRITE_SECONDS))
+    return moment
+
+
+async def read_back(peer: Peer, path: Path, engine: str = "", early: int = 0) -> Verdict:
     """Judge a mesh by every sample, as a query and as an export has it, by its books and by its inventory.
 
-    An `engine` has to answer the queries, for every shard; TimeoutError when it does not come to that.
+    An `engine` has to answer for what was written `early`, for every shard; TimeoutError when it does not come to that.
     """
     rows = journal.load(path)
     if engine:
-        await wait_until(partial(_is_asked, peer, rows, engine), 2 * SECONDS)
+        await wait_until(partial(_is_asked, peer, early, engine), 2 * SECONDS)
     verdict = check(rows, await _everything(peer, queried, rows))
     _compare(verdict, check(rows, await _everything(peer, exported, rows)), "exported")
     check_books(verdict, await _ledger(peer))
@@ -72,16 +89,19 @@ async def read_back(peer: Peer, path: Path, engine: str = "") -> Verdict:
     return verdict
 
 
-async def _is_asked(peer: Peer, rows: np.ndarray, engine: str) -> bool:
-    """Say whether an engine answers for every writer, and nothing else in its place."""
+async def _is_asked(peer: Peer, early: int, engine: str) -> bool:
+    """Say whether an engine answers for what every writer wrote early, and nothing else in its place."""
     with contextlib.suppress(OpenManagerError):
+        found = 0
         for writer in range(WRITERS):
-            async for data in peer.server_stream(f"{TIMESERIES}/QueryRange", _of(writer, rows), seconds=SECONDS):
+            request = _asking(writer, early, early + NANOS_PER_MILLI)
+            async for data in peer.server_stream(f"{TIMESERIES}/QueryRange", request, seconds=SECONDS):
                 part = pb.QueryRangeResponse.FromString(data)
                 about = part.header.provenance
                 if part.HasField("header") and (about.degraded or about.partial or engine not in about.source):
                     return False
-        return True
+                found += sum(len(series.values) for series in part.batch.series)
+        return found == WRITERS
     return False
 
 
@@ -126,7 +146,10 @@ async def queried(peer: Peer, writer: int, rows: np.ndarray) -> Found:
 
 def _of(writer: int, rows: np.ndarray) -> pb.QueryRangeRequest:
     """Return what asks for all raw samples of a writer."""
-    begin, end = _range(rows)
+    return _asking(writer, *_range(rows))
+
+
+def _asking(writer: int, begin: int, end: int) -> pb.QueryRangeRequest:
     request = pb.QueryRangeRequest(series_per_message=len(METRICS))
     request.selector.servers.append(server_of(writer))
     request.start_time.FromNanoseconds(begin)

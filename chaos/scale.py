@@ -133,12 +133,13 @@ async def run(
                     async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:
                         await Probe(peer).wait("the first start")
                         await known(peer)
+                        early = await reading.write_early(peer) if engine else 0
                         await _kill_each(mesh, killed, parts, outcome)
                 outcome.rows = journal.load(path)
                 outcome.measure()
                 # An engine is asked when everything is in it, which it never is while somebody writes.
                 await client.simulation.stop()
-                outcome.verdict = await reading.read_back(peer, path, engine)
+                outcome.verdict = await reading.read_back(peer, path, engine, early)
         finally:
             await asyncio.to_thread(mesh.end)
     return outcome
