@@ -303,9 +303,11 @@ def with_choices(made: dashboard.Dashboard) -> dashboard.Dashboard:
     return made
 
 
+# Between dollars a quote in a name ends nothing, and of what was escaped no two dollars are left.
+SQL_CHOICE = r"$$\A(?:${%s:regex})\Z$$"
 CHOSEN = (
-    "deleted_at IS NULL AND coalesce(environment, '') ~ '^(${environment:pipe})$'"
-    " AND coalesce(role, '') ~ '^(${role:pipe})$'"
+    f"deleted_at IS NULL AND coalesce(environment, '') ~ {SQL_CHOICE % 'environment'}"
+    f" AND coalesce(role, '') ~ {SQL_CHOICE % 'role'}"
 )
 
 
@@ -382,7 +384,7 @@ def server_board() -> dashboard.Dashboard:
             [
                 sql(
                     "SELECT id, hostname, environment, role, location, created_at, updated_at FROM servers"
-                    " WHERE deleted_at IS NULL AND id ~ '^(${server:pipe})$' ORDER BY id LIMIT 100"
+                    f" WHERE deleted_at IS NULL AND id ~ {SQL_CHOICE % 'server'} ORDER BY id LIMIT 100"
                 )
             ],
             about="What is known of it.",

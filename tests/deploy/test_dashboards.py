@@ -54,6 +54,10 @@ TARGETS = [
 # Of a mesh that is well and young there is nothing to show here.
 MAY_BE_EMPTY = {"Calls that found somebody away", "Anomalies, by severity", "The most unusual servers"}
 SETTLE_SECONDS = 120.0
+METRICS = ("cpu_usage", "memory_usage", "disk_usage", "response_time", "request_rate", "error_rate")
+METRICS += ("network_in", "network_out", "active_connections")
+# Environments and roles are free text, and these are what no language leaves as it is.
+ODD = ServerInfo(id="odd.1", hostname="odd", environment="C++ / Rock'n'Roll (eu)", role="a|b=$1, c", location="here")
 
 
 def targets(uid: str) -> list[Any]:
@@ -250,7 +254,7 @@ def stores(tmp_path_factory) -> Iterator[Stores]:
             words = ["interactions", "record", "Why?", "Because.", "--model", "m1"]
             command = [sys.executable, "-m", "openmanager.cli", "--gateway", f"127.0.0.1:{mesh.base}", *words]
             subprocess.run(command, env=clean_environment(), check=True, capture_output=True, timeout=50)
-            asyncio.run(fill_a_disk(mesh))
+            asyncio.run(fill_disks(mesh))
             wait_for_data(found)
             yield found
     finally:
@@ -258,25 +262,23 @@ def stores(tmp_path_factory) -> Iterator[Stores]:
         victoria.stop()
 
 
-async def fill_a_disk(mesh: Mesh) -> None:
-    """Write four minutes of a server whose disk fills up."""
+async def fill_disks(mesh: Mesh) -> None:
+    """Write four minutes of two servers whose disks fill up."""
     now = time.time_ns() // 10**9
     times = [(now - 240 + 10 * at) * 10**9 for at in range(24)]
-    values = [[[50.0 + at % 5, 20.0 + at / 10]] for at in range(len(times))]
+    values = [[[50.0 + at % 5 + at / 10] * len(METRICS)] * 2 for at in range(len(times))]
     about = ServerInfo(id="filling", hostname="filling", environment="dev", role="web", location="here")
+    infos = [about, ODD]
     async with Client(f"127.0.0.1:{mesh.base}") as client:
         await client.write(
-            times=times,
-            servers=["filling"],
-            metrics=["cpu_usage", "disk_usage"],
-            values=values,
-            server_infos=[about],
+            times=times, servers=[each.id for each in infos], metrics=METRICS, values=values, server_infos=infos
         )
 
 
 def wait_for_data(found: Stores) -> None:
     """Return when history and telemetry can be seen, over enough time for a rate."""
     wanted = (
+        f'count_over_time(server_metrics_cpu_usage{{server_id="{ODD.id}"}}[5m]) > 10',
         "count_over_time(server_metrics_cpu_usage[5m]) > 10",
         f"increase({dashboards.CALLS}_count[1m]) > 0",
         "count_over_time(openmanager_consumer_position[1m]) > 1",
@@ -288,20 +290,32 @@ def wait_for_data(found: Stores) -> None:
         time.sleep(0.5)
 
 
-def filled(text: str) -> str:
-    """Return a query with everything chosen, as Grafana would send it."""
+CHOICE = re.compile(r"\$\{(?P<regex>server|environment|role):regex\}|\$(?P<plain>server|environment|role)\b")
+
+
+def filled(text: str, chosen: ServerInfo | None = None) -> str:
+    """Return a query as Grafana would send it: with everything chosen, or what a server has."""
     for placeholder, given in {
         "$__rate_interval": "1m",
         "$__range": "5m",
-        "$environment": ".*",
-        "$role": ".*",
-        "$server": ".*",
         "$__timeFilter(created_at)": "created_at > now() - interval '1 day'",
     }.items():
         text = text.replace(placeholder, given)
-    text = re.sub(r"\$\{\w+:(pipe|regex)\}", ".*", text)
-    assert not re.search(r"\$[\w{]", text), text
-    return text
+    assert not re.search(r"\$[\w{]", CHOICE.sub("", text)), text
+
+    def worth(match: re.Match[str]) -> str:
+        if chosen is None:
+            return ".*"  # “All” stands as it is.
+        given = getattr(chosen, {"server": "id"}.get(name := match["regex"] or match["plain"], name))
+        # `regex` escapes for a regular expression, the source for Prometheus for one that is in a string.
+        special, escape = (r"[\\^$*+?.()|\[\]{}/]", "\\") if match["regex"] else (r"[\\^$*+?.()|\[\]{}]", "\\\\")
+        return re.sub(special, lambda each: escape + each[0], given)
+
+    return CHOICE.sub(worth, text)
+
+
+def choosing(uid: str) -> list[Any]:
+    return [each for each in targets(uid) if CHOICE.search(json.dumps(each.values[1]))]
 
 
 @pytest.mark.timeout(300)
@@ -383,6 +397,20 @@ async def reader(stores, tmp_path):
     )
     yield connection
     await connection.close()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("panel", "target"), choosing("victoriametrics"))
+def test_a_choice_is_kept_to_in_metricsql_whatever_it_is_called(panel, target, stores):
+    everything, one = (stores.metrics(filled(target["expr"], each), now=True) for each in (None, ODD))
+    assert (len(one), len(everything) > 1) == (1, True)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("panel", "target"), choosing("postgresql"))
+async def test_a_choice_is_kept_to_in_sql_whatever_it_is_called(panel, target, reader):
+    (row,) = await reader.fetch(filled(target["rawSql"], ODD))
+    assert set(row.values()) & {1, ODD.id}
 
 
 @pytest.mark.timeout(300)
