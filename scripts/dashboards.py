@@ -30,6 +30,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "deploy" / "grafana" / "dashboard
 HEIGHT = 8
 # Of a series that has no value for a while.
 STALE = "5m"
+# What VictoriaMetrics' answers call their numbers: tables of both stores are merged where columns are called the same.
+TO_VALUE = '\n  |> rename(columns: {_value: "Value"})'
 
 VICTORIA = kinds.DataSourceRef(type_val="prometheus", uid="victoriametrics")
 INFLUX = kinds.DataSourceRef(type_val="influxdb", uid="influxdb")
@@ -118,6 +120,7 @@ def busiest(metric: str) -> list[Target]:
             + "  |> group()\n"
             + '  |> keep(columns: ["server_id", "_value"])\n'
             + '  |> top(n: 10, columns: ["_value"])'
+            + TO_VALUE
         ),
     ]
 
@@ -159,7 +162,7 @@ def unusual(metric: str) -> list[Target]:
             "  |> map(fn: (r) => ({server_id: r.server_id,"
             " _value: math.abs(x: r._value - r._value_usual) / r._value_spread}))\n"
             "  |> group()\n"
-            '  |> top(n: 10, columns: ["_value"])'
+            '  |> top(n: 10, columns: ["_value"])' + TO_VALUE
         ),
     ]
 
@@ -185,7 +188,7 @@ def days_until(metric: str, limit: int) -> list[Target]:
             f" _value: ({limit}.0 - r._value_last) / (r._value_last - r._value_first)"
             " * float(v: int(v: r._time_last) - int(v: r._time_first)) / 86400000000000.0}))\n"
             "  |> group()\n"
-            '  |> bottom(n: 10, columns: ["_value"])'
+            '  |> bottom(n: 10, columns: ["_value"])' + TO_VALUE
         ),
     ]
 
@@ -205,7 +208,7 @@ def in_a_week(metric: str) -> list[Target]:
             "  |> filter(fn: (r) => r._time_last > r._time_first)\n"
             "  |> map(fn: (r) => ({role: r.role, _value: r._value_last + (r._value_last - r._value_first)"
             " * 604800000000000.0 / float(v: int(v: r._time_last) - int(v: r._time_first))}))\n"
-            "  |> group()"
+            "  |> group()" + TO_VALUE
         ),
     ]
 
@@ -240,16 +243,14 @@ def number(title: str, targets: Sequence[Target], *, about: str, unit: str = "sh
 
 
 def rows(title: str, targets: Sequence[Target], *, about: str, unit: str = "short", width: int = 12) -> table.Panel:
-    """Return a table; the columns of different stores are put under one name."""
+    """Return a table; the rows of different stores are put below each other."""
     panel = table.Panel().show_header(True)
-    names = {"_value": "Value", "server_id": "server"}
-    panel.with_transformation(
-        models.DataTransformerConfig(
-            id_val="organize", options={"renameByName": names, "excludeByName": {"Time": True}}
-        )
-    )
+    columns: dict[str, Any] = {"renameByName": {"server_id": "server"}, "excludeByName": {"Time": True}}
     if len(targets) > 1:
+        # By the names that columns come with: what is renamed first is not merged.
         panel.with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
+        columns["indexByName"] = {"server_id": 0, "role": 0, "Value": 1}
+    panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=columns))
     return finish(panel, title, targets, about=about, unit=unit, width=width)
 
 

@@ -8,6 +8,7 @@ replaced as it would.
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import math
 import re
@@ -27,16 +28,18 @@ from urllib.parse import urlsplit
 import asyncpg
 import dashboards
 import grpc
+import numpy as np
 import pytest
 import yaml
 from conftest import Mesh, clean_environment, running_mesh, secret
 from deploy.composed import PORTS, ROOT, SECRETS, SERVICES, environment, placed, secrets_of, share_a_network
+from openmanager_timeseries.line_protocol import LineEncoder
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from timeseries.engines.stores import Influx, Server, ask, influx_server, set_up, victoria_server
 
 from openmanager import Client, embedded
-from openmanager.frame import ServerInfo
+from openmanager.frame import NANOS_PER_MILLI, Frame, ServerInfo
 
 PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 SOURCES = {
@@ -58,6 +61,11 @@ METRICS = ("cpu_usage", "memory_usage", "disk_usage", "response_time", "request_
 METRICS += ("network_in", "network_out", "active_connections")
 # Environments and roles are free text, and these are what no language leaves as it is.
 ODD = ServerInfo(id="odd.1", hostname="odd", environment="C++ / Rock'n'Roll (eu)", role="a|b=$1, c", location="here")
+FLUX_SERVERS = (
+    ODD,
+    ServerInfo(id="known", hostname="", environment="dev", role="web", location=""),
+    ServerInfo(id="unknown", hostname="", environment="", role="", location=""),
+)
 
 
 def targets(uid: str) -> list[Any]:
@@ -141,6 +149,13 @@ def test_panels_of_calls_lead_to_the_traces_of_what_was_chosen():
         (panel,) = [panel for panel in BOARDS["mesh"]["panels"] if panel["title"] == title]
         grouped = set(re.search(r"by \(([^)]*)\)", panel["targets"][0]["expr"])[1].split(", "))
         assert set(re.findall(r"__field\.labels\.(\w+)", query["query"])) <= grouped
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_tables_of_two_stores_are_merged_before_their_columns_are_renamed(name):
+    for panel in BOARDS[name]["panels"]:
+        if panel["type"] == "table" and len(panel["targets"]) > 1:
+            assert [each["id"] for each in panel["transformations"]] == ["merge", "organize"]
 
 
 def test_a_column_of_servers_leads_to_the_server():
@@ -437,39 +452,37 @@ async def test_grafana_s_role_reads_nothing_that_is_secret_and_writes_nothing(re
 
 
 @pytest.fixture(scope="module")
-def influx(tmp_path_factory) -> Iterator[tuple[Influx, str]]:
-    """An InfluxDB with two servers, one of which fills its disk, as the time-series service writes them."""
+def influx(tmp_path_factory) -> Iterator[Influx]:
+    """An InfluxDB with servers whose disks fill up, as the time-series service writes them."""
     server = influx_server(tmp_path_factory.mktemp("influx"))
     if server is None:
         pytest.skip("influxd 2.x is missing: on PATH, or as TEST_INFLUXD")
     server.start()
     store = set_up(server)
     now = time.time_ns() // 1_000_000
-    metrics = ("cpu_usage", "memory_usage", "disk_usage", "response_time", "request_rate", "error_rate")
-    metrics += ("network_in", "network_out", "active_connections")
-    lines = [
-        f"server_metrics,server_id=s{which},environment=dev,role=web "
-        f"{','.join(f'{name}={20 + which + at % 7 + at / 10}' for name in metrics)} {now - 60_000 * (60 - at)}"
-        for which in range(2)
-        for at in range(60)
-    ]
+    infos = {each.id: each for each in FLUX_SERVERS}
+    frame = Frame(
+        times=np.arange(now - 60 * 60_000, now, 60_000) * NANOS_PER_MILLI,
+        servers=tuple(infos),
+        metrics=METRICS,
+        values=np.fromfunction(lambda at, which, _: 20 + which + at % 7 + at / 10, (60, len(infos), len(METRICS))),
+    )
+    lines = LineEncoder().encode([frame], infos.__getitem__)
     request = urllib.request.Request(
         f"{store.url}/api/v2/write?org={store.org}&bucket=first&precision=ms",
-        data="\n".join(lines).encode(),
+        data=lines,
         headers={"Authorization": f"Token {store.token}"},
     )
     urllib.request.urlopen(request, timeout=10).close()
-    yield store, "first"
+    yield store
     server.stop()
 
 
-@pytest.mark.parametrize(("panel", "target"), targets("influxdb"))
-def test_a_query_in_flux_is_answered(panel, target, influx):
-    store, bucket = influx
+def flux(text: str, store: Influx) -> list[dict[str, str]]:
+    """Return the rows that InfluxDB answers, over an hour."""
     hour = datetime.fromtimestamp(time.time() - 3600, UTC).isoformat()
-    text = filled(target["query"])
     for placeholder, given in {
-        "v.defaultBucket": f'"{bucket}"',
+        "v.defaultBucket": '"first"',
         "v.timeRangeStart": f"time(v: {json.dumps(hour)})",
         "v.timeRangeStop": "now()",
         "v.windowPeriod": "5m",
@@ -481,4 +494,19 @@ def test_a_query_in_flux_is_answered(panel, target, influx):
         headers={"Authorization": f"Token {store.token}", "Content-Type": "application/vnd.flux"},
     )
     with urllib.request.urlopen(request, timeout=20) as answer:
-        assert b"_value" in answer.read()
+        tables = answer.read().decode().split("\r\n\r\n")
+    return [row for table in tables for row in csv.DictReader(table.splitlines())]
+
+
+@pytest.mark.parametrize(("panel", "target"), targets("influxdb"))
+def test_a_query_in_flux_is_about_the_servers_that_are_chosen(panel, target, influx):
+    fields = {"server_id": "id", "environment": "environment", "role": "role"}
+    everything, one = (flux(filled(target["query"], each), influx) for each in (None, ODD))
+    (column,) = fields.keys() & everything[0].keys()
+    if panel["type"] == "table":
+        # As VictoriaMetrics', of the same name and kind: Grafana merges by that.
+        assert everything[0].keys() - {"", "result", "table"} == {column, "Value"}
+        assert f"by ({column})" in panel["targets"][0]["expr"]
+    assert all(float(row["Value" if panel["type"] == "table" else "_value"]) for row in everything)
+    assert {row[column] for row in everything} == {getattr(each, fields[column]) for each in FLUX_SERVERS}
+    assert {row[column] for row in one} == {getattr(ODD, fields[column])}
