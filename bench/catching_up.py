@@ -22,8 +22,9 @@ from openmanager_timeseries.engine_link import EngineLink
 from openmanager_timeseries.engines.influxdb import InfluxEngine
 from openmanager_timeseries.engines.port import Engine
 from openmanager_timeseries.engines.victoriametrics import VictoriaEngine
-from openmanager_timeseries.history import History, open_history
+from openmanager_timeseries.history import History
 from openmanager_timeseries.log_service import LogService
+from openmanager_timeseries.opening import open_history
 from openmanager_timeseries.port import Consumer
 from openmanager_timeseries.registrar import Registrar
 from openmanager_timeseries.service import TimeseriesService

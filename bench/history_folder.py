@@ -12,7 +12,8 @@ import numpy as np
 from openmanager_timeseries import keeper
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
-from openmanager_timeseries.history import History, open_history
+from openmanager_timeseries.history import History
+from openmanager_timeseries.opening import open_history
 from openmanager_timeseries.upkeep import BLOCK_WINDOWS, next_merge
 
 from bench.data import INTERVAL

@@ -20,6 +20,8 @@ from bench.rpc import cpu_seconds, free_ports
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 
 START_SECONDS = 120.0
+# What it leaves for later it has begun after so long, and an idle one uses less CPU in that time than this.
+SETTLE_SECONDS, IDLE_CPU_SECONDS = 1.5, 0.1
 SERVICE = "/openmanager.api.timeseries.v1.TimeseriesService/"
 GET_LEDGER = "/openmanager.api.timeseries.v1.LogService/GetLedger"
 LIST_TIERS = "/openmanager.api.timeseries.v1.RetentionService/ListTiers"
@@ -43,6 +45,13 @@ class Server:
     def cpu(self) -> float:
         """Return the seconds of CPU that its process has used."""
         return cpu_seconds(self.pid)
+
+    def settle(self) -> None:
+        """Return when it has done what it left for later."""
+        used = -1.0
+        while self.cpu() - used > IDLE_CPU_SECONDS:
+            used = self.cpu()
+            time.sleep(SETTLE_SECONDS)
 
     def rss(self) -> int:
         """Return the bytes of memory that its process has."""

@@ -19,7 +19,6 @@ from types import ModuleType
 from chaos.wall_clock import CLOCK, install
 
 PLANTED = "CHAOS_PLANTED"
-Change = Callable[[ModuleType], None]
 
 
 def environment(planted: str = "") -> dict[str, str]:
@@ -51,9 +50,9 @@ class Changed(MetaPathFinder):
     """Finds modules as everybody does, and changes some once they are loaded."""
 
     def __init__(self) -> None:
-        self._changes: dict[str, list[Change]] = defaultdict(list)
+        self._changes: dict[str, list[Callable[[ModuleType], None]]] = defaultdict(list)
 
-    def after(self, module: str, change: Change) -> None:
+    def after(self, module: str, change: Callable[[ModuleType], None]) -> None:
         """Make a change after a module is loaded."""
         self._changes[module].append(change)
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from chaos.inside import Change
-
 # How often a bug strikes that does not strike every time.
 SELDOM = 50
 OLD_SECONDS = 6.0
+
+Change = Callable[[ModuleType], None]
 
 
 @dataclass(frozen=True)

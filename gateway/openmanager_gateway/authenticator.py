@@ -15,8 +15,8 @@ from datetime import timedelta
 
 from openmanager.access import Identity, known_grants
 from openmanager.api.metadata.v1 import identity_pb2 as pb
-from openmanager.attempts import Attempts
 from openmanager.errors import OpenManagerError, Reason, UnauthenticatedError, UnavailableError, credentials_invalid
+from openmanager.runtime.attempts import Attempts
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.gate import Pass
 from openmanager.runtime.peer import Peer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from openmanager.cli import connection, part, render, selection
+from openmanager.cli.audit_export import write_checkpoints
 from openmanager.cli.audit_policy import COMMANDS
-from openmanager.cli.audit_text import entries_table, print_entry, print_status
+from openmanager.cli.audit_text import entries_table, print_entry, print_status, range_filter
 from openmanager.cli.audit_verdict import json_of, print_verdict, show_entries, verify_files
 from openmanager.cli.progress import Bar
 from openmanager.cli.query import moment
@@ -189,12 +189,12 @@ def report_command(**options: Any) -> None:
 
     Exit code 1 when the log does not verify; the report says why.
     """
-    from openmanager.cli import audit_report
+    from openmanager.cli import audit_page, audit_report
 
     if options["start"] and options["end"] and options["start"] >= options["end"]:
         raise click.UsageError("the range ends before it begins")
     report = connection.run(lambda client: _report(client, options))
-    text = audit_report.as_json(report) if options["form"] == "json" else audit_report.as_html(report)
+    text = audit_report.as_json(report) if options["form"] == "json" else audit_page.page_of(report)
     output: Path | None = options["output"]
     if output is None:
         click.echo(text)
@@ -219,14 +219,6 @@ async def _status(client: Client, *, as_json: bool) -> None:
         render.print_json(reply)
         return
     print_status(codec.status(reply))
-
-
-def range_filter(text: str, start: datetime | None, end: datetime | None) -> str:
-    """Return a filter that also chooses a half-open range of time."""
-    parts = [f"({text})"] if text else []
-    parts += [f'create_time >= "{start.astimezone(UTC).isoformat()}"'] if start else []
-    parts += [f'create_time < "{end.astimezone(UTC).isoformat()}"'] if end else []
-    return " AND ".join(parts)
 
 
 async def _list(client: Client, options: Mapping[str, Any]) -> None:
@@ -302,13 +294,6 @@ async def _checkpoints(client: Client, limit: int, output: Path | None, *, as_js
             made.add_row(f"{each.size:,}", time, f"{each.root.hex()[:24]}…", key)
     if not as_json:
         render.console().print(made) if made.row_count else click.echo("no checkpoints")
-
-
-async def write_checkpoints(client: Client, path: Path) -> int:
-    """Write all checkpoints to a file; return how many."""
-    lines = [each.line() async for each in client.audit.checkpoints()]
-    await asyncio.to_thread(part.write, path, "".join(lines).encode("ascii"))
-    return len(lines)
 
 
 # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────────

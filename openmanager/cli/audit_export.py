@@ -1,13 +1,15 @@
-"""Writing the audit log to a file, and going on with one."""
+"""Writing the audit log and its checkpoints to files, and going on with one."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from openmanager.cli import part as whole
 from openmanager.client.rpc import closable
 from openmanager.errors import FailedPreconditionError
 
@@ -40,6 +42,13 @@ async def export(client: Client, path: Path, *, append: bool, bar: Bar | None = 
         file.flush()
         os.fsync(file.fileno())
     return first, last
+
+
+async def write_checkpoints(client: Client, path: Path) -> int:
+    """Write all checkpoints to a file; return how many."""
+    lines = [each.line() async for each in client.audit.checkpoints()]
+    await asyncio.to_thread(whole.write, path, "".join(lines).encode("ascii"))
+    return len(lines)
 
 
 def _resume(file: BinaryIO, path: Path) -> tuple[bytes, int]:

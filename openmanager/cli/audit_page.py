@@ -125,11 +125,9 @@ def _access(report: Report, names: Mapping[str, str]) -> str:
 
 
 def _changes(report: Report, names: Mapping[str, str]) -> str:
-    from openmanager.cli.audit_report import MAX_CHANGES
-
     if not report.change_count:
         return quiet("nothing was changed")
-    some = report.changes[-MAX_CHANGES:]
+    some = report.newest_changes
     left = report.change_count - len(some)
     words = f"The newest {len(some):,}; {left:,} older ones are counted above" if left else "One by one"
     actors = [(_named(name, names), each) for name, each in report.changes_by_actor.items()]

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmanager.audit import CLOCK_SET_BACK, KEY_REPLACED, KEY_ROTATED, LOG_RESTORED, PRUNED, SUBJECT_ERASED, Kind
-from openmanager.cli.audit import range_filter
 from openmanager.cli.audit_access import Access, access_review
-from openmanager.cli.audit_text import CODES
+from openmanager.cli.audit_text import CODES, range_filter
 from openmanager.cli.audit_verdict import verdict_document, verify_files
 from openmanager.cli.render import show_utc
 from openmanager.version import VERSION
@@ -113,6 +112,11 @@ class Report:
         known.last = entry.details.get("last_time", show_utc(entry.create_time))
 
     @property
+    def newest_changes(self) -> list[dict[str, Any]]:
+        """The changes that are told one by one, in order."""
+        return self.changes[-MAX_CHANGES:]
+
+    @property
     def summary(self) -> dict[str, int]:
         """How much there was of everything."""
         pruned = (row["details"].get("count", "") for row in self.deletions if row["action"] == PRUNED)
@@ -146,7 +150,7 @@ class Report:
             "changes_by_actor": self.changes_by_actor,
             "changes_by_action": self.changes_by_action,
             "change_count": self.change_count,
-            "changes": self.changes[-MAX_CHANGES:],
+            "changes": self.newest_changes,
             "refused_calls": [asdict(each) for each in self.refusals.values()],
             "privileged_reads": [
                 {"actor": actor, "action": action, "count": count} for (actor, action), count in self.reads.items()
@@ -191,8 +195,7 @@ async def collect(
 
 
 async def _verdict(client: Client, checkpoints: Path | None, keys: tuple[Path, ...], bar: Bar) -> Verdict:
-    from openmanager.cli.audit import write_checkpoints
-    from openmanager.cli.audit_export import export
+    from openmanager.cli.audit_export import export, write_checkpoints
 
     with tempfile.TemporaryDirectory(prefix="openmanager-audit-") as folder:
         log, lines = Path(folder) / "audit.log", Path(folder) / "checkpoints.jsonl"
@@ -234,10 +237,3 @@ def show_code(code: int) -> str:
 def as_json(report: Report) -> str:
     """Return the report for programs."""
     return json.dumps(report.document(), indent=2, ensure_ascii=False)
-
-
-def as_html(report: Report) -> str:
-    """Return the report for people: one file that needs nothing else."""
-    from openmanager.cli import audit_page
-
-    return audit_page.page_of(report)

@@ -57,6 +57,14 @@ def print_status(found: AuditStatus) -> None:
 _LONG_ID = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 
 
+def range_filter(text: str, start: datetime | None, end: datetime | None) -> str:
+    """Return a filter that also chooses a half-open range of time."""
+    parts = [f"({text})"] if text else []
+    parts += [f'create_time >= "{start.astimezone(UTC).isoformat()}"'] if start else []
+    parts += [f'create_time < "{end.astimezone(UTC).isoformat()}"'] if end else []
+    return " AND ".join(parts)
+
+
 def entries_table(entries: list[AuditEntry], *, personal: bool) -> Table:
     """Return entries as a table."""
     columns = ["number", "time", "who", "what", "object", "how", *(["personal"] if personal else [])]

@@ -364,10 +364,7 @@ async def _record(client: Client, fields: Mapping[str, Any], request_id: str, *,
         interaction=interaction.message(Interaction(**fields)), request_id=request_id or uuid.uuid4().hex
     )
     reply = await client.rpc.call(rpc.CREATE_INTERACTION, request)
-    if as_json:
-        render.print_json(reply)
-    else:
-        click.echo(f"recorded {reply.interaction.id}")
+    render.told(reply, f"recorded {reply.interaction.id}", as_json=as_json)
 
 
 async def _rate(client: Client, interaction_id: str, rating: int, comment: str, *, as_json: bool) -> None:
@@ -376,10 +373,7 @@ async def _rate(client: Client, interaction_id: str, rating: int, comment: str, 
 
     request = pb.RateInteractionRequest(id=await _id(client, interaction_id), rating=rating, comment=comment)
     reply = await client.rpc.call(rpc.RATE_INTERACTION, request)
-    if as_json:
-        render.print_json(reply)
-    else:
-        click.echo(f"{reply.interaction.id} is rated {stars(reply.interaction.rating)}")
+    render.told(reply, f"{reply.interaction.id} is rated {stars(reply.interaction.rating)}", as_json=as_json)
 
 
 async def _erase(client: Client, session_id: str, subject: str, *, yes: bool, as_json: bool) -> None:
@@ -395,7 +389,4 @@ async def _erase(client: Client, session_id: str, subject: str, *, yes: bool, as
         )
     request = pb.EraseInteractionsRequest(**whose)
     reply = await client.rpc.call(rpc.ERASE_INTERACTIONS, request, seconds=ERASE_SECONDS)
-    if as_json:
-        render.print_json(reply)
-    else:
-        click.echo(f"{render.show_count(reply.erased_count, 'interaction')} erased")
+    render.told(reply, f"{render.show_count(reply.erased_count, 'interaction')} erased", as_json=as_json)

@@ -85,7 +85,7 @@ async def _migrate(timeseries: Path, options: dict[str, Any]) -> dict[str, Any]:
     from openmanager_timeseries import migrate as domain
     from openmanager_timeseries.config import TimeseriesConfig
     from openmanager_timeseries.disk import PosixDisk
-    from openmanager_timeseries.history import open_history
+    from openmanager_timeseries.opening import open_history
 
     from openmanager.cli import configuration
     from openmanager.frame import ServerInfo

@@ -62,6 +62,14 @@ def print_json(message: Message, *, line: bool = False) -> None:
     )
 
 
+def told(reply: Message, text: str, *, as_json: bool) -> None:
+    """Say what was done: the reply for programs, a line for people."""
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(text)
+
+
 def print_document(document: dict[str, Any], *, err: bool = False) -> None:
     """Print what a command did as JSON; on standard error where the other holds something else."""
     import json

@@ -356,10 +356,8 @@ async def _delete(client: Client, server_id: str, *, purge: bool, etag: str, as_
 
     request = metadata_pb2.DeleteServerRequest(id=server_id, purge=purge, etag=etag)
     reply = await client.rpc.call(rpc.DELETE_INVENTORY_SERVER, request)
-    if as_json:
-        render.print_json(reply)
-    else:
-        click.echo(f"{reply.server.id} is {'gone from the inventory' if purge else 'hidden'}; its history stays")
+    done = "gone from the inventory" if purge else "hidden"
+    render.told(reply, f"{reply.server.id} is {done}; its history stays", as_json=as_json)
 
 
 def _message(server_id: str, changes: Mapping[str, Any]) -> Any:

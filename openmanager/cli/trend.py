@@ -9,6 +9,7 @@ import click
 
 from openmanager.cli import plot, render, report
 from openmanager.cli.query import length, moment
+from openmanager.cli.season import WEEKDAYS, is_shown, shape
 from openmanager.cli.selection import series_options
 from openmanager.errors import NotFoundError
 
@@ -20,11 +21,7 @@ if TYPE_CHECKING:
     from openmanager.client import Client, Trend
 
 ARROWS = {"UP": ("↑", "red"), "DOWN": ("↓", "green"), "STEADY": ("→", "dim")}
-WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-EIGHTHS = "▁▂▃▄▅▆▇█"
 POINTS = 300
-# A season that explains less is not shown: anything has some shape.
-SOME = 0.05
 
 
 @click.command(
@@ -107,18 +104,10 @@ def _table(found: Sequence[Trend]) -> Any:
             f"{each.slope_per_day:+.3g}",
             f"{each.slope_low:+.3g} … {each.slope_high:+.3g}",
             f"{each.p_value:.2g}",
-            _shape(each.hour_profile[::3], each.hour_strength),
-            _shape(each.weekday_profile, each.weekday_strength),
+            shape(each.hour_profile[::3], each.hour_strength),
+            shape(each.weekday_profile, each.weekday_strength),
         )
     return made
-
-
-def _shape(profile: Sequence[float], strength: float) -> str:
-    """Return a profile as a line of blocks; nothing where it explains next to nothing."""
-    if not profile or strength < SOME:
-        return render.NOTHING
-    low, high = min(profile), max(profile)
-    return "".join(EIGHTHS[round((value - low) / max(high - low, 1e-12) * (len(EIGHTHS) - 1))] for value in profile)
 
 
 async def _print_one(client: Client, found: Trend, start: datetime, end: datetime) -> None:
@@ -151,12 +140,10 @@ def _words(found: Trend) -> list[str]:
     words.extend(
         f"level {each.before:.4g} → {each.after:.4g} on {each.time:%d %b %Y}" for each in found.changes if each.time
     )
-    if found.hour_profile and found.hour_strength >= SOME:
-        shape = _shape(found.hour_profile, found.hour_strength)
-        words.append(f"hours 0–23 UTC  {shape}  {found.hour_strength:.0%} of the variance within days")
-    if found.weekday_profile and found.weekday_strength >= SOME:
-        shape = _shape(found.weekday_profile, found.weekday_strength)
-        words.append(
-            f"{WEEKDAYS[0]}–{WEEKDAYS[-1]}  {shape}  {found.weekday_strength:.0%} of the variance within weeks"
-        )
+    if is_shown(found.hour_profile, found.hour_strength):
+        line = shape(found.hour_profile, found.hour_strength)
+        words.append(f"hours 0–23 UTC  {line}  {found.hour_strength:.0%} of the variance within days")
+    if is_shown(found.weekday_profile, found.weekday_strength):
+        line = shape(found.weekday_profile, found.weekday_strength)
+        words.append(f"{WEEKDAYS[0]}–{WEEKDAYS[-1]}  {line}  {found.weekday_strength:.0%} of the variance within weeks")
     return words

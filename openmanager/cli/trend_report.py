@@ -24,7 +24,7 @@ from openmanager.cli.report_series import (
     read,
     table,
 )
-from openmanager.cli.trend import SOME, WEEKDAYS
+from openmanager.cli.season import WEEKDAYS, is_shown
 from openmanager.cli.unit import NOTHING, Unit
 
 if TYPE_CHECKING:
@@ -215,13 +215,13 @@ def _change(change: Any, unit: Unit) -> str:
 
 def _seasons(each: Trend, unit: Unit) -> list[str]:
     words = []
-    if each.hour_profile and each.hour_strength >= SOME:
+    if is_shown(each.hour_profile, each.hour_strength):
         high, low = int(np.argmax(each.hour_profile)), int(np.argmin(each.hour_profile))
         words.append(
             f"by hour, {each.hour_strength:.0%} of the variance within days: {unit.show_change(each.hour_profile[high])} at "
             f"{high:02d} h, {unit.show_change(each.hour_profile[low])} at {low:02d} h"
         )
-    if each.weekday_profile and each.weekday_strength >= SOME:
+    if is_shown(each.weekday_profile, each.weekday_strength):
         high, low = int(np.argmax(each.weekday_profile)), int(np.argmin(each.weekday_profile))
         words.append(
             f"by weekday, {each.weekday_strength:.0%} of the variance within weeks: "
@@ -289,7 +289,7 @@ def _shape(each: Trend, unit: Unit) -> list[str | Chart]:
             (each.hour_profile, each.hour_strength, "Hour of the day, UTC", [f"{hour:02d}" for hour in range(24)]),
             (each.weekday_profile, each.weekday_strength, "Weekday", list(WEEKDAYS)),
         )
-        if profile and strength >= SOME
+        if is_shown(profile, strength)
     ]
     if not shapes:
         return []

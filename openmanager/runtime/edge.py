@@ -175,10 +175,11 @@ class Edge:
             task = _current_task()
             self._calls.add(task)
             load.unary += 1
-            with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
+            metadata = context.invocation_metadata() or ()  # made anew each time it is asked for
+            with telemetry.server_span(method.path, metadata) as span:
                 try:
                     self._admit(load.unary, load.max_unary)
-                    _, caller = await self._enter(method, context)
+                    _, caller = await self._enter(method, metadata, context)
                     async with asyncio.timeout(_remaining(context, default, most)):
                         request = _decode(method, data)
                         intent = await method.trail.begin(caller, request)
@@ -233,10 +234,11 @@ class Edge:
         self._calls.add(task)
         counted = 0 if method.vital else 1
         load.streams += counted
-        with telemetry.server_span(method.path, context.invocation_metadata() or ()) as span:
+        metadata = context.invocation_metadata() or ()
+        with telemetry.server_span(method.path, metadata) as span:
             try:
                 self._admit(counted * load.streams, load.max_streams)
-                held, caller = await self._enter(method, context)
+                held, caller = await self._enter(method, metadata, context)
                 request = decode()
                 intent = await method.trail.begin(caller, request)
                 if (seconds := _remaining(context, None, math.inf)) is None:
@@ -255,9 +257,10 @@ class Edge:
         if status is not None:
             await abort(context, *status[:3])
 
-    async def _enter(self, method: _Method, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Pass, access.Caller]:
+    async def _enter(
+        self, method: _Method, metadata: Iterable[Any], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> tuple[Pass, access.Caller]:
         """Return what the caller came with, and what they may reach, once it is known to be enough for the method."""
-        metadata = context.invocation_metadata() or ()
         _check_metadata(metadata)
         held: Pass | None = None
         peer: str | None = None

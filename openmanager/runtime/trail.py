@@ -16,9 +16,9 @@ from opentelemetry import trace
 
 from openmanager import policy
 from openmanager.access import Caller, Permission
-from openmanager.attempts import Attempts
 from openmanager.audit import Record
 from openmanager.errors import OpenManagerError, UnavailableError
+from openmanager.runtime.attempts import Attempts
 from openmanager.runtime.audit import Auditor, Intent
 from openmanager.runtime.clock import SystemClock
 

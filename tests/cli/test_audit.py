@@ -17,7 +17,8 @@ from conftest import Mesh
 from cli.conftest import Result
 from openmanager.audit import PRUNED, Kind, Outcome, Record
 from openmanager.audit_file import Problem, Verdict
-from openmanager.cli.audit_report import Report, as_html
+from openmanager.cli.audit_page import page_of
+from openmanager.cli.audit_report import Report
 from openmanager.cli.main import main
 from openmanager.client import AuditEntry, AuditHold, Client
 from openmanager.client.people import Grant
@@ -262,9 +263,9 @@ def test_a_report_of_a_log_that_was_changed_says_so_first():
     verdict = Verdict(problems=[Problem("entry 7", "is not what the checkpoint vouches for")], checkpoint_count=3)
     report = Report(start="a", end="b", made="c", author="users/1", verdict=verdict, checkpoints_from="d")
     report.take(pruned)
-    page = _Page(as_html(report))
-    assert "The log is NOT as it was written." in as_html(report)
-    assert "entry 7: is not what the checkpoint vouches for" in as_html(report)
+    page = _Page(page_of(report))
+    assert "The log is NOT as it was written." in page_of(report)
+    assert "entry 7: is not what the checkpoint vouches for" in page_of(report)
     (_, row) = page.tables["What the log says of each deletion, before it was done"]
     assert row[2].startswith("2,048 entries of the log, numbers 1–2,048of 2026-06-01 00:00:00Z to 2026-06-02 00:00:00Z")
     assert row[3] == f"root of what was deleted {'ab' * 32}"
@@ -273,7 +274,7 @@ def test_a_report_of_a_log_that_was_changed_says_so_first():
 
 def test_a_report_of_a_log_without_checkpoints_says_that_nothing_vouches_for_it():
     verdict = Verdict(problems=[Problem("checkpoints", "there is none: nobody vouches for this log")])
-    page = as_html(Report(start="a", end="b", made="c", author="users/1", verdict=verdict, checkpoints_from="d"))
+    page = page_of(Report(start="a", end="b", made="c", author="users/1", verdict=verdict, checkpoints_from="d"))
     assert "Nothing vouches for this log: there is no checkpoint to hold it against." in page
     assert "as it was written" not in page
 

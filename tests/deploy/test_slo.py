@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import time
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import slo
 import yaml
@@ -23,7 +21,6 @@ from google.protobuf import json_format
 from timeseries.engines.stores import Server, ask, victoria_server
 
 from openmanager.cli import rules_file
-from openmanager.cli.main import cli
 from openmanager.errors import InvalidArgumentError
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
@@ -50,33 +47,6 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert():
     named = {pages_of(rule) for rule in ALERTS}
     named |= {rule.annotations["runbook"] for rule in rules_file.read(OWN)}
     assert named == {str(page.relative_to(ROOT)) for page in RUNBOOKS.glob("*.md")}
-
-
-def commands() -> Iterator[Any]:
-    for page in (*sorted(RUNBOOKS.glob("*.md")), ROOT / "docs" / "slo.md", ROOT / "docs" / "capacity.md"):
-        text = page.read_text().replace(" > prices.toml", "")
-        for line in re.findall(r"^\$ openmanager (.*)$", text, re.MULTILINE) + re.findall(
-            r"`openmanager ([^`]*)`", text
-        ):
-            yield pytest.param(line, id=f"{page.stem}: {line}")
-
-
-@pytest.mark.parametrize("line", list(commands()))
-def test_a_page_names_commands_that_there_are(line):
-    command, words, parent = cli, shlex.split(line), None
-    while True:
-        context = command.make_context(command.name or "openmanager", words, parent, resilient_parsing=False)
-        if not isinstance(command, click.Group) or not (rest := [*context._protected_args, *context.args]):
-            return
-        _, command, words = command.resolve_command(context, rest)
-        assert command is not None
-        parent = context
-
-
-def test_links_of_runbooks_lead_somewhere():
-    for page in RUNBOOKS.glob("*.md"):
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 # ── real programs ──────────────────────────────────────────────────────────────────────────────────────────────────

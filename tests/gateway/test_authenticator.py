@@ -12,8 +12,8 @@ from openmanager_gateway.router import passed
 
 from openmanager.access import Grant, Identity, Role
 from openmanager.api.metadata.v1 import identity_pb2 as pb
-from openmanager.attempts import MAX_A_MINUTE
 from openmanager.errors import ResourceExhaustedError, UnauthenticatedError, UnavailableError
+from openmanager.runtime.attempts import MAX_A_MINUTE
 
 ALICE = Identity("users/a", (Grant(Role.VIEWER, "role = web"),), end=1e12)
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import child, free_ports, start_mesh, wait_until
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
-from openmanager_timeseries.history import open_history
+from openmanager_timeseries.opening import open_history
 from openmanager_timeseries.query import RangeQuery
 
 from chaos.leaving import MESH_SECONDS, Calls

@@ -13,8 +13,9 @@ import pytest
 from openmanager_timeseries import keeper
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
-from openmanager_timeseries.history import History, open_history
+from openmanager_timeseries.history import History
 from openmanager_timeseries.keeper import Keeper
+from openmanager_timeseries.opening import open_history
 from openmanager_timeseries.query import Answer, RangeQuery
 from openmanager_timeseries.rollup_import import RollupImport
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
-from openmanager_timeseries.history import History, open_history
+from openmanager_timeseries.history import History
+from openmanager_timeseries.opening import open_history
 from openmanager_timeseries.query import RangeQuery
 from openmanager_timeseries.reshard import UNFINISHED, reshard
 

@@ -122,13 +122,13 @@ async def test_of_what_retention_deletes_there_is_evidence_until_the_audit_log_h
         await fill(history)
         history.retention.defaults["raw"] = 4 * DAY
         keeper = await expire(history)
-        await evidence.tell_waiting(history, Told(away=True))
+        await evidence.tell_waiting(history.retention.evidence, history.retention.save, Told(away=True))
         assert len(history.retention.evidence.document()) == 3
         await keeper.expire()
         deleted = {name: each.rows for name, each in history.retention.deleted.items()}
     async with opened(tmp_path, tiers="5m:8d,1h:10d", sketch_metrics="load") as history:
         auditor = Told()
-        await evidence.tell_waiting(history, auditor)
+        await evidence.tell_waiting(history.retention.evidence, history.retention.save, auditor)
         said = {each.object: each.details for each in auditor.records}
         assert {name: int(said[f"tiers/{name}"]["rows"]) for name in deleted} == deleted
         raw = said["tiers/raw"]

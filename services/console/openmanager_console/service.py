@@ -15,7 +15,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.metadata.v1 import identity_pb2
-from openmanager.attempts import Attempts
 from openmanager.client import Client, rpc
 from openmanager.client.credential import Credential, Token
 from openmanager.errors import (
@@ -27,6 +26,7 @@ from openmanager.errors import (
     credentials_invalid,
     invalid,
 )
+from openmanager.runtime.attempts import Attempts
 from openmanager.runtime.clock import Clock
 from openmanager.runtime.gate import BEARER, MAX_CREDENTIAL
 from openmanager_console import measure, reading

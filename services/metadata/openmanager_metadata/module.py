@@ -8,8 +8,8 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from openmanager.attempts import Attempts
 from openmanager.errors import OpenManagerError
+from openmanager.runtime.attempts import Attempts
 from openmanager.runtime.audit import Auditor
 from openmanager.runtime.background import working
 from openmanager.runtime.clock import Clock

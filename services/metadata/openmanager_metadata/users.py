@@ -10,7 +10,6 @@ from uuid import UUID
 
 from openmanager import page
 from openmanager.access import Grant, Role, check_grants
-from openmanager.attempts import Attempts
 from openmanager.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -22,6 +21,7 @@ from openmanager.errors import (
     missing,
 )
 from openmanager.frame import check_text
+from openmanager.runtime.attempts import Attempts
 from openmanager_metadata.backends import USERS_LOCK, Database, Row, Statements
 from openmanager_metadata.directory import SESSIONS, USERS, Directory
 from openmanager_metadata.identity import User, grants_text, user_of

@@ -43,9 +43,10 @@ class Blocks:
         with self._lock:
             found = self._made.get(block)
             if found is None:
-                found = self._made[block] = self._make(block)
-                while len(self._made) > self._keep:
+                # What is let go first leaves its room, still in the cache, to what is made.
+                while len(self._made) >= self._keep:
                     self._made.popitem(last=False)
+                found = self._made[block] = self._make(block)
             return found
 
 

@@ -6,6 +6,7 @@ Gauges are computed in float32, which holds what their sensors resolve, counters
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 from openmanager_simulator.catalogue import COUNTER_DRIVERS, DRIVERS, Catalogue
 
 Floats = NDArray[np.float64]
+_Float = TypeVar("_Float", np.float32, np.float64)
 # What a metric's values are multiplied with, by the column of a server's sizes.
 DRIVERS_SIZE = {"one": 0, "memory": 1, "disk": 2}
 # A counter's own wiggle stays below the slowest season's growth in one tick, or it would fall.
 _WIGGLE = 0.1
+# A core's whole time in units of 0.01 %.
+_WHOLE = np.float32(1e4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +55,8 @@ class Sensors:
         self._size = [DRIVERS_SIZE[metric.size] for metric in metrics[gauge]]
         low = np.asarray([-np.inf if m.minimum is None else m.minimum for m in metrics]) * units
         high = np.asarray([np.inf if m.maximum is None else m.maximum for m in metrics]) * units
+        if (low[gauge] < 0.0).any() or (low != np.rint(low))[gauge].any() or (high != np.rint(high))[gauge].any():
+            raise ValueError("a gauge is bounded by multiples of its resolution, and not below 0")
         self._low, self._high = low[gauge].astype(np.float32), high[gauge].astype(np.float32)
         self._offset = (catalogue.column("offset") * units)[gauge]
         self._scale = (catalogue.column("scale") * units)[gauge]
@@ -91,12 +97,16 @@ class Sensors:
         sources, targets = self._shared
         shared = noise[:, :, targets].reshape(*noise.shape[:2], -1, sources.stop - sources.start)
         shared[:] = noise[:, :, None, sources]
-        self._gauge(gauges, noise[:, :, : self.gauges], levels, sizes[:, self._size])
-        self._count(counts, noise[:, :, self.gauges :], counters, interval)
-        self._derive(gauges, counts, counters.since[:, :, 1])
+        # In units of their resolution all values are whole, which is why what is derived from them is derived here.
+        whole = self._gauge(noise[:, :, : self.gauges], levels, sizes[:, self._size])
+        self._derive_shares(whole)
+        np.divide(whole, self._gauge_units, out=gauges)
+        counted = self._count(noise[:, :, self.gauges :], counters, interval)
+        self._derive_times(counted, counters.since[:, :, 1])
+        np.divide(counted, self._counter_units, out=counts)
 
-    def _gauge(self, out: Floats, noise: NDArray[np.float32], levels: Floats, sizes: Floats) -> None:
-        """Fill in size · (offset + scale · level · (1 + noise · n)), rounded."""
+    def _gauge(self, noise: NDArray[np.float32], levels: Floats, sizes: Floats) -> NDArray[np.float32]:
+        """Return size · (offset + scale · level · (1 + noise · n)), rounded, in units."""
         scales = (self._scale * sizes).astype(np.float32)[:, None, :]
         # Each sum has one term that is not 0, so that it is exact, and much faster than to look levels up.
         value = np.matmul(levels.astype(np.float32, "C"), self._driver * scales)
@@ -104,47 +114,61 @@ class Sensors:
         factor += np.float32(1.0)
         value *= factor
         value += (self._offset * sizes).astype(np.float32)[:, None, :]
-        np.rint(value, out=value)
+        # The bounds are whole and not negative: rounding keeps to them, and leaves no −0.0, which no sensor reads.
         np.maximum(value, self._low, out=value)
         np.minimum(value, self._high, out=value)
-        value += np.float32(0.0)  # −0.0 is no reading of a sensor
-        np.divide(value, self._gauge_units, out=out)
+        np.rint(value, out=value)
+        found: NDArray[np.float32] = value
+        return found
 
-    def _count(self, out: Floats, noise: NDArray[np.float32], counters: Counters, interval: float) -> None:
-        """Fill in rate · (time or season since the start + wiggle) and what faults add, rounded."""
+    def _count(self, noise: NDArray[np.float32], counters: Counters, interval: float) -> Floats:
+        """Return rate · (time or season since the start + wiggle) and what faults add, rounded, in units."""
         steady = np.clip(noise, np.float32(-3.0), np.float32(3.0))
         steady *= np.float32(1.0 / 6.0)
         steady += np.float32(0.5)
         steady *= (self._wiggle * interval).astype(np.float32)
-        np.matmul(np.ascontiguousarray(counters.since), self._since, out=out)
-        out += steady
-        out *= self._rate
+        value = np.matmul(np.ascontiguousarray(counters.since), self._since)
+        value += steady
+        value *= self._rate
         if counters.trouble.any():
-            out += self._trouble * counters.trouble[:, :, None]
+            value += self._trouble * counters.trouble[:, :, None]
         if counters.since.min() < 0.0:
-            np.maximum(out, 0.0, out=out)
-        np.rint(out, out=out)
-        out /= self._counter_units
+            np.maximum(value, 0.0, out=value)
+        np.rint(value, out=value)
+        found: Floats = value
+        return found
 
-    def _derive(self, gauges: Floats, counts: Floats, uptime: Floats) -> None:
-        """Make the headline percentages what the detailed metrics add up to, and each core's states its whole time."""
+    def _derive_shares(self, gauges: NDArray[np.float32]) -> None:
+        """Make each core's states its whole time, and the headline percentages what the detailed metrics add up to."""
         shares = _by_state(gauges, *self._shares)
         busy = _added(shares[:, :, :-1])
-        if (over := busy > 1.0).any():
-            within = np.floor(shares[:, :, :-1] / np.maximum(busy, 1.0)[:, :, None] * 1e4) / 1e4
-            shares[:, :, :-1] = np.where(over[:, :, None, :], within, shares[:, :, :-1])
-            busy = _added(shares[:, :, :-1])
-        shares[:, :, -1] = np.rint((1.0 - busy) * 1e4) / 1e4
-        idle = shares[:, :, -1].mean(axis=2)
-        times = _by_state(counts, *self._times)
-        worked = _added(times[:, :, :-1])
-        times[:, :, -1] = np.rint(np.maximum(0.0, uptime[:, :, None] - worked) * 1e2) / 1e2
-        states = gauges[:, :, self._memory]
+        if (full := busy >= _WHOLE).any():
+            busy[full] = self._within(shares, np.nonzero(full))
+        rest = _WHOLE - busy
+        shares[:, :, -1] = rest
+        idle = np.divide(rest, 1e4, dtype=np.float64).mean(axis=2)
+        states = gauges[:, :, self._memory].astype(np.float64)
         memory = states[:, :, self._memory_used] / states.sum(axis=2)
-        disk = gauges[:, :, self._filesystems].max(axis=2)
-        for name, share in (("cpu", 1.0 - idle), ("memory", memory), ("disk", disk)):
-            at = self._derived[name]
-            gauges[:, :, at] = np.clip(np.rint(share * 10_000.0) / 100.0, 0.0, 100.0)
+        for name, share in (("cpu", 1.0 - idle), ("memory", memory)):
+            gauges[:, :, self._derived[name]] = np.clip(np.rint(share * 1e4), 0.0, 1e4)
+        gauges[:, :, self._derived["disk"]] = gauges[:, :, self._filesystems].max(axis=2)
+
+    def _within(self, shares: NDArray[np.float32], at: tuple[NDArray[np.int64], ...]) -> NDArray[np.float32]:
+        """Make the busy states of some cores at most the whole, and return their sums: float32[K]."""
+        server, tick, core = at
+        units = shares[server, tick, :-1, core]
+        states = units.astype(np.float64) / 1e4
+        taken = states[:, 0] + states[:, 1] + states[:, 2]
+        units = np.where(taken[:, None] > 1.0, np.floor(states / taken[:, None] * 1e4), units).astype(np.float32)
+        shares[server, tick, :-1, core] = units
+        found: NDArray[np.float32] = units.sum(axis=1)
+        return found
+
+    def _derive_times(self, counts: Floats, uptime: Floats) -> None:
+        """Make the states of each core its whole time."""
+        times = _by_state(counts, *self._times)
+        idle = np.rint(uptime * 1e2)[:, :, None] - _added(times[:, :, :-1])
+        np.maximum(idle, 0.0, out=times[:, :, -1])
 
 
 def _one_hot(columns: list[int], count: int) -> Floats:
@@ -187,14 +211,14 @@ def _states(catalogue: Catalogue, name: str, first: int = 0) -> tuple[slice, int
     return _columns(catalogue.where(name=name) - first), len(set(states))
 
 
-def _by_state(values: Floats, columns: slice, states: int) -> Floats:
-    """Return a view of some columns: float64[…, states, what has them]."""
+def _by_state(values: NDArray[_Float], columns: slice, states: int) -> NDArray[_Float]:
+    """Return a view of some columns: […, states, what has them]."""
     return values[:, :, columns].reshape(*values.shape[:2], states, -1)
 
 
-def _added(states: Floats) -> Floats:
-    """Return the sums over the states of float64[S, T, states, K]; faster than `sum`, which takes them bit by bit."""
-    found: Floats = states[:, :, 0] + states[:, :, 1]
+def _added(states: NDArray[_Float]) -> NDArray[_Float]:
+    """Return the sums over the states of [S, T, states, K]; faster than `sum`, which takes them bit by bit."""
+    found: NDArray[_Float] = states[:, :, 0] + states[:, :, 1]
     for at in range(2, states.shape[2]):
         found += states[:, :, at]
     return found

@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 _SLOT_SECONDS = 900
 _GIB = float(1 << 30)
 # Servers that are computed together, and blocks of one server: what there is of them in between stays in the cache.
-_CHUNK = 8
+_CHUNK = 16
 _RUN = 8
 # Blocks of slow noise that are made at once where many will be needed: each costs the same steps as one.
 _LATENT_RUN = 16
@@ -141,9 +141,8 @@ class Simulation:
             some = slice(at, min(at + _CHUNK, len(out)))
             own = scratch.part(some.stop - at, BLOCK)
             self._noise.fill(places[some], own.noise)
-            self._read(own, some, levels[some], counters.part(some))
-            out[some, :, : self._sensors.gauges] = own.gauges
-            out[some, :, self._sensors.gauges :] = own.counts
+            room = _Scratch(own.noise, out[some, :, : self._sensors.gauges], out[some, :, self._sensors.gauges :])
+            self._read(room, some, levels[some], counters.part(some))
         return whole
 
     def _read(self, own: _Scratch, servers: slice, levels: Floats, counters: Counters) -> None:

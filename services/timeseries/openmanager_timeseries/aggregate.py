@@ -45,18 +45,21 @@ def aggregate(samples: Ragged, name: str, *, starts: Ints, step: int, groups: In
     """
     if name in {"RATE", "INCREASE"}:
         grown = Ragged(samples.offsets, samples.times, increases(samples, delta))
-        found = _aggregate(grown, _BY_NAME["SUM"], starts, step, groups)
+        found = _aggregate(grown, _BY_NAME["SUM"], starts, step, groups, may_lack=True)
         return found / (step / 1e9) if name == "RATE" else found
     return _aggregate(samples, _BY_NAME[name], starts, step, groups)
 
 
-def _aggregate(samples: Ragged, reducer: Reducer, starts: Ints, step: int, groups: Ints) -> Floats:
+def _aggregate(
+    samples: Ragged, reducer: Reducer, starts: Ints, step: int, groups: Ints, *, may_lack: bool = False
+) -> Floats:
     times = samples.shared_times
     sizes = np.bincount(groups)
     if times is not None and len(starts) and (sizes == sizes[0]).all():
         grid = samples.values.reshape(len(groups), len(times))
         first, last = np.searchsorted(times, [starts[0], starts[-1] + step]).tolist()
-        if not np.isnan(grid[:, first:last]).any():
+        # Of samples none is NaN; what a counter grew by is, where nothing came before.
+        if not may_lack or not np.isnan(grid[:, first:last]).any():
             return _reduce_grid(grid[:, first:last], times[first:last], reducer, starts, step, groups)
     cells = _Cells(groups[samples.rows], samples.times, samples.values)
     return _reduce(cells, starts, step, int(groups.max(initial=-1)) + 1, reducer)

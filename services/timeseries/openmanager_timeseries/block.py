@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from openmanager_timeseries import sealed
 from openmanager_timeseries.catalog import Catalog
-from openmanager_timeseries.head import Chunk, Generation
+from openmanager_timeseries.head import Chunk, Generation, as_slice
 from openmanager_timeseries.samples import Bools, Floats, Ints, Long, Piece
 from openmanager_timeseries.sealed import KEY_FIELDS, About, Batch, Found, Rows, Sealed, Values
 
@@ -188,7 +188,7 @@ def _joined(places: Sequence[Sequence[tuple[Chunk, int]]], code: Ints) -> tuple[
     metrics = np.array([at for (_, at), *_ in places])
     codes = code[chunks[0].layout.servers]
     order = np.argsort(codes)
-    values = [chunk.series(order, metrics, slice(None)) for chunk in chunks]
+    values = [chunk.series(as_slice(order), as_slice(metrics), slice(None)) for chunk in chunks]
     times = np.concatenate([chunk.times[: chunk.count] for chunk in chunks])
     return codes[order], times, np.concatenate(values, axis=2)
 
@@ -228,7 +228,7 @@ def _scattered(places: Sequence[Sequence[tuple[Chunk, int]]], code: Ints) -> Row
 
 def _flat(chunk: Chunk, ranks: Ints, columns: Ints, code: Ints) -> tuple[Ints, Ints, Ints, Ints, Floats]:
     """Return the samples of some metrics of a chunk one by one: rank, server code, time, position, value."""
-    values = chunk.series(np.arange(chunk.layout.ids.shape[0]), columns, slice(None))
+    values = chunk.series(slice(None), as_slice(columns), slice(None))
     present = ~np.isnan(values)
     metric, server, tick = np.nonzero(present)
     codes = code[chunk.layout.servers]

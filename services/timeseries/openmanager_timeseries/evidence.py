@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openmanager.audit import Record
 from openmanager.errors import OpenManagerError
 from openmanager.runtime.audit import Auditor
 from openmanager.runtime.clock import show_time
-
-if TYPE_CHECKING:
-    from openmanager_timeseries.history import History
 
 ACTION = "retention.deletion"
 TELL_SECONDS = 5.0
@@ -101,22 +98,21 @@ def _add(known: Deletion, more: Deletion) -> None:
     known.begin, known.end = min(known.begin, more.begin), max(known.end, more.end)
 
 
-async def tell(history: History, auditor: Auditor) -> None:
-    """Tell the audit log of deletions for ever."""
+async def tell(evidence: Evidence, save: Callable[[], Awaitable[None]], auditor: Auditor) -> None:
+    """Tell the audit log of deletions for ever; see `tell_waiting`."""
     while True:
         await asyncio.sleep(TELL_SECONDS)
         try:
-            await tell_waiting(history, auditor)
+            await tell_waiting(evidence, save, auditor)
         except Exception:
             log.exception("evidence of deletions could not be told, and is tried again")
 
 
-async def tell_waiting(history: History, auditor: Auditor) -> None:
-    """Tell the audit log of all deletions that wait; what it does not take waits on, across restarts too.
+async def tell_waiting(evidence: Evidence, save: Callable[[], Awaitable[None]], auditor: Auditor) -> None:
+    """Tell the audit log of all deletions that wait; what it does not take waits on, across restarts too: `save` keeps it.
 
     One that was told just before a crash is told again: twice is better than never.
     """
-    evidence = history.retention.evidence
     while (deletion := evidence.begin()) is not None:
         record = Record(
             actor="services/timeseries",
@@ -132,4 +128,4 @@ async def tell_waiting(history: History, auditor: Auditor) -> None:
             return
         finally:
             evidence.end(told=told)
-        await history.retention.save()
+        await save()

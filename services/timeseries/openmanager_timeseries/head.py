@@ -90,30 +90,27 @@ class Chunk:
             self._ticks, self._room = [], None
             self.times, self.positions = self.times[: self.count].copy(), self.positions[: self.count].copy()
 
-    def series(self, servers: Ints, metrics: Ints, ticks: slice) -> Floats:
+    def series(self, servers: Ints | slice, metrics: Ints | slice, ticks: slice) -> Floats:
         """Return the values of some servers and metrics (indices into the layout): float64[M', S', T']."""
         parts = self._ticks
         if (series := self._series) is not None:
-            by_metric = series if _is_all(metrics, len(series)) else series[_few(metrics)]
-            by_server = by_metric if _is_all(servers, by_metric.shape[1]) else by_metric[:, servers]
-            return by_server[:, :, ticks]
-        if len(metrics) == 1 and 4 * len(servers) >= self.layout.ids.shape[0]:  # mostly: no index for every sample
-            at = int(metrics[0])
-            columns = np.concatenate([part[:, :, at] for part in parts])[ticks]
-            by_tick = columns if _is_all(servers, columns.shape[1]) else columns[:, servers]
+            return series[metrics][:, servers, ticks]
+        if isinstance(metrics, slice) and metrics.stop - metrics.start == 1:  # mostly: no index for every sample
+            by_tick = np.concatenate([part[:, :, metrics.start][:, servers] for part in parts])[ticks]
             return np.ascontiguousarray(by_tick.T)[None]
-        chosen = [part[:, servers[None, :], metrics[:, None]] for part in parts]
+        of_servers, of_metrics = (
+            np.arange(self.layout.ids.shape[0])[servers],
+            np.arange(self.layout.ids.shape[1])[metrics],
+        )
+        chosen = [part[:, of_servers[None, :], of_metrics[:, None]] for part in parts]
         return np.ascontiguousarray(np.moveaxis(np.concatenate(chosen)[ticks], 0, 2))
 
 
-def _few(indices: Ints) -> Ints | slice:
-    """Return indices as what takes them without a copy, if there is one."""
-    return slice(int(indices[0]), int(indices[0]) + 1) if len(indices) == 1 else indices
-
-
-def _is_all(indices: Ints, count: int) -> bool:
-    """Say whether indices are all there are, in order: then there is nothing to copy."""
-    return len(indices) == count and bool((indices[1:] > indices[:-1]).all())
+def as_slice(indices: Ints) -> Ints | slice:
+    """Return indices that follow each other as a slice, which takes what they are of without a copy."""
+    if not len(indices) or (indices[1:] - indices[:-1] != 1).any():
+        return indices
+    return slice(int(indices[0]), int(indices[-1]) + 1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -234,11 +231,15 @@ class Head:
 
 
 class _Chosen(NamedTuple):
-    """What a selection chooses of a layout: indices of servers and metrics, and of each pair of them its row or −1."""
+    """What a selection chooses of a layout: indices of servers and metrics, and the row of each pair of them.
 
-    servers: Ints
-    metrics: Ints
+    `keep` says which of these pairs are chosen, None where all are; only theirs are the rows.
+    """
+
+    servers: Ints | slice
+    metrics: Ints | slice
     rows: Ints
+    keep: Bools | None
 
 
 def pieces(generations: Iterable[Generation], selection: Selection, start: int, end: int) -> Iterator[Piece]:
@@ -257,8 +258,10 @@ def pieces(generations: Iterable[Generation], selection: Selection, start: int, 
             if chosen is None:
                 chosen = known[id(layout)] = _choose(layout, selection)
             if len(chosen.rows):
-                values = chunk.series(chosen.servers, chosen.metrics, ticks).reshape(len(chosen.rows), -1)
-                yield _piece(chosen.rows, times[ticks], chunk.positions[ticks], values)
+                values = chunk.series(chosen.servers, chosen.metrics, ticks).reshape(-1, ticks.stop - ticks.start)
+                if chosen.keep is not None:
+                    values = values[chosen.keep]
+                yield Piece(chosen.rows, times[ticks], chunk.positions[ticks], values)
 
 
 def _choose(layout: Layout, selection: Selection) -> _Chosen:
@@ -266,12 +269,10 @@ def _choose(layout: Layout, selection: Selection) -> _Chosen:
     servers = np.flatnonzero(_masked(selection.servers, layout.servers))
     metrics = np.flatnonzero(_masked(selection.metrics, layout.metrics))
     rows = selection.rows_of(layout.ids[servers[:, None], metrics[None, :]].T.ravel())
-    return _Chosen(servers, metrics, rows if (rows >= 0).any() else rows[:0])
-
-
-def _piece(rows: Ints, times: Ints, positions: Ints, values: Floats) -> Piece:
     keep = rows >= 0
-    return Piece(rows, times, positions, values) if keep.all() else Piece(rows[keep], times, positions, values[keep])
+    if keep.all():
+        return _Chosen(as_slice(servers), as_slice(metrics), rows, None)
+    return _Chosen(as_slice(servers), as_slice(metrics), rows[keep], keep)
 
 
 def _masked(mask: Bools, indices: Ints) -> Bools:

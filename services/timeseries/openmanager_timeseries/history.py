@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,20 +23,17 @@ from openmanager import grid
 from openmanager.errors import invalid
 from openmanager.frame import Frame
 from openmanager.runtime import telemetry
-from openmanager.runtime.background import working
 from openmanager.runtime.clock import Clock
-from openmanager.shard import ALONE, Shard
+from openmanager.shard import Shard
 from openmanager_timeseries import block, snapshot, span
 from openmanager_timeseries.catalog import Catalog, Selection
 from openmanager_timeseries.cell import Cells
 from openmanager_timeseries.config import TimeseriesConfig
-from openmanager_timeseries.disk import Disk
 from openmanager_timeseries.erasure import Erasures
-from openmanager_timeseries.group_cache import GroupCache
-from openmanager_timeseries.head import Generation, Head
+from openmanager_timeseries.head import Chunk, Generation, Head
 from openmanager_timeseries.ingest import Admission, Admitted
 from openmanager_timeseries.ledger import Ledger, Stretch
-from openmanager_timeseries.log import Cursor, Log, LogOptions
+from openmanager_timeseries.log import Cursor, Log
 from openmanager_timeseries.plan import RawSource
 from openmanager_timeseries.planner import Planner
 from openmanager_timeseries.query import BUDGET_SECONDS, Answer, Limits, RangeQuery, Stop
@@ -46,14 +41,15 @@ from openmanager_timeseries.quota import NewSeries
 from openmanager_timeseries.record import Payload, Record
 from openmanager_timeseries.retention import Retention
 from openmanager_timeseries.roller import Roller, TierFiles
-from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
 from openmanager_timeseries.sealed_store import SealedStore
-from openmanager_timeseries.tier import RAW, Tier, parse_tiers
+from openmanager_timeseries.tier import RAW
 from openmanager_timeseries.usage import Usage
 from openmanager_timeseries.wall import Wall
 
 CATALOG = "catalog.parquet"
 QUERY_THREADS = 4
+# Turning takes fresh memory, as much as the frames did: as much work as to write them, and nobody waits for it.
+TURN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +68,7 @@ class Writing(NamedTuple):
 
 
 class History:
-    """The history of one shard; open it with `open_history`."""
+    """The history of one shard; `opening.open_history` opens it."""
 
     def __init__(
         self,
@@ -129,6 +125,8 @@ class History:
         )
         self._threads = ThreadPoolExecutor(QUERY_THREADS, thread_name_prefix="query")
         self._turner = ThreadPoolExecutor(1, thread_name_prefix="turner")
+        self._full: list[Chunk] = []
+        self._turn_timer: asyncio.TimerHandle | None = None
         # Frames between admission and commit, so that none is decoded twice; by the identity of their payload.
         self._admitted: dict[int, Admitted] = {}
         source.on_commit = self._committed
@@ -193,7 +191,15 @@ class History:
         self.head.append(layout, frame, record.position, record.accepted, record.samples)
 
     def _turn_full(self) -> None:
-        for chunk in self.head.generations[-1].take_full():
+        """Have what is full turned in a moment, when the burst that filled it is acknowledged."""
+        self._full += self.head.generations[-1].take_full()
+        if self._full and self._turn_timer is None:
+            self._turn_timer = asyncio.get_running_loop().call_later(TURN_SECONDS, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_timer = None
+        full, self._full = self._full, []
+        for chunk in full:
             self._turner.submit(chunk.turn)
 
     def _head_took(self, records: Sequence[Record], before: int) -> None:
@@ -355,92 +361,10 @@ class History:
         with contextlib.suppress(OSError):  # what was replaced by nothing would be back at the next start
             await asyncio.to_thread(self._delete_replaced)
         await self.log.close()  # it hands over what was pending
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
         self._turner.shutdown(wait=False, cancel_futures=True)
 
     def _delete_replaced(self) -> None:
         for _, store in self.stores():
             store.delete_replaced(0.0)
-
-
-def nanos(duration: timedelta) -> int:
-    """Return a duration in nanoseconds."""
-    return int(duration.total_seconds()) * 10**9
-
-
-@contextlib.asynccontextmanager
-async def open_history(
-    config: TimeseriesConfig, disk: Disk, clock: Clock, shard: Shard = ALONE
-) -> AsyncIterator[History]:
-    """Open the history of a folder: the blocks, the tiers, the catalogue, the log, and the head rebuilt from it."""
-    from openmanager_timeseries.keeper import Keeper
-
-    folder: Path = config.data_dir
-    catalog = Catalog(config.max_series)
-    cache = GroupCache(config.read_cache_size)
-    blocks = SealedStore(folder / "blocks", block.FORMAT, catalog, clock, cache=cache)
-    widths = parse_tiers(config.tiers)
-    tiers = [_tier_files(folder, tier, catalog, clock, cache) for tier in widths]
-    await asyncio.to_thread(_open_files, folder, blocks, tiers, catalog)
-    retention = Retention(
-        tiers=widths, raw_retention=nanos(config.raw_retention), catalog=catalog, state=folder / "retention.json"
-    )
-    roller = Roller(
-        tiers=tiers,
-        blocks=blocks,
-        catalog=catalog,
-        clock=clock,
-        state=folder / "rollups.json",
-        sketch_metrics=[each.strip() for each in config.sketch_metrics.split(",") if each.strip()],
-    )
-    ledger = Ledger(disk, clock)
-    books = ledger.open_books("blocks")
-    if blocks.files and blocks.last > books.position:
-        # A crash came between a block and the books.
-        ledger.brought("blocks", blocks.last, blocks.files[-1].about.accepted)
-        books.stand_at(blocks.last, blocks.files[-1].about.accepted)
-    options = LogOptions(
-        segment_size=config.segment_size, ballast_size=config.ballast_size, reserve=config.disk_reserve
-    )
-    floor = max(ledger.floor.position, blocks.last)
-    accepted = max(ledger.floor.accepted, books.accepted)
-    source = await Log.open(disk, options, clock, floor=floor, accepted=accepted)
-    history = History(
-        config=config,
-        clock=clock,
-        source=source,
-        ledger=ledger,
-        catalog=catalog,
-        blocks=blocks,
-        roller=roller,
-        retention=retention,
-        erasures=Erasures(folder / "erasures.json", source.state.head_position),
-        shard=shard,
-    )
-    await history.replay()
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(history.close)
-        await stack.enter_async_context(working(Keeper(history, disk).keep()))
-        yield history
-
-
-def _tier_files(folder: Path, tier: Tier, catalog: Catalog, clock: Clock, cache: GroupCache) -> TierFiles:
-    return TierFiles(
-        tier=tier,
-        buckets=SealedStore(folder / "tiers" / tier.name, ROLLUPS, catalog, clock, width=tier.width, cache=cache),
-        sketches=SealedStore(folder / "sketches" / tier.name, SKETCHES, catalog, clock, width=tier.width),
-    )
-
-
-def _open_files(folder: Path, blocks: SealedStore, tiers: Sequence[TierFiles], catalog: Catalog) -> None:
-    blocks.open()
-    for files in tiers:
-        files.buckets.open()
-        files.sketches.open()
-    position = snapshot.load(folder / CATALOG, catalog)
-    for file in blocks.files:
-        if file.about.last > position:
-            snapshot.restore_from(catalog, file, block.FORMAT, "value")
-    if position < 0:  # there is no stored catalogue: what has no raw samples stands in the tiers alone
-        for files in tiers:
-            for file in files.buckets.files:
-                snapshot.restore_from(catalog, file, ROLLUPS, "last")

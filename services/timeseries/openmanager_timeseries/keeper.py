@@ -14,10 +14,10 @@ from openmanager.errors import OpenManagerError
 from openmanager_timeseries.budget import Budget
 from openmanager_timeseries.deletion import carry_out
 from openmanager_timeseries.disk import Disk
-from openmanager_timeseries.history import History, nanos
+from openmanager_timeseries.history import History
 from openmanager_timeseries.mend import mend_files
 from openmanager_timeseries.sealed_store import SealedStore
-from openmanager_timeseries.tier import RAW
+from openmanager_timeseries.tier import RAW, nanos
 from openmanager_timeseries.upkeep import BLOCK_WINDOWS, next_merge, tier_windows
 from openmanager_timeseries.wall import RETENTION_SECONDS
 

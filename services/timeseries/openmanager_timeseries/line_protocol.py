@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from openmanager.frame import NANOS_PER_MILLI, Frame, ServerInfo
 from openmanager.metric import parse_key
-from openmanager_timeseries.engines.port import InfoOf
+from openmanager_timeseries.port import InfoOf
 from openmanager_timeseries.samples import Bools, Floats, Ints
 
 MEASUREMENT = "server_metrics"

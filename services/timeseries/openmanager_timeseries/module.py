@@ -20,9 +20,10 @@ from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.engine_link import STATES, Condition, EngineLink
 from openmanager_timeseries.engine_reader import EngineReader
 from openmanager_timeseries.engines import open_engine
-from openmanager_timeseries.history import History, open_history
+from openmanager_timeseries.history import History
 from openmanager_timeseries.inventory import MetadataInventory
 from openmanager_timeseries.log_service import LogService
+from openmanager_timeseries.opening import open_history
 from openmanager_timeseries.policy_store import MetadataPolicies, follow
 from openmanager_timeseries.port import Consumer
 from openmanager_timeseries.registrar import Registrar
@@ -54,7 +55,11 @@ class TimeseriesModule:
             registrar = Registrar(MetadataInventory(metadata), runtime.clock, history.catalog.info_of)
             link = _engine_link(config, history, runtime)
             consumers: list[Consumer] = [registrar]
-            running = [follow(policies, history, alone=runtime.shard.count == 1), evidence.tell(history, auditor)]
+            kept = history.retention
+            running = [
+                follow(policies, history, alone=runtime.shard.count == 1),
+                evidence.tell(kept.evidence, kept.save, auditor),
+            ]
             if link is not None:
                 seconds = config.engine_query_timeout.total_seconds()
                 history.engine = EngineReader(link, history.catalog, seconds, runtime.clock)

@@ -39,6 +39,8 @@ KEPT_SHORTER = "some of the series are kept for a shorter time, and the range be
 TOO_OLD = "samples are kept for a limited time, and the range begins before it"
 LIGHT_SAMPLES = 50_000
 LIGHT_CHUNKS = 32
+# The names of so many series at most, in so many answers, are kept to be given again.
+_NAMED_SERIES, _NAMED = 1000, 64
 _PERCENTS = {"P50": 50.0, "P90": 90.0, "P95": 95.0, "P99": 99.0}
 
 
@@ -63,6 +65,7 @@ class Planner:
         self._retention = retention
         self._wall = wall
         self._limits = limits
+        self._named: dict[bytes, tuple[SeriesName, ...]] = {}
 
     # ── planning ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -244,9 +247,8 @@ class Planner:
                     yield from (block.samples(file, each) for each in found)
 
     def _answer(self, plan: Plan, parts: Sequence[Part], samples: Ragged) -> Answer:
-        servers, metrics = self._catalog.names(plan.selection.ids)
         return Answer(
-            names=list(map(SeriesName, servers, metrics)),
+            names=self._names(plan.selection.ids),
             parts=parts,
             partial_reason=plan.partial_reason,
             starts=np.empty(0, np.int64),
@@ -392,15 +394,27 @@ class Planner:
 
     def _groups(self, ids: Ints, group_by: str) -> tuple[list[SeriesName], Ints]:
         """Return the name of every group and the group of every series, groups sorted by name and metric."""
-        servers, metrics = self._catalog.names(ids)
         if group_by == "SERVER":
-            return list(map(SeriesName, servers, metrics)), np.arange(len(ids))
+            return self._names(ids), np.arange(len(ids))
+        servers, metrics = self._catalog.names(ids)
         of_server = {server: self._group_of(server, group_by) for server in set(servers)}
         keys = [(of_server[server], metric) for server, metric in zip(servers, metrics, strict=True)]
         ordered = sorted(set(keys))
         index = {key: at for at, key in enumerate(ordered)}
         names = [SeriesName(server="", metric=metric, group=group) for group, metric in ordered]
         return names, np.asarray([index[key] for key in keys], np.int64)
+
+    def _names(self, ids: Ints) -> list[SeriesName]:
+        """Return the names of series (in any thread); those of a few are kept, as an id always means the same series."""
+        if len(ids) > _NAMED_SERIES:
+            return list(map(SeriesName, *self._catalog.names(ids)))
+        key = ids.tobytes()
+        found = self._named.get(key)
+        if found is None:
+            if len(self._named) >= _NAMED:
+                self._named.clear()
+            found = self._named[key] = tuple(map(SeriesName, *self._catalog.names(ids)))
+        return list(found)
 
     def _group_of(self, server: str, group_by: str) -> str:
         info = self._catalog.infos.get(server)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from openmanager.frame import ServerInfo
 from openmanager_timeseries.dead_letter import Refusal
 from openmanager_timeseries.record import Record
+
+# What is known of a server.
+InfoOf = Callable[[str], ServerInfo]
 
 
 class Consumer(Protocol):

@@ -11,7 +11,7 @@ from openmanager.runtime import telemetry
 from openmanager.runtime.clock import Clock
 from openmanager_timeseries.catalog import merge_info
 from openmanager_timeseries.dead_letter import Refusal
-from openmanager_timeseries.engines.port import InfoOf
+from openmanager_timeseries.port import InfoOf
 from openmanager_timeseries.record import Record
 
 BATCH = 1000

@@ -31,7 +31,8 @@ from openmanager_timeseries.catalog import Catalog
 from openmanager_timeseries.checksum import KEYS, checksums, differences
 from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.disk import PosixDisk
-from openmanager_timeseries.history import CATALOG, History, open_history
+from openmanager_timeseries.history import CATALOG, History
+from openmanager_timeseries.opening import open_history
 from openmanager_timeseries.rollup_file import ROLLUPS, SKETCHES
 from openmanager_timeseries.samples import Bools
 from openmanager_timeseries.sealed import About, ByMetric, Format, Rows, Sealed, open_sealed

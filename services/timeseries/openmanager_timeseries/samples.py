@@ -116,13 +116,16 @@ def _join(pieces: Sequence[Piece | Long]) -> Piece | None:
 
 
 def _from_dense(row_count: int, piece: Piece) -> Ragged:
-    order = np.argsort(piece.rows, kind="stable")
-    values = piece.values if np.array_equal(order, np.arange(len(order))) else piece.values[order]
-    present = ~np.isnan(values)
-    if len(order) == row_count and values.size and present.all():
+    rows, values = piece.rows, piece.values
+    if (rows[1:] < rows[:-1]).any():
+        order = np.argsort(rows, kind="stable")
+        rows, values = rows[order], values[order]
+    missing = np.isnan(values)
+    if len(rows) == row_count and values.size and not missing.any():
         return Ragged.grid(piece.times, values)
+    present = ~missing
     counts = np.zeros(row_count, np.int64)
-    counts[piece.rows[order]] = np.count_nonzero(present, axis=1)
+    counts[rows] = np.count_nonzero(present, axis=1)
     offsets = np.concatenate(([0], np.cumsum(counts)))
     return Ragged(offsets, np.broadcast_to(piece.times, values.shape)[present], values[present])
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from openmanager.config import parse_duration, show_duration
 from openmanager.errors import ConfigurationError
 
 RAW = "raw"
-_NANOS_PER_MILLI = 1_000_000
 _MINUTE = 60 * 10**9
 _DAY = 24 * 60 * _MINUTE
 
@@ -22,6 +22,11 @@ class Tier:
     retention: int
 
 
+def nanos(duration: timedelta) -> int:
+    """Return a duration in nanoseconds."""
+    return duration // timedelta(microseconds=1) * 1000
+
+
 def parse_tiers(text: str) -> tuple[Tier, ...]:
     """Return the tiers of a text such as `5m:90d,1h:1825d`, the finest first; ConfigurationError when it is none."""
     tiers: list[Tier] = []
@@ -33,12 +38,12 @@ def parse_tiers(text: str) -> tuple[Tier, ...]:
             raise ConfigurationError(
                 f"timeseries.tiers has {part!r}: a width and a retention such as 5m:90d are expected"
             ) from err
-        nanos = round(width.total_seconds() * 1000) * _NANOS_PER_MILLI
-        if not colon or nanos < _MINUTE or _DAY % nanos or retention < 2 * width:
+        step = nanos(width)
+        if not colon or step < _MINUTE or _DAY % step or retention < 2 * width:
             raise ConfigurationError(
                 f"timeseries.tiers has {part!r}: a width is a whole part of a day from 1m on, and kept for twice that"
             )
-        if tiers and (nanos <= tiers[-1].width or nanos % tiers[-1].width):
+        if tiers and (step <= tiers[-1].width or step % tiers[-1].width):
             raise ConfigurationError(f"timeseries.tiers has {part!r}, which is no multiple of the tier before")
-        tiers.append(Tier(name=show_duration(width), width=nanos, retention=round(retention.total_seconds()) * 10**9))
+        tiers.append(Tier(name=show_duration(width), width=step, retention=nanos(retention)))
     return tuple(tiers)

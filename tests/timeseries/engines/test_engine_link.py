@@ -16,7 +16,8 @@ from openmanager_timeseries.consumer import Runner
 from openmanager_timeseries.disk import PosixDisk
 from openmanager_timeseries.engine_link import EngineLink
 from openmanager_timeseries.engine_reader import EngineReader
-from openmanager_timeseries.history import History, open_history
+from openmanager_timeseries.history import History
+from openmanager_timeseries.opening import open_history
 from openmanager_timeseries.query import Answer, RangeQuery
 from timeseries.shard import config
 

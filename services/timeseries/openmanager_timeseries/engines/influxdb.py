@@ -33,12 +33,12 @@ from openmanager_timeseries.engines.port import (
     Capabilities,
     Coded,
     EngineState,
-    InfoOf,
     Refused,
     RefusedCredentialsError,
     Wanted,
 )
 from openmanager_timeseries.line_protocol import LineEncoder, split
+from openmanager_timeseries.port import InfoOf
 
 NAME = "influxdb"
 

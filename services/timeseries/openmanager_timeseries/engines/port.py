@@ -8,19 +8,18 @@ when it does not let us in, TimeoutError when it hangs, FailedPreconditionError 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
 from openmanager.errors import Reason, UnavailableError
-from openmanager.frame import Frame, ServerInfo
+from openmanager.frame import Frame
+from openmanager_timeseries.port import InfoOf
 from openmanager_timeseries.samples import Floats, Ints
 
 # The series by which a store is known to be ours.
 MARKER = "openmanager_marker"
-# What is known of a server; its environment and role become tags.
-InfoOf = Callable[[str], ServerInfo]
 
 
 class RefusedCredentialsError(UnavailableError):

@@ -36,8 +36,9 @@ from openmanager_timeseries.engines.metricsql import (
     selectors,
     without,
 )
-from openmanager_timeseries.engines.port import MARKER, Capabilities, Coded, EngineState, InfoOf, Refused, Wanted
+from openmanager_timeseries.engines.port import MARKER, Capabilities, Coded, EngineState, Refused, Wanted
 from openmanager_timeseries.line_protocol import LineEncoder, split
+from openmanager_timeseries.port import InfoOf
 from openmanager_timeseries.samples import Floats, Ints
 
 NAME = "victoriametrics"

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from openmanager.attempts import MAX_A_MINUTE, Attempts
 from openmanager.errors import ResourceExhaustedError
+from openmanager.runtime.attempts import MAX_A_MINUTE, Attempts
 from openmanager.runtime.clock import SystemClock
 
 
