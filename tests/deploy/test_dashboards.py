@@ -296,11 +296,15 @@ def wait_for_data(found: Stores) -> None:
         f'count_over_time(server_metrics_cpu_usage{{server_id="{ODD.id}"}}[5m]) > 10',
         "count_over_time(server_metrics_cpu_usage[5m]) > 10",
         f"increase({dashboards.CALLS}_count[1m]) > 0",
-        "count_over_time(openmanager_consumer_position[1m]) > 1",
-        "count_over_time(openmanager_breaker_open[1m]) > 1",
+        f"sum(rate({dashboards.CALLS}_bucket[1m])) by (job, le)",
+        "max(openmanager_consumer_position)",
+        "max(openmanager_consumer_lag_seconds)",
+        "sum(openmanager_consumer_samples) by (openmanager_consumer_name)",
+        "max(openmanager_breaker_open)",
     )
     end = time.monotonic() + SETTLE_SECONDS
-    while not all(found.metrics(each, now=True) for each in wanted):
+    # A range has its points seconds apart: what one moment has need not be in it yet.
+    while not all(found.metrics(each, now=now) for each in wanted for now in (True, False)):
         assert time.monotonic() < end, "nothing is to be seen in VictoriaMetrics"
         time.sleep(0.5)
 
