@@ -106,8 +106,8 @@ soak: $(STAMP) ## break a mesh once a minute for an hour and look for what grows
 rolling: $(STAMP) ## restart every service under load, one at a time, and count the calls that fail
 	@$(BIN)/python -m chaos.rolling
 
-scale: $(STAMP) ## kill every process of two shards and two gateways under load, one at a time, and count the calls that fail
-	@$(BIN)/python -m chaos.scale
+scale: $(STAMP) ## kill every process of two shards and two gateways under load, one at a time (STORES=cluster or sentinel: of stores with copies too)
+	@$(BIN)/python -m chaos.scale $(if $(STORES),--stores $(STORES))
 
 upgrade: $(STAMP) ## exchange the last release's services for these under load, and back (ORDER=services-first)
 	@$(BIN)/python -m chaos.upgrade --order $(or $(ORDER),gateways-first)
@@ -132,5 +132,5 @@ image-test: $(STAMP) ## run every program of that image below its root on real s
 env: ## write .env, and fresh secrets into secrets/, for docker compose
 	@sh scripts/env.sh
 
-clean: ## remove what was built here
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+clean: ## remove what was built here; what a mesh keeps, and what chaos found, stays
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -61,6 +61,10 @@ class Part:
         assert self._children is not None
         before, self._change = self.pid, change
         signalled([before or 0], number)
+        await self.ready_again(before)
+
+    async def ready_again(self, before: int | None = None) -> None:
+        """Return when it is ready, as another process than `before`."""
         end = time.monotonic() + RESTART_SECONDS
         while self.pid in {before, None} or not self._is_ready():
             if time.monotonic() > end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ from chaos import journal
 from chaos.checker import Found, Verdict, check
 from chaos.journal import SYNC_SECONDS, Kind
 from chaos.load import INVENTORY, METRICS, TIMESERIES, WRITERS, registered, server_of
-from chaos.mesh import START_SECONDS
+from chaos.mesh import START_SECONDS, wait_until
 from chaos.stores import VICTORIAMETRICS
 from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.api.status.v1 import status_pb2
@@ -56,6 +57,34 @@ async def _rows_until(path: Path, moment: float) -> np.ndarray:
         await asyncio.sleep(SYNC_SECONDS)
 
 
+async def read_back(peer: Peer, path: Path, engine: str = "") -> Verdict:
+    """Judge a mesh by every sample, as a query and as an export has it, by its books and by its inventory.
+
+    An `engine` has to answer the queries, for every shard; TimeoutError when it does not come to that.
+    """
+    rows = journal.load(path)
+    if engine:
+        await wait_until(partial(_is_asked, peer, rows, engine), 2 * SECONDS)
+    verdict = check(rows, await _everything(peer, queried, rows))
+    _compare(verdict, check(rows, await _everything(peer, exported, rows)), "exported")
+    check_books(verdict, await _ledger(peer))
+    await _check_inventory(verdict, peer, rows)
+    return verdict
+
+
+async def _is_asked(peer: Peer, rows: np.ndarray, engine: str) -> bool:
+    """Say whether an engine answers for every writer, and nothing else in its place."""
+    with contextlib.suppress(OpenManagerError):
+        for writer in range(WRITERS):
+            async for data in peer.server_stream(f"{TIMESERIES}/QueryRange", _of(writer, rows), seconds=SECONDS):
+                part = pb.QueryRangeResponse.FromString(data)
+                about = part.header.provenance
+                if part.HasField("header") and (about.degraded or about.partial or engine not in about.source):
+                    return False
+        return True
+    return False
+
+
 async def judge(peer: Peer, path: Path, restart: Callable[[], None]) -> Verdict:
     """Judge a mesh that has been left in peace: as it is, and again after an orderly restart."""
     rows = journal.load(path)
@@ -87,17 +116,22 @@ async def _everything(peer: Peer, read: Read, rows: np.ndarray) -> list[Found]:
 
 async def queried(peer: Peer, writer: int, rows: np.ndarray) -> Found:
     """Return everything that a query of raw samples finds of a writer."""
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    async for data in peer.server_stream(f"{TIMESERIES}/QueryRange", _of(writer, rows), seconds=SECONDS):
+        for series in pb.QueryRangeResponse.FromString(data).batch.series:
+            columns = np.asarray(series.time_unix_nanos, np.int64), np.asarray(series.values)
+            found.setdefault(series.metric, []).append(columns)
+    return {metric: _joined(parts) for metric, parts in found.items()}
+
+
+def _of(writer: int, rows: np.ndarray) -> pb.QueryRangeRequest:
+    """Return what asks for all raw samples of a writer."""
     begin, end = _range(rows)
     request = pb.QueryRangeRequest(series_per_message=len(METRICS))
     request.selector.servers.append(server_of(writer))
     request.start_time.FromNanoseconds(begin)
     request.end_time.FromNanoseconds(end)
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    async for data in peer.server_stream(f"{TIMESERIES}/QueryRange", request, seconds=SECONDS):
-        for series in pb.QueryRangeResponse.FromString(data).batch.series:
-            columns = np.asarray(series.time_unix_nanos, np.int64), np.asarray(series.values)
-            found.setdefault(series.metric, []).append(columns)
-    return {metric: _joined(parts) for metric, parts in found.items()}
+    return request
 
 
 async def exported(peer: Peer, writer: int, rows: np.ndarray) -> Found:

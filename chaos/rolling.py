@@ -226,12 +226,21 @@ async def known(peer: Peer) -> None:
 
 async def serving(address: str) -> None:
     """Wait until a service says that it and all it stands on are well."""
+    await _status(address, well=True)
+
+
+async def unwell(address: str) -> None:
+    """Wait until a service says that something it stands on is not well."""
+    await _status(address, well=False)
+
+
+async def _status(address: str, *, well: bool) -> None:
     async with asyncio.timeout(START_SECONDS), Peer("the service", address) as peer:
         while True:
             with contextlib.suppress(OpenManagerError):
                 request = status_pb2.GetStatusRequest()
                 reply = await peer.unary(GET_STATUS, request, status_pb2.GetStatusResponse, seconds=1)
-                if reply.status.state == status_pb2.STORAGE_STATE_OK:
+                if (reply.status.state == status_pb2.STORAGE_STATE_OK) is well:
                     return
             await asyncio.sleep(POLL_SECONDS)
 

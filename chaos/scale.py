@@ -1,4 +1,7 @@
-"""`make scale`: kill every process of a mesh of two shards and two gateways, one at a time, under load, and count who notices."""
+"""`make scale`: kill every process of a mesh of two shards and two gateways, one at a time, under load, and count who notices.
+
+With `--stores cluster` or `--stores sentinel` every store has a copy of itself, and each process of a store is killed too.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,31 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from bench.rpc import free_base
-from chaos import checker, journal, reading, steady
+from chaos import journal, reading, steady
+from chaos.doubled import CLUSTER, SENTINEL, SMALL, Doubled, Victim, doubled
 from chaos.journal import Journal, Kind
 from chaos.load import WRITERS, server_of
 from chaos.mesh import FLEET, Mesh, Probe, family, signalled
-from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving
+from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving, unwell
 from chaos.stores import stores
 from openmanager.cli import layout
+from openmanager.client import Client
 from openmanager.client.rpc import DEADLINE_SECONDS
 from openmanager.runtime.module import MeshConfig
-from openmanager.runtime.peer import Peer
 from openmanager.shard import SHARDED, shard_of
 
 SHARDS = GATEWAYS = 2
 # One process is killed, and not the next before clients have found their way back to it.
 SETTLE_SECONDS = 2.0
+# All of it may take so long for each process that is killed.
+KILL_SECONDS = 8.0
 # Writes of a shard may wait so long while its log is started again.
 WAIT_SECONDS = 3.0
 
@@ -39,11 +45,13 @@ WAIT_SECONDS = 3.0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="chaos.scale", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one document")
+    parser.add_argument("--stores", choices=("", CLUSTER, SENTINEL), default="", help="the Redis of stores with copies")
     parser.add_argument("--rate", type=float, default=CALLS_PER_SECOND, help="calls a second")
+    parser.add_argument("--seconds", type=float, default=DEADLINE_SECONDS, help="how long a call may take")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no mesh is left behind
     with tempfile.TemporaryDirectory(prefix="openmanager-scale-") as folder:
-        found = asyncio.run(run(Path(folder), rate=options.rate))
+        found = asyncio.run(run(Path(folder), rate=options.rate, seconds=options.seconds, redis=options.stores))
     print(json.dumps(found.document(), indent=1) if options.json else "\n".join(found.lines()))
     sys.exit(1 if any(found.broken()) else 0)
 
@@ -63,6 +71,10 @@ class Scaled(Outcome):
         yield f"{'killed':14} " + " ".join(f"{f'slowest write of shard {shard} s':>28}" for shard in range(SHARDS))
         for name, waits in self.waits.items():
             yield f"{name:14} " + " ".join(f"{wait:28.2f}" for wait in waits)
+
+    def document(self) -> dict[str, object]:
+        """Return it for programs."""
+        return {**super().document(), "waits": self.waits}
 
     def broken(self) -> Iterator[str]:
         """Yield the promises that were not kept."""
@@ -94,49 +106,87 @@ def _writes(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 async def run(
-    folder: Path, *, names: Sequence[str] = (), rate: float = CALLS_PER_SECOND, seconds: float = DEADLINE_SECONDS
+    folder: Path,
+    *,
+    names: Sequence[str] = (),
+    rate: float = CALLS_PER_SECOND,
+    seconds: float = DEADLINE_SECONDS,
+    redis: str = "",
 ) -> Scaled:
     """Kill processes one at a time, all without names, under so many calls a second; read everything back and judge."""
     path, outcome = folder / "journal", Scaled()
-    async with stores(folder / "stores", 1) as behind:
+    async with _stores(folder / "stores", redis) as behind:
         gateway = f"127.0.0.1:{_free_ports()}"
         config = MeshConfig(**layout.addresses(gateway, SHARDS, GATEWAYS), shard_count=SHARDS)
-        parts = {part.name: part for part in layout.parts(config) if part.service != "console"}
-        patience = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s"}
+        parts = [part for part in layout.parts(config) if part.service != "console"]
+        killed = [each for each in (*parts, *behind.victims) if each.name in names or not names]
+        engine = "" if names else behind.engine
+        more = {"OPENMANAGER_GATEWAY_PATIENCE": f"{seconds:g}s", **(SMALL if engine else {})}
         fleet = (*FLEET, "--shards", str(SHARDS), "--gateways", str(GATEWAYS))
         base = int(gateway.rpartition(":")[2])
-        mesh = Mesh.start(folder / "data", base, folder / "screen", {**behind.environment, **patience}, fleet=fleet)
+        mesh = Mesh.start(folder / "data", base, folder / "screen", {**behind.environment, **more}, fleet=fleet)
         try:
-            async with Peer("both gateways", config.gateway) as peer:
+            async with Client(config.gateway) as client:
+                peer = client.rpc.peer
                 with Journal(path) as told:
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:
                         await Probe(peer).wait("the first start")
                         await known(peer)
-                        await _kill_each(mesh, [parts[name] for name in names or parts], outcome)
+                        await _kill_each(mesh, killed, parts, outcome)
                 outcome.rows = journal.load(path)
                 outcome.measure()
-                found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
-                outcome.verdict = checker.check(outcome.rows, found)
+                # An engine is asked when everything is in it, which it never is while somebody writes.
+                await client.simulation.stop()
+                outcome.verdict = await reading.read_back(peer, path, engine)
         finally:
             await asyncio.to_thread(mesh.end)
     return outcome
 
 
-async def _kill_each(mesh: Mesh, parts: Sequence[layout.Part], outcome: Scaled) -> None:
-    """Kill one process after the other, the next one as soon as the successor of the last one serves."""
-    outcome.began = time.monotonic()
-    for part in parts:
-        pid, began = _pid(mesh, part), time.monotonic()
-        signalled([pid or 0], signal.SIGKILL)
-        while _pid(mesh, part) in {pid, None}:
-            await asyncio.sleep(POLL_SECONDS)
+@contextlib.asynccontextmanager
+async def _stores(folder: Path, redis: str) -> AsyncIterator[Doubled]:
+    """Run stores with copies of themselves, or without a kind of Redis one of each, which nobody kills."""
+    if redis:
+        async with doubled(folder, redis) as behind:
+            yield behind
+    else:
+        async with stores(folder, 1) as single:
+            yield Doubled(single.environment)
+
+
+async def _kill_each(
+    mesh: Mesh, killed: Sequence[layout.Part | Victim], parts: Sequence[layout.Part], outcome: Scaled
+) -> None:
+    """Kill one process after the other, the next one as soon as all is well after the last one."""
+    outcome.began, outcome.limit_seconds = time.monotonic(), len(killed) * KILL_SECONDS
+    for each in killed:
+        began = time.monotonic()
+        if isinstance(each, Victim):
+            theirs = [part.address for part in parts if part.service == each.service]
+            await each.kill()
+            if each.noticed:
+                await asyncio.gather(*(unwell(address) for address in theirs))
+            await each.replaced()
+        else:
+            theirs = [each.address]
+            await _kill(mesh, each)
         ended = time.monotonic()
-        await serving(part.address)
+        await asyncio.gather(*(serving(address) for address in theirs))
         back = time.monotonic()
-        outcome.restarts.append(Restart(service=part.name, began=began, ended=ended - began, back=back - began))
+        outcome.restarts.append(Restart(service=each.name, began=began, ended=ended - began, back=back - began))
+        if isinstance(each, Victim):
+            await each.returned()
         await asyncio.sleep(SETTLE_SECONDS)
     outcome.seconds = time.monotonic() - outcome.began
+
+
+async def _kill(mesh: Mesh, part: layout.Part) -> None:
+    """Kill a process, and wait for its successor."""
+    pid = _pid(mesh, part)
+    signalled([pid or 0], signal.SIGKILL)
+    while _pid(mesh, part) in {pid, None}:
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def _pid(mesh: Mesh, part: layout.Part) -> int | None:

@@ -302,12 +302,12 @@ class _Http(Part):
 class Victoria(_Http):
     """A VictoriaMetrics."""
 
-    def __init__(self, folder: Path, logs: Path, seed: int) -> None:
+    def __init__(self, folder: Path, logs: Path, seed: int, *options: str) -> None:
         binary, port = victoria_binary(), free_port()
         if binary is None:
             raise FileNotFoundError("victoria-metrics is not here")
         own = [f"-storageDataPath={folder}", f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=10y"]
-        super().__init__(VICTORIAMETRICS, [binary, *own, "-loggerLevel=ERROR"], port, folder, logs, seed)
+        super().__init__(VICTORIAMETRICS, [binary, *own, "-loggerLevel=ERROR", *options], port, folder, logs, seed)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -169,11 +169,15 @@ def _terms(node: server_filter.Node | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling, the filter of the servers that this call is kept to, empty for all, and their address."""
+    """Who is calling, the filter of the servers that this call is kept to, empty for all, and their address.
+
+    `noted`: what the call reads has been written down, for all calls that are made of it.
+    """
 
     identity: Identity
     scope: str = ""
     source: str = ""
+    noted: bool = False
 
 
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
@@ -187,6 +191,12 @@ def serve(caller: Caller) -> None:
 def caller() -> Caller | None:
     """Return who is calling; None in work that nobody has called for."""
     return _caller.get()
+
+
+def noted() -> None:
+    """Say that the call that is served has been written down, to those who are asked for it."""
+    if (found := _caller.get()) is not None:
+        _caller.set(replace(found, noted=True))
 
 
 def scope() -> str:

@@ -154,6 +154,8 @@ def _valkey_settings(directory: Path, socket: Path, password: Secret, max_memory
             'save ""',
             f"maxmemory {show(max_memory)}",
             "maxmemory-policy noeviction",
+            # How often a second it looks after what it has, by default 10: for people and programs that do nothing either.
+            "hz 4",
             "",
         )
     )

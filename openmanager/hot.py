@@ -27,6 +27,7 @@ from openmanager.api.server.v1 import server_pb2
 from openmanager.errors import NotFoundError, invalid
 from openmanager.frame import encode_names, length_delimited, packed
 from openmanager.progress import DEFAULT_SECONDS
+from openmanager.runtime.clock import until_next
 from openmanager.watch import Bell, change_of, token_of
 
 MESSAGE_BYTES = 1 << 20
@@ -320,7 +321,7 @@ class HotFleet:
                 yield message
             seen = now
         while True:
-            if not await self._bell.wait_until(partial(self._is_past, seen), progress):
+            if not await self._bell.wait_until(partial(self._is_past, seen), until_next(progress)):
                 yield watcher.message(server_pb2.WATCH_KIND_PROGRESS, seen)
                 continue
             now = self.change

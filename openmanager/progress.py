@@ -9,9 +9,9 @@ from openmanager.errors import invalid
 
 DEFAULT_SECONDS = 10.0
 LEAST_SECONDS, MOST_SECONDS = 0.1, 20.0
-# Between our own services: a peer that hangs is known after three such silences.
-OWN = timedelta(seconds=0.5)
-SILENCE_SECONDS = 1.5
+# Between our own services: a peer that hangs is known after two such silences.
+OWN = timedelta(seconds=1)
+SILENCE_SECONDS = 2.0
 
 
 def progress_seconds(request: Any) -> float:

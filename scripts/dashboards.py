@@ -11,10 +11,13 @@ import json
 import sys
 import urllib.parse
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import slo
+import yaml
 
 with warnings.catch_warnings():
     # The SDK would rather have the next schema, which Grafana 12 does not take from files.
@@ -672,12 +675,107 @@ def capacity_board() -> dashboard.Dashboard:
     return made
 
 
+def bad(objective: Mapping[str, Any], window: str) -> str:
+    """Return the share of a window that was bad; none where all was well, and nothing where nothing was asked."""
+    nothing = f" or 0 * ({objective['total']})".replace("$window", window) if "total" in objective else ""
+    return f"({slo.bad(objective, window)}{nothing})"
+
+
+def burn(objective: Mapping[str, Any], rates: Sequence[Mapping[str, Any]]) -> timeseries.Panel:
+    """Return how much faster than it lasts the budget of an objective burns, over each window, with the limits of alerts."""
+    budget = 1 - objective["objective"]
+    targets = [
+        metrics(f'label_set({bad(objective, window)} / {budget:.6g}, "window", "{window}")', ref=chr(ord("A") + at))
+        for at, window in enumerate(slo.windows(rates))
+    ]
+    limits = ", ".join(f"{each['factor']:g} over {each['long']} and {each['short']}" for each in rates)
+    panel = lines(
+        f"Burn of the budget: {objective['name']}",
+        targets,
+        about=f"At 1 it lasts just as long as it has to. Somebody is told above {limits}.",
+        name="window",
+    )
+    colours = {"critical": "red", "warning": "orange"}
+    steps = [models.Threshold(value=None, color="green")]
+    steps += [
+        models.Threshold(value=each["factor"], color=colours[each["severity"]])
+        for each in sorted(rates, key=lambda each: float(each["factor"]))
+    ]
+    panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
+    style = common.GraphThresholdsStyleConfig().mode(kinds.GraphThresholdsStyleMode.DASHED)
+    return panel.thresholds_style(style)
+
+
+def slo_board() -> dashboard.Dashboard:
+    """Return the dashboard of what the mesh promises of itself, out of deploy/slo/slo.yaml."""
+    promised = yaml.safe_load(slo.SOURCE.read_text(encoding="utf-8"))
+    objectives, rates = promised["objectives"], promised["burn_rates"]
+    made = board(
+        "openmanager-slo", "Objectives", "What the mesh promises of itself, and how much it may still fail.", "now-6h"
+    )
+    for objective in objectives:
+        steps = [
+            models.Threshold(value=None, color="red"),
+            models.Threshold(value=objective["objective"], color="green"),
+        ]
+        panel = number(
+            f"Good, of the time that is shown: {objective['name']}",
+            [metrics(f"1 - {bad(objective, '$__range')}", now=True)],
+            about=f"Promised: {100 * objective['objective']:g} % of {objective['about']}.",
+            unit="percentunit",
+            width=6,
+        )
+        panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
+        made.with_panel(panel.decimals(3).no_value("nothing was asked"))
+    for objective in objectives:
+        steps = [models.Threshold(value=None, color="red"), models.Threshold(value=0.1, color="green")]
+        panel = number(
+            f"Left of the budget: {objective['name']}",
+            [metrics(f"1 - {bad(objective, promised['window'])} / {1 - objective['objective']:.6g}", now=True)],
+            about=f"Of what may be bad in {promised['window']}, as far back as metrics are kept. Below 0 it is broken.",
+            unit="percentunit",
+            width=6,
+        )
+        panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
+        made.with_panel(panel.decimals(1).no_value("nothing was asked"))
+    for objective in objectives:
+        made.with_panel(burn(objective, rates))
+    made.with_panel(
+        lines(
+            "Hot state behind the log",
+            [metrics("max(openmanager_hot_staleness_seconds) by (job)")],
+            about="Of the gateway that is furthest behind. Above 10 s it counts against freshness.",
+            name="job",
+            unit="s",
+        )
+    )
+    expressions = {each["alert"]: each["expr"] for each in promised["conditions"]}
+    made.with_panel(
+        number(
+            "Samples in which books differ",
+            [metrics(expressions["LedgerUnbalanced"].removesuffix(" != 0"))],
+            about="Readers of the log account for the same samples, all fates together: then it is 0.",
+            width=6,
+        )
+    )
+    made.with_panel(
+        number(
+            "Dead letters",
+            [metrics(f"sum({expressions['DeadLetters'].removesuffix(' > 0')})")],
+            about="Samples that a reader has refused for good.",
+            width=6,
+        )
+    )
+    return made
+
+
 BOARDS: dict[str, Callable[[], dashboard.Dashboard]] = {
     "fleet": fleet_board,
     "server": server_board,
     "storage": storage_board,
     "mesh": mesh_board,
     "capacity": capacity_board,
+    "slo": slo_board,
 }
 
 

@@ -30,13 +30,23 @@ def rules(slo: Mapping[str, Any]) -> dict[str, Any]:
     return {"groups": groups}
 
 
+def windows(rates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return every window that a rate of burning is looked at over."""
+    return list(dict.fromkeys(each[side] for each in rates for side in ("long", "short")))
+
+
+def bad(objective: Mapping[str, Any], window: str) -> str:
+    """Return the share of a window that was bad, in PromQL; nothing where there was nothing to be bad."""
+    expression: str = objective.get("share") or f"({objective['bad']}) / ({objective['total']} > 0)"
+    return expression.replace("$window", window)
+
+
 def _records(objective: Mapping[str, Any], rates: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for window in dict.fromkeys(each[side] for each in rates for side in ("long", "short")):
-        expression = objective.get("share") or f"({objective['bad']}) / ({objective['total']} > 0)"
+    for window in windows(rates):
         yield {
             "record": f"{RECORD}_{window}",
             "labels": {"slo": objective["name"]},
-            "expr": expression.replace("$window", window),
+            "expr": bad(objective, window),
         }
 
 

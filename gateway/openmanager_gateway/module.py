@@ -138,7 +138,9 @@ def _upstream(peer: Peer, runtime: Runtime) -> Upstream:
     return Upstream(peer, breaker, runtime.clock)
 
 
-def _own_row(runtime: Runtime, copies: Sequence[Storage], started_nanos: int) -> status_pb2.ServiceStatus:
+async def _own_row(runtime: Runtime, copies: Sequence[Storage], started_nanos: int) -> status_pb2.ServiceStatus:
+    for copy in copies:
+        await copy.look_again()
     storages = [copy.message() for copy in copies]
     row = status_pb2.ServiceStatus(
         service=runtime.name,

@@ -104,6 +104,7 @@ class MetricsService:
     @staticmethod
     async def _write(owner: Upstream, request: bytes) -> Any:
         owner.breaker.check()
+        start = owner.clock.monotonic()
         try:
             data = await owner.peer.unary_bytes(
                 WRITE_FRAME, request, seconds=DEFAULT_DEADLINE_SECONDS, metadata=(RATIONED,)
@@ -113,4 +114,5 @@ class MetricsService:
             if err.retry_after is None:
                 raise
             raise UnavailableError(err.message, reason=err.reason, retry_after=err.retry_after) from err
+        owner.breaker.answered(start)
         return timeseries_pb2.WriteFrameResponse.FromString(data).ack.rejections

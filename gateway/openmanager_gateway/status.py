@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,15 +21,18 @@ POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 10.0
 # Longer than a busy service lets wait.
 PROBE_SECONDS = 1.0
-# Between looks at a service that is well and that nobody has called for so long: nobody waits for what it would find.
-IDLE_SECONDS, IDLE_INTERVAL_SECONDS = 5.0, 2.0
 
 
 class StatusBoard:
     """Asks the services; `own` returns the gateway's row."""
 
     def __init__(
-        self, *, peers: Sequence[Peer], own: Callable[[], status_pb2.ServiceStatus], clock: Clock, wait: timedelta
+        self,
+        *,
+        peers: Sequence[Peer],
+        own: Callable[[], Awaitable[status_pb2.ServiceStatus]],
+        clock: Clock,
+        wait: timedelta,
     ) -> None:
         self._peers = peers
         self._own = own
@@ -40,7 +43,7 @@ class StatusBoard:
     async def collect(self) -> pb.GetStorageStatusResponse:
         """Return the state of everything, within the wait for one service."""
         answers = await asyncio.gather(*(self._ask(peer) for peer in self._peers))
-        services = [self._own(), *(status for status, _ in answers)]
+        services = [await self._own(), *(status for status, _ in answers)]
         ledgers = [ledger for _, ledger in answers if ledger is not None]
         board = pb.GetStorageStatusResponse(
             overall_state=worst([service.state for service in services]),
@@ -80,23 +83,31 @@ class StatusBoard:
 
 
 async def probe(upstream: Upstream) -> None:
-    """Ask a service again and again whether it is alive, for ever, and tell its breaker.
+    """Ask a service whether it is alive whenever calls of it are not answered, for ever, and tell its breaker.
 
     A service that hangs is found here and not by calls, which may take as long as their callers like. One that cannot be
-    reached is the channel's affair: it refuses calls at once, and connects again by itself.
+    reached is the channel's affair: it refuses calls at once, and connects again by itself. One that nobody calls is not
+    asked, for nobody waits for what would be found.
     """
     request = status_pb2.GetStatusRequest()
+    breaker = upstream.breaker
+    state = status_pb2.STORAGE_STATE_OK
     while True:
+        if state == status_pb2.STORAGE_STATE_OK and not breaker.is_open:
+            await breaker.called.wait()
+        breaker.called.clear()
+        since = breaker.called_at
+        await asyncio.sleep(PROBE_INTERVAL_SECONDS)
         state, reason = status_pb2.STORAGE_STATE_OK, ""
+        if breaker.answered_at >= since and not breaker.is_open:
+            continue
         try:
             await upstream.peer.unary(GET_STATUS, request, status_pb2.GetStatusResponse, seconds=PROBE_SECONDS)
         except DeadlineExceededError:
             state, reason = status_pb2.STORAGE_STATE_HUNG, "does not answer"
         except OpenManagerError:
             state = status_pb2.STORAGE_STATE_SLOW  # neither hung nor well
-        upstream.breaker.probed(state, reason)
-        idle = state == status_pb2.STORAGE_STATE_OK and not upstream.breaker.called_within(IDLE_SECONDS)
-        await asyncio.sleep(IDLE_INTERVAL_SECONDS if idle else PROBE_INTERVAL_SECONDS)
+        breaker.probed(state, reason)
 
 
 def _states(board: pb.GetStorageStatusResponse) -> list[Any]:

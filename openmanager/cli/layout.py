@@ -17,8 +17,8 @@ from openmanager.runtime.module import MeshConfig
 from openmanager.shard import SHARDED
 
 SHARDS = "SHARDS"
-# So many fit between the ports of a mesh.
-MAX_SHARDS, MAX_GATEWAYS = 8, 8
+# So many of a mesh on one machine have ports between those of its other services.
+MAX_LOCAL_SHARDS, MAX_LOCAL_GATEWAYS = 8, 8
 # The ports of a mesh from the gateway's on; those of further shards follow, and beyond the console those of gateways.
 PORTS = ("gateway", "simulator", "cache", "timeseries", "metadata", "analysis")
 CONSOLE_OFFSET, GATEWAYS_OFFSET = 30, 40
@@ -84,7 +84,7 @@ def held_shards(data: Path) -> int | None:
         return 1 if log.is_dir() and any(log.iterdir()) else None
     except (OSError, UnicodeDecodeError) as err:
         raise DataDirError(f"the file {SHARDS} of the data directory {data} cannot be read") from err
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_SHARDS:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LOCAL_SHARDS:
         raise DataDirError(f"the file {SHARDS} of the data directory {data} does not hold a number of shards")
     return int(text)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="The data directory of `openmanager up`; with --shards.",
 )
-@click.option("--shards", type=click.IntRange(1, layout.MAX_SHARDS), help="How many shards it is to have.")
+@click.option("--shards", type=click.IntRange(1, layout.MAX_LOCAL_SHARDS), help="How many shards it is to have.")
 @click.option(
     "--from",
     "sources",

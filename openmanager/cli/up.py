@@ -44,11 +44,11 @@ M = TypeVar("M", bound=Message)
 )
 @click.option(
     "--shards",
-    type=click.IntRange(1, layout.MAX_SHARDS),
+    type=click.IntRange(1, layout.MAX_LOCAL_SHARDS),
     help="Shards of history, hot state and analysis by server.  [default: what the data directory has, else 1]",
 )
 @click.option(
-    "--gateways", type=click.IntRange(1, layout.MAX_GATEWAYS), help="Gateways beside each other.  [default: 1]"
+    "--gateways", type=click.IntRange(1, layout.MAX_LOCAL_GATEWAYS), help="Gateways beside each other.  [default: 1]"
 )
 @click.option("--servers", type=click.IntRange(1, 100_000), help="Servers of the simulated fleet.  [default: 20]")
 @click.option("--interval", metavar="DURATION", help="Time between the fleet's ticks.  [default: 10s]")

@@ -12,9 +12,11 @@ A store that flaps is left alone for longer each time.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 from openmanager.api.status.v1 import status_pb2
@@ -75,6 +77,11 @@ class Breaker:
         # Why it is open: the state of the store, and a reason in words.
         self.state: StorageState.ValueType = status_pb2.STORAGE_STATE_OK
         self.reason = ""
+        # Called when a call has failed.
+        self.on_failure: Callable[[], None] = lambda: None
+        # Set by a call that begins; and when the last one began, and one was answered.
+        self.called = asyncio.Event()
+        self.called_at = self.answered_at = float("-inf")
         self._clock = clock
         self._jitter = jitter
         self._slow_seconds = slow_seconds
@@ -87,14 +94,12 @@ class Breaker:
         self._closed_at = float("-inf")
 
     def check(self) -> None:
-        """Raise NotAskedError while it is open."""
+        """Raise NotAskedError while it is open; every call begins with it."""
+        self.called.set()
+        self.called_at = self._clock.monotonic()
         if self.is_open:
             reason = Reason.SERVICE_UNAVAILABLE if self.operation == "calls" else Reason.STORE_UNAVAILABLE
             raise NotAskedError(self.store, reason, self.state, self.reason)
-
-    def called_within(self, seconds: float) -> bool:
-        """Say whether a call has ended in the last so many seconds, or calls are kept from it."""
-        return self.is_open or (bool(self._calls) and self._clock.monotonic() - self._calls[-1][0] < seconds)
 
     # ── calls ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -104,12 +109,14 @@ class Breaker:
         seconds = now - start
         slow = seconds > self._slow_seconds + allowance
         self._failures = self._silences = 0
+        self.answered_at = now
         self._calls.append((now, seconds, slow))
         if slow and not self.is_open:
             self._judge(now)
 
     def failed(self, start: float, state: StorageState.ValueType, reason: str) -> None:
         """Take note that a call which began at `start` found the store in a state, and why in words."""
+        self.on_failure()
         if self.is_open:
             return  # it was under way before
         now = self._clock.monotonic()

@@ -41,3 +41,11 @@ def to_datetime(nanos: int) -> datetime:
 def show_time(nanos: int) -> str:
     """Return nanoseconds since the epoch as RFC 3339, truncated to milliseconds."""
     return to_datetime(nanos).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def until_next(seconds: float) -> float:
+    """Return the seconds until the monotonic clock shows a multiple of `seconds`.
+
+    Whoever does something now and then does it at such a moment: a process with nothing else to do is woken once for all.
+    """
+    return seconds - time.monotonic() % seconds

@@ -240,7 +240,7 @@ class Edge:
                 self._admit(counted * load.streams, load.max_streams)
                 held, caller = await self._enter(method, metadata, context)
                 request = decode()
-                intent = await method.trail.begin(caller, request)
+                intent = await method.trail.begin(caller, request, noted=held.noted)
                 if (seconds := _remaining(context, None, math.inf)) is None:
                     self._endless.add(task)
                 async with asyncio.timeout(seconds), _Patience(load, held) as patience:

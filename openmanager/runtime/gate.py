@@ -19,11 +19,15 @@ MAX_CREDENTIAL = 4096
 
 @dataclass(slots=True)
 class Pass:
-    """What somebody came with, as long as it holds: `error` says why it does not any more. `streams` are open with it."""
+    """What somebody came with, as long as it holds: `error` says why it does not any more. `streams` are open with it.
+
+    `noted` is a call that the gateway makes, and has written down, for who called it.
+    """
 
     identity: Identity
     error: errors.OpenManagerError | None = None
     streams: int = 0
+    noted: bool = False
 
 
 class Authenticator(Protocol):
@@ -74,7 +78,7 @@ class Gate:
             word = self._mesh_key.read(token)
             if peer is not None and peer != word.speaker:
                 raise errors.credentials_invalid("the credentials are not those of the certificate")
-            return Pass(word.identity), word.source
+            return Pass(word.identity, noted=word.noted), word.source
         if authorization and self._authenticator is not None and rule.permission is not Permission.NOTHING:
             credential = _credential(authorization)
             # Of this call: what somebody came with may come again from elsewhere.

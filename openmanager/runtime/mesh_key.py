@@ -37,11 +37,15 @@ _REQUIRED = ("exp", "iat", "sub", "aud", "iss")
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What a token says: who is calling, from which address, and which server says so."""
+    """What a token says: who is calling, from which address, and which server says so.
+
+    `noted`: and that it has written down what is read.
+    """
 
     identity: Identity
     source: str
     speaker: str
+    noted: bool = False
 
 
 class MeshKey:
@@ -59,13 +63,16 @@ class MeshKey:
         self._ends = ends
         self._keys = _keys(secret)
         self._read = clock.monotonic()
-        self._made: OrderedDict[tuple[Identity, str], tuple[float, str]] = OrderedDict()
+        self._made: OrderedDict[tuple[Identity, str, bool], tuple[float, str]] = OrderedDict()
         self._known: OrderedDict[str, tuple[float, Word]] = OrderedDict()
 
-    def token(self, identity: Identity, source: str = "") -> str:
-        """Return a token that tells the next server who is calling, and from which address."""
+    def token(self, identity: Identity, source: str = "", *, noted: bool = False) -> str:
+        """Return a token that tells the next server who is calling, and from which address.
+
+        A read that is `noted` has been written down, and is not to be again.
+        """
         now = self._clock.monotonic()
-        found = self._made.get((identity, source))
+        found = self._made.get((identity, source, noted))
         if found is not None and now < found[0]:
             return found[1]
         self._renew(now)
@@ -80,9 +87,10 @@ class MeshKey:
             "src": source,
             "iat": begin,
             "exp": begin + LIFETIME_SECONDS,
+            **({"noted": True} if noted else {}),
         }
         made = jwt.encode(claims, key, ALGORITHM, {"kid": kid})
-        _keep(self._made, (identity, source), (now + USE_SECONDS, made))
+        _keep(self._made, (identity, source, noted), (now + USE_SECONDS, made))
         return made
 
     def read(self, token: str) -> Word:
@@ -95,7 +103,7 @@ class MeshKey:
         try:
             grants = tuple(Grant(Role(role), str(text)) for role, text in claims["grants"])
             identity = Identity(str(claims["sub"]), grants, session=str(claims["ses"]))
-            word = Word(identity, str(claims["src"]), str(claims["iss"]))
+            word = Word(identity, str(claims["src"]), str(claims["iss"]), claims.get("noted") is True)
             left = float(claims["exp"]) - self._wall()
         except (KeyError, TypeError, ValueError) as err:
             raise credentials_invalid() from err
@@ -103,7 +111,7 @@ class MeshKey:
             if word.speaker != READER or identity.is_of_mesh:
                 raise credentials_invalid()
             seen = tuple(Grant(Role.VIEWER, each.server_filter) for each in grants)
-            word = replace(word, identity=Identity(identity.subject, seen, session=identity.session))
+            word = replace(word, identity=Identity(identity.subject, seen, session=identity.session), noted=False)
         _keep(self._known, token, (now + min(max(left, 0.0), LIFETIME_SECONDS), word))
         return word
 

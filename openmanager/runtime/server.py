@@ -273,10 +273,10 @@ def _identify(name: str, mesh_key: MeshKey | None, *, anonymous: bool) -> Identi
     own = access.Caller(access.server(name))
 
     def identify(caller: access.Caller | None) -> tuple[tuple[str, str], ...]:
-        if anonymous and caller is not None and caller.identity is access.LOCAL:
+        if anonymous and caller is not None and caller.identity is access.LOCAL and not caller.noted:
             return ()
         found = caller or own
-        return ((HEADER, mesh_key.token(found.identity, found.source)),)
+        return ((HEADER, mesh_key.token(found.identity, found.source, noted=found.noted)),)
 
     return identify
 

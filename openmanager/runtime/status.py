@@ -1,4 +1,8 @@
-"""The state of a process and its stores: probed in the background, answered from memory."""
+"""The state of a process and its stores: probed in the background, answered from memory.
+
+A store that is well is left alone for a while, unless somebody asks how it is, or a call of it fails: then it is looked at
+at once, and again and again for a while.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,12 @@ from typing import Any
 from openmanager.api.status.v1 import status_pb2
 from openmanager.api.status.v1.status_pb2 import StorageState
 from openmanager.runtime.breaker import Breaker
-from openmanager.runtime.clock import Clock
+from openmanager.runtime.clock import Clock, until_next
+from openmanager.watch import Bell
 
 PROBE_INTERVAL_SECONDS = 0.4
-# Of a store that is well and that nobody has called for so long: what is found of it is for people who look.
-REST_SECONDS, REST_INTERVAL_SECONDS = 2.0, 1.0
+# Of a store that is well, when for so long nobody has asked how it is and no call of it has failed.
+REST_SECONDS, REST_INTERVAL_SECONDS = 5.0, 5.0
 PROBE_TIMEOUT_SECONDS = 0.5
 SLOW_SECONDS = 0.25
 _SETTLE = 2  # so many equal findings make a state, unless the connection itself is gone
@@ -79,8 +84,19 @@ class Storage:
     )
     latency: timedelta = timedelta()
     since_nanos: int = 0
+    # How often it was looked at, and what rings when it was, or is to be.
+    looks: int = 0
+    bell: Bell = field(default_factory=Bell)
+    # Whether nobody looks at it until it is stirred, or until its rest is over.
+    resting: bool = False
+    _stirred: float = float("-inf")
     _candidate: StorageState.ValueType = status_pb2.STORAGE_STATE_RECOVERING
     _seen: int = 0
+
+    def __post_init__(self) -> None:
+        """Be told of calls that fail."""
+        for breaker in self.breakers:
+            breaker.on_failure = self.stir
 
     async def probe(self) -> None:
         """Look at the store once and settle its state."""
@@ -93,11 +109,25 @@ class Storage:
             breaker.probed(found.state, found.reason)
         shown = as_calls_find(found, self.breakers)
         self._settle(shown, certain=found.certain or _certain(shown.state) or shown.state != found.state)
+        self.looks += 1
+        self.bell.ring()
+
+    def stir(self) -> None:
+        """Have it looked at now if it rests, and often for a while."""
+        self._stirred = self.clock.monotonic()
+        self.bell.ring()
 
     def rests(self) -> bool:
-        """Say whether the last look found it well, and nobody has called it for a while."""
+        """Say whether the last look found it well, and there is no reason to look again soon."""
         well = self._candidate == self.finding.state == status_pb2.STORAGE_STATE_OK
-        return well and not any(breaker.called_within(REST_SECONDS) for breaker in self.breakers)
+        return well and self.clock.monotonic() - self._stirred >= REST_SECONDS
+
+    async def look_again(self) -> None:
+        """Have it looked at if it rests; one that does not tell at once how it is answers slowly, whatever is found then."""
+        resting, looks = self.resting, self.looks
+        self.stir()
+        if resting and not await self.bell.wait_until(lambda: self.looks > looks, SLOW_SECONDS):
+            self._settle(_with_state(self.finding, status_pb2.STORAGE_STATE_SLOW, "answers slowly"), certain=True)
 
     def _settle(self, found: Finding, *, certain: bool) -> None:
         """Take over what was found, at once or when it is found again."""
@@ -182,14 +212,13 @@ class StatusReporter:
         self._service, self._address, self._version = service, address, version
         self._clock = clock
         self._start_nanos = clock.now_nanos()
-        self._begin = clock.monotonic()
         self._storages = tuple(storages)
         self._ledger = ledger
         self._warnings = warnings
 
     @contextlib.asynccontextmanager
     async def probing(self) -> AsyncIterator[None]:
-        """Probe the stores now, and then twice a second or more; once, those that rest."""
+        """Probe the stores now, and then twice a second or more; those that rest, every few seconds."""
         tasks = [asyncio.create_task(self._probe(storage)) for storage in self._storages]
         try:
             yield
@@ -203,9 +232,12 @@ class StatusReporter:
         # A driver that is cancelled may make an error of its own of that: then the loop has to see to its end itself.
         while task is None or not task.cancelling():
             await storage.probe()
-            interval = REST_INTERVAL_SECONDS if storage.rests() else PROBE_INTERVAL_SECONDS
-            # At the same moments for all stores: a process that has nothing to do is woken once for them.
-            await asyncio.sleep(interval - (self._clock.monotonic() - self._begin) % interval)
+            storage.resting = storage.rests()
+            if storage.resting:
+                await storage.bell.wait_until(lambda: not storage.rests(), until_next(REST_INTERVAL_SECONDS))
+                storage.resting = False
+            else:
+                await asyncio.sleep(until_next(PROBE_INTERVAL_SECONDS))
 
     def message(self) -> status_pb2.ServiceStatus:
         """Return the row of this process."""
@@ -226,7 +258,8 @@ class StatusReporter:
         return status
 
     async def GetStatus(self, request: status_pb2.GetStatusRequest, context: Any) -> status_pb2.GetStatusResponse:  # noqa: ARG002, N802
-        """Return the state of this process and of its stores."""
+        """Return the state of this process and of its stores; of those that rest after another look at them."""
+        await asyncio.gather(*(storage.look_again() for storage in self._storages))
         response = status_pb2.GetStatusResponse(status=self.message())
         if self._ledger is not None:
             response.ledger.CopyFrom(self._ledger())

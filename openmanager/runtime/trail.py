@@ -42,14 +42,14 @@ class Trail:
         if self._auditor is not None:
             self._auditor.denied(Record(actor=actor, action=self._action, source=source), err.code, err.reason)
 
-    async def begin(self, caller: Caller, request: Any) -> Intent | None:
-        """Write down what is about to be done; None for what is not written down.
+    async def begin(self, caller: Caller, request: Any, *, noted: bool = False) -> Intent | None:
+        """Write down what is about to be done; None for what is not written down. A read that is `noted` already is not.
 
         UnavailableError when it cannot be: then it must not be done.
         """
         if self._auditor is None or caller.identity.is_of_mesh:
             return None
-        if self._rule.noted:
+        if self._rule.noted and not noted:
             # Before the read, so that a copy of the audit log tells of itself; but nobody reads less without it.
             with contextlib.suppress(UnavailableError):
                 await self._auditor.event(self._record(caller, self._rule.noted, request))

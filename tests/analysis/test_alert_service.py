@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
-from client.mesh import SECTIONS, LocalMesh
+from client.mesh import LocalMesh
 from conftest import clean_environment, free_ports, wait_until
-from metadata.replicated import Server, alone
 from openmanager_analysis import alert_service
-from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
-from openmanager_metadata.config import MetadataConfig
 from openmanager_metadata.module import module as metadata
 
+from chaos.replicated import Server, alone
 from openmanager.client import (
     Alert,
     AlertRule,
@@ -89,8 +87,7 @@ async def opened(folder: Path, database: Server | None) -> AsyncIterator[Client]
     }
     if database is not None:
         settings["metadata", "database_url"] = database.url("openmanager")
-    sections = {**SECTIONS, "analysis": AnalysisConfig, "metadata": MetadataConfig}
-    mesh = LocalMesh(folder / "timeseries", settings, sections=sections)
+    mesh = LocalMesh(folder / "timeseries", settings)
     mesh.addresses["gateway"] = f"127.0.0.1:{free_ports(1)}"
     await mesh.start(*([metadata] if database is not None else []), analysis)
     try:

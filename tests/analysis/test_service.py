@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from client.mesh import SECTIONS, LocalMesh
+from client.mesh import LocalMesh
 from conftest import clean_environment, wait_until
-from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
 
 from openmanager.api.analysis.v1 import analysis_pb2
@@ -49,7 +48,7 @@ async def opened(folder: Path, *setting: object) -> AsyncIterator[tuple[LocalMes
     """Serve the analysis behind a gateway, with one more setting where one is given: its place and its value."""
     settings = {("analysis", "data_dir"): folder / "analysis", ("analysis", "interval"): "1s"}
     settings |= dict([setting]) if setting else {}
-    mesh = LocalMesh(folder / "timeseries", settings, sections={**SECTIONS, "analysis": AnalysisConfig})
+    mesh = LocalMesh(folder / "timeseries", settings)
     await mesh.start(analysis)
     try:
         async with Client(mesh.gateway) as client:

@@ -8,12 +8,12 @@ from datetime import timedelta
 
 import pytest
 import pytest_asyncio
-import valkeys
 from conftest import wait_until
 from openmanager_cache.backends import EPOCH, KeyValueStore
 from openmanager_cache.backends.memory import MemoryStore
 from openmanager_cache.backends.redis import REFUSED, RedisStore, open_redis
 
+from chaos import valkeys
 from openmanager.api.status.v1 import status_pb2
 from openmanager.config import Secret
 from openmanager.runtime.clock import SystemClock

@@ -11,14 +11,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import valkeys
 from client.mesh import frame_of, local_mesh, servers_known
 from conftest import wait_until
 from openmanager_cache.backends.redis import RedisStore
 from openmanager_cache.mirror import Mirror
 from probed import opened, until, until_one_of
-from valkeys import SHORT_MILLIS, Valkeys
 
+from chaos import valkeys
+from chaos.valkeys import SHORT_MILLIS, Valkeys
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.status.v1 import status_pb2
 from openmanager.client import Client, StorageState

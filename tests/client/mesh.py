@@ -11,29 +11,20 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from openmanager_cache.config import CacheConfig
 from openmanager_cache.module import module as cache
-from openmanager_gateway.config import GatewayConfig
 from openmanager_gateway.module import GatewayModule
-from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.module import module as timeseries
 
 from openmanager import suite
 from openmanager.client import Client, Frame, ServerInfo, StorageState
-from openmanager.config import load
+from openmanager.config import Configuration, load
 from openmanager.errors import UnavailableError
 from openmanager.runtime.clock import SystemClock
-from openmanager.runtime.module import MeshConfig, Module, Runtime, ServerConfig
+from openmanager.runtime.module import Module, Runtime, ServerConfig
 from openmanager.runtime.server import Server
 
 NOBODY = "127.0.0.1:1"
-SECTIONS = {
-    "mesh": MeshConfig,
-    "server": ServerConfig,
-    "timeseries": TimeseriesConfig,
-    "cache": CacheConfig,
-    "gateway": GatewayConfig,
-}
+SECTIONS = suite.sections()
 METRICS = ("cpu_usage", "memory_usage", "disk_usage", "system.cpu.utilization{cpu=0,state=user}")
 STEP = 10 * 10**9
 
@@ -41,16 +32,9 @@ STEP = 10 * 10**9
 class LocalMesh:
     """The addresses of a mesh, and a gateway that can be stopped and started again on its port."""
 
-    def __init__(
-        self,
-        data: Path,
-        settings: Mapping[tuple[str, str], object],
-        *,
-        sections: Mapping[str, type[object]] = SECTIONS,
-    ) -> None:
+    def __init__(self, data: Path, settings: Mapping[tuple[str, str], object]) -> None:
         self.data = data
         self.settings = settings
-        self.sections = sections
         self.addresses = dict.fromkeys(("gateway", "simulator", "metadata", "analysis", "timeseries", "cache"), NOBODY)
         self._stack = contextlib.AsyncExitStack()
         self._gateway = contextlib.AsyncExitStack()
@@ -82,14 +66,22 @@ class LocalMesh:
         flags = {**self.settings, **{("mesh", peer): address for peer, address in self.addresses.items()}}
         flags |= {("timeseries", "data_dir"): self.data, ("timeseries", "ballast_size"): "1MiB"}
         # Who is away here stays away.
-        configuration = load(self.sections, flags={**flags, ("gateway", "patience"): "0s"})
-        address = f"127.0.0.1:{port}"
-        runtime = Runtime(configuration=configuration, name=name, address=address, version="0.1.0")
-        async with module.open(runtime) as service:
-            config = configuration.section(ServerConfig)
-            server = Server(service=service, name=name, address=address, config=config, clock=SystemClock())
-            async with server.running():
-                yield f"127.0.0.1:{server.port}"
+        configuration = load(SECTIONS, flags={**flags, ("gateway", "patience"): "0s"})
+        async with serving(module, configuration, name, f"127.0.0.1:{port}") as found:
+            yield found
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    module: Module, configuration: Configuration, name: str, address: str = "127.0.0.1:0"
+) -> AsyncIterator[str]:
+    """Serve a module as its program does; yield where."""
+    runtime = Runtime(configuration=configuration, name=name, address=address, version="0.1.0")
+    async with module.open(runtime) as service:
+        config = configuration.section(ServerConfig)
+        server = Server(service=service, name=name, address=address, config=config, clock=SystemClock())
+        async with server.running():
+            yield f"127.0.0.1:{server.port}"
 
 
 def frame_of(servers: int, ticks: int, *, end: int | None = None) -> Frame:

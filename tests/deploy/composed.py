@@ -69,14 +69,28 @@ CONSOLE = SERVICES["console"]
 ONCE = (CERTS, SERVICES["edge-files"])
 # Another one of a service, and of which.
 REPLICAS = {"gateway-2": "gateway"}
+# The second shard of a service, which is one more that owns data.
+SHARDS = {f"{name}-1": name for name in ("timeseries", "cache", "analysis")}
+COPIES = REPLICAS | SHARDS
 OWN = {
     name: service
     for name, service in SERVICES.items()
-    if "build" in service and name not in REPLICAS and service not in (*ONCE, CONSOLE)
+    if "build" in service and name not in COPIES and service not in (*ONCE, CONSOLE)
 }
 OTHERS = {name: service for name, service in SERVICES.items() if "build" not in service}
 # Where the stores listen in their containers.
 PORTS = {"postgres": 5432, "redis": 6379, "influxdb": 8086, "victoriametrics": 8428, "tempo": 3200}
+
+
+def sharded() -> dict[str, dict[str, Any]]:
+    """Return the services that run with the lines of .env that docs/scale.md has for two shards."""
+    page = (ROOT / "docs/scale.md").read_text()
+    (lines,) = re.findall(r"```sh\n(COMPOSE_PROFILES=core,scale,shards\n.*?)```", page, re.DOTALL)
+    given = dict(line.split("=", 1) for line in lines.splitlines())
+    assert set(given) <= set(EXAMPLE)
+    profiles = {*given["COMPOSE_PROFILES"].split(",")}
+    services: dict[str, dict[str, Any]] = interpolate(RAW, EXAMPLE | given)["services"]
+    return {name: each for name, each in services.items() if {*each["profiles"]} & profiles}
 
 
 # Where containers find their secrets.

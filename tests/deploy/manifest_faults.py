@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-from deploy.manifests import SECRETS, Document, Pod, environment, pods, selects
+from deploy.manifests import INDEX, ORDINAL, SECRETS, Document, Pod, environment, pods, selects
 from referencing import Registry, Resource
 
 from openmanager import config, suite
@@ -89,7 +89,10 @@ def placement_faults(documents: list[Document]) -> Iterator[str]:
                 yield f"{_title(pod.owner)}: it spreads other pods than its own"
         affinity = pod.spec.get("affinity", {}).get("podAffinity", {})
         for term in affinity.get("requiredDuringSchedulingIgnoredDuringExecution", []):
-            if not any(selects(term["labelSelector"], each.labels) for each in found):
+            wanted = dict(term["labelSelector"]["matchLabels"])
+            index = int(wanted.pop(INDEX, 0))
+            beside = [each for each in found if selects({"matchLabels": wanted}, each.labels)]
+            if not any(index < each.owner["spec"].get("replicas", 1) for each in beside):
                 yield f"{_title(pod.owner)}: it wants to be beside nobody"
 
 
@@ -99,7 +102,8 @@ def source_faults(documents: list[Document]) -> Iterator[str]:
         yield from (f"{_title(pod.owner)}: there is no ConfigMap {name}" for name in _missing_maps(documents, pod))
         if any("secretRef" in each for each in pod.container.get("envFrom", [])):
             yield f"{_title(pod.owner)}: a Secret is in its environment"
-        if any("valueFrom" in each for each in pod.container.get("env", [])):
+        ordinal = [ORDINAL] if pod.owner["kind"] == "StatefulSet" else []
+        if any(each["valueFrom"] not in ordinal for each in pod.container.get("env", []) if "valueFrom" in each):
             yield f"{_title(pod.owner)}: a variable has no plain value"
 
 
@@ -127,6 +131,8 @@ def reference_faults(documents: list[Document]) -> Iterator[str]:
         }
         claims = [each.get("persistentVolumeClaim") for each in pod.spec.get("volumes", [])]
         wanted += [(pod.owner, "PersistentVolumeClaim", each["claimName"]) for each in claims if each]
+        maps = [each.get("configMap") for each in pod.spec.get("volumes", [])]
+        wanted += [(pod.owner, "ConfigMap", each["name"]) for each in maps if each]
     for each in documents:
         match each["kind"]:
             case "StatefulSet":
@@ -145,7 +151,7 @@ def volume_faults(documents: list[Document]) -> Iterator[str]:
         title = _title(pod.owner)
         volumes = {each["name"] for each in pod.spec.get("volumes", [])}
         volumes |= {claim["metadata"]["name"] for claim in pod.claims()}
-        mounts = {each["name"]: each["mountPath"] for each in pod.container.get("volumeMounts", [])}
+        mounts = {each["name"]: each["mountPath"] for each in pod.mounts()}
         yield from (f"{title}: the volume {name} is not mounted" for name in sorted(volumes - set(mounts)))
         yield from (f"{title}: there is no volume {name}" for name in sorted(set(mounts) - volumes))
         told = environment(documents, pod) if not [*_missing_maps(documents, pod)] else {}
@@ -198,7 +204,7 @@ def hardening_faults(documents: list[Document]) -> Iterator[str]:
             "no token of Kubernetes": spec.get("automountServiceAccountToken") is False,
             "no variables of services": spec.get("enableServiceLinks") is False,
             "allowed kinds of volumes": all(
-                set(each) - {"name"} <= {"emptyDir", "secret", "projected", "persistentVolumeClaim"}
+                set(each) - {"name"} <= {"emptyDir", "secret", "projected", "persistentVolumeClaim", "configMap"}
                 for each in spec.get("volumes", [])
             ),
             "a bound on what is written aside": all(

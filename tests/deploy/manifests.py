@@ -22,10 +22,13 @@ Document = dict[str, Any]
 Labels = Mapping[str, str]
 
 FOLDER = ROOT / "deploy/k8s"
-OVERLAYS = ("dev", "production", "victoriametrics-cluster")
+OVERLAYS = ("dev", "production", "victoriametrics-cluster", "edge", "shards")
 # Where pods have what is mounted into them, and where they tell their health.
 TOP, HEALTH = "/etc/openmanager", 50058
 NAME = "app.kubernetes.io/name"
+# Which of a StatefulSet's pods one is; its controller gives it.
+INDEX = "apps.kubernetes.io/pod-index"
+ORDINAL = {"fieldRef": {"fieldPath": f"metadata.labels['{INDEX}']"}}
 WORKLOADS = ("Deployment", "StatefulSet", "CronJob")
 # Which Secrets there have to be, with which keys (docs/kubernetes.md).
 TLS = {"tls.crt", "tls.key", "ca.crt"}
@@ -37,7 +40,7 @@ SECRETS: dict[str, set[str]] = {
     "postgres": {"postgres_password"},
     "redis": {"redis_password"},
     "backup": {"backup_password", "s3_access_key", "s3_secret_key"},
-    **{f"{name}-tls": TLS for name in suite.PROGRAMS},
+    **{f"{name}-tls": TLS for name in suite.CERTIFIED},
 }
 
 
@@ -110,11 +113,16 @@ class Pod:
     def claims(self) -> list[Document]:
         return list(self.owner["spec"].get("volumeClaimTemplates", []))
 
+    def mounts(self) -> list[Document]:
+        """Return what the container mounts, and what those that run before it do."""
+        containers = [self.container, *self.spec.get("initContainers", [])]
+        return [mount for each in containers for mount in each.get("volumeMounts", [])]
+
     def secrets(self) -> dict[str, tuple[str, str]]:
         """Return the Secret and key of every file of a Secret, by its path."""
         found = {}
         volumes = {each["name"]: each for each in self.spec.get("volumes", [])}
-        for mount in self.container.get("volumeMounts", []):
+        for mount in self.mounts():
             volume = volumes.get(mount["name"], {})
             sources = volume.get("projected", {}).get("sources", [])
             if "secret" in volume:
@@ -142,13 +150,18 @@ def pod(documents: list[Document], name: str) -> Pod:
     return found
 
 
-def environment(documents: list[Document], pod: Pod) -> dict[str, str]:
-    """Return the variables of a pod's container; none of them comes from a Secret."""
+def environment(documents: list[Document], pod: Pod, ordinal: int = 0) -> dict[str, str]:
+    """Return the variables of a pod's container, of a StatefulSet the pod of an ordinal; none comes from a Secret."""
     found: dict[str, str] = {}
     for source in pod.container.get("envFrom", []):
         if "configMapRef" in source:
             found |= named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
-    return found | {each["name"]: each["value"] for each in pod.container.get("env", []) if "value" in each}
+    for each in pod.container.get("env", []):
+        if each.get("valueFrom") == ORDINAL:
+            found[each["name"]] = str(ordinal)
+        elif "value" in each:
+            found[each["name"]] = each["value"]
+    return found
 
 
 def selects(selector: Document, labels: Labels) -> bool:

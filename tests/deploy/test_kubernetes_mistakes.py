@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from deploy.manifest_faults import faults
-from deploy.manifests import NAME, Document, named, overlay
+from deploy.manifests import INDEX, NAME, Document, named, overlay
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ def projected(document: Document) -> Any:
 
 def job(document: Document) -> Any:
     return document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+def beside(spec: Document) -> Any:
+    (found,) = spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return found
 
 
 GATEWAY, TIMESERIES, CACHE = ("Deployment", "gateway"), ("StatefulSet", "timeseries"), ("StatefulSet", "cache")
@@ -106,6 +111,11 @@ MUTATIONS = {
         ("CronJob", "backup"),
         lambda it: job(it)["volumes"][0]["persistentVolumeClaim"].update(claimName="data-timeseries-1"),
         "there is no PersistentVolumeClaim data-timeseries-1",
+    ),
+    "a place beside a shard that there is not": Mutation(
+        ("CronJob", "backup"),
+        lambda it: beside(job(it))["labelSelector"]["matchLabels"].update({INDEX: "1"}),
+        "it wants to be beside nobody",
     ),
     "data beside the volume": Mutation(
         TIMESERIES, lambda it: container(it)["volumeMounts"][-1].update(mountPath="/data"), "is on no volume"

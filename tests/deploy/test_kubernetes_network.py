@@ -62,6 +62,8 @@ async def test_policies_allow_exactly_the_calls_that_services_make(tmp_path):
     assert edges(overlay("dev")) == mesh | public | stores
     assert edges(overlay("production")) == mesh | public
     assert edges(overlay("victoriametrics-cluster")) == mesh | public | engine
+    assert edges(overlay("edge")) == mesh | public | {("edge", "gateway", 50056), (ANYBODY, "edge", 50443)}
+    assert edges(overlay("shards")) == mesh | public
 
 
 def test_a_rule_that_is_missing_on_either_side_or_is_too_wide_is_seen():

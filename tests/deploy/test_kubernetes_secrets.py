@@ -22,9 +22,9 @@ from openmanager.runtime.peer import Peer
 from openmanager.spiffe import identity_uri, server_name
 
 
-@pytest.mark.parametrize("service", suite.PROGRAMS)
+@pytest.mark.parametrize("service", suite.CERTIFIED)
 def test_a_certificate_of_cert_manager_holds_what_one_of_ours_does(service):
-    found = named(overlay("production"), "Certificate", service)["spec"]
+    found = named(overlay("edge"), "Certificate", service)["spec"]
     now = certificate.utc_now()
     made = certificate.issue(
         certificate.new_authority(now=now), service, hosts=(), now=now, lifetime=timedelta(days=90)
@@ -48,16 +48,16 @@ def test_clients_find_the_name_that_they_call_in_the_certificate(service):
 
 def test_each_secret_is_known_only_to_those_who_need_it():
     holders: dict[tuple[str, str], set[str]] = {}
-    for name in ("dev", "production"):
+    for name in ("dev", "production", "edge"):
         for each in pods(overlay(name)):
             for secret, key in each.secrets().values():
                 holders.setdefault((secret, key), set()).add(each.name)
-    certificates = {(f"{name}-tls", key): {name} for name in suite.PROGRAMS for key in TLS}
+    certificates = {(f"{name}-tls", key): {name} for name in suite.CERTIFIED for key in TLS}
     assert {each: holders.pop(each) for each in certificates} == certificates
     assert holders == {
         ("mesh-key", "mesh_key"): set(suite.NAMES),
         ("metadata", "database_url"): {"metadata", "backup", "restore"},
-        ("metadata", "identity_key"): {"metadata"},
+        ("metadata", "identity_key"): {"metadata", "edge"},
         ("metadata", "audit_key"): {"metadata"},
         ("cache", "redis_url"): {"cache"},
         ("influxdb", "influxdb_token"): {"influxdb", "timeseries"},
@@ -78,7 +78,7 @@ def test_the_script_prints_every_secret_that_pods_mount(tmp_path):
     for name, key in ((name, key) for name, keys in SECRETS.items() for key in keys - TLS):
         (tmp_path / "secrets").mkdir(exist_ok=True)
         (tmp_path / "secrets" / key).write_text(f"{name}/{key}")
-    for name in (*suite.PROGRAMS, "ca"):
+    for name in (*suite.CERTIFIED, "ca"):
         (tmp_path / "certs" / name).mkdir(parents=True)
         for file in ("ca.pem", "certificate.pem", "key.pem"):
             (tmp_path / "certs" / name / file).write_text(f"{name}/{file}")

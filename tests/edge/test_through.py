@@ -12,10 +12,11 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ import grpc
 import h2.connection
 import jwt
 import pytest
+import yaml
 from conftest import Mesh, child, environment, second_gateway, secret, wait_until
+from deploy.composed import ROOT, SERVICES
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from openmanager_metadata.keyring import Access, Keyring
@@ -303,6 +306,40 @@ async def test_an_address_that_asks_too_often_is_told_to_wait(mesh: Mesh, edge_f
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await channel.unary_unary(FLEET)(b"", timeout=10)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_its_health_check_says_whether_it_serves_and_who_is_to_end_sends_clients_elsewhere(
+    mesh: Mesh, edge_files: Path
+):
+    kind, *check = SERVICES["edge"]["healthcheck"]["test"]
+    documents = yaml.safe_load_all((ROOT / "deploy/k8s/components/edge/edge.yaml").read_text())
+    (pod,) = [each["spec"]["template"]["spec"] for each in documents if each["kind"] == "Deployment"]
+    leave = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+
+    async def run(command: list[str]) -> int | None:
+        words = [word.replace("127.0.0.1/9901", edge.admin.replace(":", "/")) for word in command]
+        assert words != command
+        words[-1] = words[-1].replace("sleep 12", "sleep 0")
+        process = await asyncio.create_subprocess_exec(*words, stderr=subprocess.DEVNULL)
+        return await asyncio.wait_for(process.wait(), 10)
+
+    assert kind == "CMD"
+    with running(edge_files, mesh.gateway) as edge:
+        assert await run(check) == 0
+        async with aiohttp.ClientSession() as session:
+            closing = []
+            for _ in range(2):
+                async with session.get(f"{edge.url}/v1/fleet") as response:
+                    closing.append((response.status, response.headers.get("connection")))
+                if len(closing) == 1:
+                    assert await run(leave) == 0
+                    await wait_until(lambda: _fails(run(check)), 10)
+        assert closing == [(200, None), (200, "close")]
+    assert await run(check) != 0
+
+
+async def _fails(command: Awaitable[int | None]) -> bool:
+    return await command != 0
 
 
 def test_a_connection_that_only_resets_its_streams_is_closed(edge: Edge):

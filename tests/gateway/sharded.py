@@ -7,36 +7,22 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from client.mesh import NOBODY, SECTIONS, serving
 from conftest import free_ports, wait_until
-from openmanager_analysis.config import AnalysisConfig
 from openmanager_analysis.module import module as analysis
-from openmanager_cache.config import CacheConfig
 from openmanager_cache.module import module as cache
-from openmanager_gateway.config import GatewayConfig
 from openmanager_gateway.module import GatewayModule
-from openmanager_timeseries.config import TimeseriesConfig
 from openmanager_timeseries.module import module as timeseries
 
 from openmanager import suite
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.config import load
 from openmanager.errors import UnavailableError
-from openmanager.runtime.clock import SystemClock
-from openmanager.runtime.module import MeshConfig, Module, Runtime, ServerConfig
+from openmanager.runtime.module import Module
 from openmanager.runtime.peer import Peer
-from openmanager.runtime.server import Server
 from openmanager.shard import SHARDED
 
 STATUS = "/openmanager.api.gateway.v1.GatewayService/GetStorageStatus"
-NOBODY = "127.0.0.1:1"
-SECTIONS = {
-    "mesh": MeshConfig,
-    "server": ServerConfig,
-    "timeseries": TimeseriesConfig,
-    "cache": CacheConfig,
-    "analysis": AnalysisConfig,
-    "gateway": GatewayConfig,
-}
 MODULES: dict[str, Module] = {
     "timeseries": timeseries,
     "cache": cache,
@@ -95,13 +81,8 @@ class ShardedMesh:
             **self.more,
         }
         configuration = load(SECTIONS, flags=flags, environ={})
-        address = self.addresses[name][number]
-        runtime = Runtime(configuration=configuration, name=name, address=address, version="0.1.0")
-        async with MODULES[name].open(runtime) as service:
-            config = configuration.section(ServerConfig)
-            server = Server(service=service, name=name, address=address, config=config, clock=SystemClock())
-            async with server.running():
-                yield
+        async with serving(MODULES[name], configuration, name, self.addresses[name][number]):
+            yield
 
 
 async def _is_connected(gateway: str) -> bool:

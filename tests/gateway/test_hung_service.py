@@ -28,10 +28,12 @@ class Service(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.hangs = False
+        self.calls = 0
 
     def service(self, called: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         if called.method.startswith("/grpc.health."):
             return None
+        self.calls += 1
 
         async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
             while self.hangs:
@@ -83,6 +85,7 @@ async def test_a_service_that_hangs_refuses_calls_at_once_and_takes_them_again_w
         async def is_refused() -> bool:
             return upstream.breaker.is_open
 
+        waiting = asyncio.create_task(forward(b"", Call()))
         await wait_until(is_refused, 3)
         assert upstream.breaker.state == status_pb2.STORAGE_STATE_HUNG
         with pytest.raises(UnavailableError, match="timeseries does not answer") as refused:
@@ -95,7 +98,22 @@ async def test_a_service_that_hangs_refuses_calls_at_once_and_takes_them_again_w
             return not upstream.breaker.is_open
 
         await wait_until(is_answered, 3)
+        assert await waiting == b""
         assert await forward(b"", Call()) == b""
+
+
+async def test_a_service_that_answers_or_that_nobody_calls_is_not_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(probing, "PROBE_INTERVAL_SECONDS", 0.2)
+    service = Service()
+    async with probed(service) as upstream:
+        for _ in range(5):
+            assert await forwarder(STATUS, upstream)(b"", Call()) == b""
+        upstream.breaker.check()  # a call that nobody answers
+
+        async def is_asked() -> bool:
+            return service.calls == 6
+
+        await wait_until(is_asked, 3)
 
 
 async def test_a_service_that_cannot_be_reached_is_left_to_its_channel(monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
-from cache import valkeys
 from conftest import free_ports, wait_until
 from console.served import PROTOBUF, serving
 from openmanager_timeseries.engines.port import MARKER
@@ -19,6 +18,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as otlp
 from sharded import ShardedMesh, sharded_mesh
 from timeseries.engines.stores import Server, ask, victoria_server
 
+from chaos import valkeys
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import InvalidArgumentError, UnavailableError

@@ -20,6 +20,7 @@ from openmanager_timeseries.checksum import checksums
 
 from openmanager.api.analysis.v1 import alert_pb2, analysis_pb2
 from openmanager.api.cache.v1 import cache_pb2
+from openmanager.api.metadata.v1 import audit_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.cli import layout
 from openmanager.errors import FailedPreconditionError, NotFoundError
@@ -198,3 +199,21 @@ async def test_a_backup_has_all_shards_and_is_restored_with_the_same_layout(mesh
         positions += found.position
     assert positions == made["log"]["position"]
     assert sorted(path.name for path in (data / "shards" / "2").iterdir()) == ["0", "1", "backup"]
+
+
+async def test_an_export_is_written_down_once(peer: Peer):
+    series = timeseries_pb2.ExportSeriesRequest()
+    series.start_time.FromNanoseconds(time.time_ns() - 600 * 10**9)
+    series.end_time.FromNanoseconds(time.time_ns())
+    path = f"{API}.timeseries.v1.TimeseriesService/ExportSeries"
+    parts = [
+        timeseries_pb2.ExportSeriesResponse.FromString(data)
+        async for data in peer.server_stream(path, series, seconds=10)
+    ]
+    # Each shard has been read.
+    assert len({part.chunk.resume_token[:2] for part in parts if part.HasField("chunk")}) == 2
+    asked = audit_pb2.ListAuditEntriesRequest(filter=f'action = "{path[1:]}"')
+    listed = await call(
+        peer, f"{API}.metadata.v1.AuditService/ListAuditEntries", asked, audit_pb2.ListAuditEntriesResponse
+    )
+    assert [(each.via, each.object) for each in listed.entries] == [("gateway", "series")]

@@ -27,8 +27,8 @@ from openmanager_metadata.keyring import Keyring
 from openmanager_metadata.keys import Keys
 from openmanager_metadata.memory import Memory
 from openmanager_metadata.service import ServerService
-from replicated import Pair, replicated
 
+from chaos.replicated import Pair, replicated
 from openmanager.access import Grant, Role
 from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.api.status.v1 import status_pb2

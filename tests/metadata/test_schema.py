@@ -148,6 +148,21 @@ async def test_a_newer_schema_is_left_alone_and_named(url: str, app: str):
         assert await shape(people) == before
 
 
+async def test_tables_that_become_newer_meanwhile_are_written_to_no_more(url: str):
+    async with connected(url) as database, session(url) as people:
+        await wait_until(lambda: answers(database))
+        await people.execute("INSERT INTO schema_migrations VALUES (99, '0099_x.sql', 'x')")
+        finding = await database.look()
+        assert (finding.state, "migration 99" in finding.reason) == (status_pb2.STORAGE_STATE_READONLY, True)
+
+        async def is_refused() -> bool:
+            return not await answers(database)
+
+        await wait_until(is_refused)
+        await people.execute("DELETE FROM schema_migrations WHERE number = 99")
+        await wait_until(lambda: answers(database), 20)
+
+
 async def test_nothing_is_undone_while_the_service_is_connected(url: str):
     async with connected(url) as database, session(url) as people:
         await wait_until(lambda: answers(database))

@@ -298,7 +298,8 @@ async def test_a_caller_who_gives_up_while_a_connection_is_given_back_costs_neit
         async with database.connecting():
             pool, begun = database._pool, asyncio.Event()
 
-            async def work(_: object) -> None:
+            async def work(connection: asyncpg.Connection) -> None:
+                await connection.execute("BEGIN")  # which is to be ended when the connection is given back
                 await proxy.set(SILENT)
                 begun.set()
 

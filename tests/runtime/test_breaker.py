@@ -187,7 +187,7 @@ async def test_the_probe_of_a_store_tells_its_breakers_and_they_why_calls_are_ke
     assert called.breaker.is_open
 
 
-async def test_a_store_that_is_well_rests_when_nobody_calls_it(called: Called):
+async def test_a_store_that_is_well_rests_unless_a_call_of_it_fails_or_somebody_asks(called: Called):
     found = Finding(state=OK)
 
     async def look() -> Finding:
@@ -196,23 +196,24 @@ async def test_a_store_that_is_well_rests_when_nobody_calls_it(called: Called):
     store = Storage(name="redis", role="", engine="", check=look, clock=called.clock, breakers=(called.breaker,))
     assert not store.rests()
     await store.probe()
-    assert store.rests()
     called.answered()
+    assert store.rests()
+    called.failed()
     assert not store.rests()
     called.clock.now += REST_SECONDS
     assert store.rests()
+    store.stir()
+    assert not store.rests()
+    called.clock.now += REST_SECONDS
     found = Finding(state=HUNG)
     await store.probe()
     assert (store.finding.state, store.rests()) == (OK, False)  # what was found once has to be looked at again soon
 
 
-def test_a_breaker_knows_whether_anybody_calls(called: Called):
-    assert not called.breaker.called_within(5)
-    called.failed()
-    assert called.breaker.called_within(5)
-    called.clock.now += 5
-    assert not called.breaker.called_within(5)
-    called.failed(4)
-    called.clock.now += 5
-    assert called.breaker.is_open
-    assert called.breaker.called_within(5)
+def test_a_breaker_knows_when_calls_begin_and_are_answered(called: Called):
+    assert not called.breaker.called.is_set()
+    called.breaker.check()
+    assert called.breaker.called.is_set()
+    assert called.breaker.answered_at < called.breaker.called_at
+    called.answered()
+    assert called.breaker.answered_at >= called.breaker.called_at

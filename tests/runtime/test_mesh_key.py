@@ -54,6 +54,13 @@ def test_only_the_gateway_speaks_for_others(clock: Clock):
             reader.read(key(clock, "simulator").token(claimed))
 
 
+def test_only_the_gateway_says_that_a_read_has_been_written_down(clock: Clock):
+    reader, gateway, analysis = (key(clock, name) for name in ("timeseries", "gateway", "analysis"))
+    assert reader.read(gateway.token(ALICE, noted=True)).noted
+    assert not reader.read(gateway.token(ALICE)).noted
+    assert not reader.read(analysis.token(ALICE, noted=True)).noted
+
+
 def test_analysis_reads_for_others_and_does_nothing_else_for_them(clock: Clock):
     reader, analysis = key(clock, "timeseries"), key(clock, "analysis")
     admin = Identity("users/alice", (Grant(Role.ADMIN, "role = web"), Grant(Role.AUDITOR)), session="s1")

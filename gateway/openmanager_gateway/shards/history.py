@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf.descriptor import MethodDescriptor
 from numpy.typing import NDArray
 
+from openmanager import access
 from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import DataLossError, InvalidArgumentError, Reason, ResourceExhaustedError
 from openmanager.runtime.edge import forwarded
@@ -326,10 +327,13 @@ def query_latest(shards: Shards, _: MethodDescriptor) -> Any:
 
 
 def export_series(shards: Shards, _: MethodDescriptor) -> Any:
-    """Return the handler of ExportSeries: the rows of one shard after those of the other."""
+    """Return the handler of ExportSeries: the rows of one shard after those of the other.
 
-    @forwarded
+    It is written down here, once for the call, and not for each of those that are made of it.
+    """
+
     async def export(request: pb.ExportSeriesRequest, context: Any) -> AsyncIterator[pb.ExportSeriesResponse]:
+        access.noted()
         chosen = shards.chosen(request.selector)
         first, token = _export_place(request.resume_token, chosen)
         request.resume_token = ""

@@ -24,4 +24,4 @@ class CacheConfig:
     redis_connections: int = setting(32, "Connections to Redis, at most.")
     server_ttl: timedelta = setting(timedelta(seconds=300), "How long `server:{id}` and `servers:count` live.")
     list_ttl: timedelta = setting(timedelta(seconds=60), "How long `servers:all` and `servers:healthy` live.")
-    inventory_interval: timedelta = setting(timedelta(seconds=2), "How often changes of the inventory are asked for.")
+    inventory_interval: timedelta = setting(timedelta(seconds=5), "How often changes of the inventory are asked for.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Tracked:
     @property
     def interval_nanos(self) -> int:
         """The median time between frames, 0 before the third."""
-        return int(np.median(self.intervals)) if len(self.intervals) > 1 else 0
+        return int(statistics.median(self.intervals)) if len(self.intervals) > 1 else 0
 
     def value(self, metric: str) -> float | None:
         """Return the newest value of a metric, None where there is none."""

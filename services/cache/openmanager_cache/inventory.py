@@ -11,6 +11,7 @@ from typing import Any
 from openmanager.api.metadata.v1 import metadata_pb2 as pb
 from openmanager.errors import OpenManagerError
 from openmanager.frame import server_info
+from openmanager.runtime.clock import until_next
 from openmanager.runtime.peer import Peer
 from openmanager_cache.fleet import Fleet
 from openmanager_cache.threshold import Thresholds
@@ -47,7 +48,7 @@ class InventoryFollower:
                 if not self.failing:
                     log.info("the inventory is out of reach: %s", err)
                 self.failing = True
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(until_next(self._interval))
 
     async def _take_servers(self) -> None:
         request = pb.ListServersRequest(

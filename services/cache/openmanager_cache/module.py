@@ -12,6 +12,7 @@ from openmanager.errors import OpenManagerError
 from openmanager.hot_service import HotService
 from openmanager.log_follower import LogFollower
 from openmanager.runtime.background import working
+from openmanager.runtime.clock import until_next
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
 from openmanager.shard import Shard
@@ -115,7 +116,7 @@ class _State:
     async def mark_offline(self) -> None:
         """Mark silent servers for ever; only while the log is followed, for else the silence is ours."""
         while True:
-            await asyncio.sleep(OFFLINE_CHECK_SECONDS)
+            await asyncio.sleep(until_next(OFFLINE_CHECK_SECONDS))
             if self._follower.view.following and self._fleet.mark_offline():
                 self._mirror.changed("")
 

@@ -1,17 +1,20 @@
 """Everybody who may come in, in memory: who is calling is said without asking the database, and while it is away.
 
-Changes made here show at once, those of another metadata service with the next copy.
+Changes made here show at once, those of another metadata service with the next copy; but who came in through that one
+is looked for in the database when they come here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from openmanager.access import Identity
-from openmanager.errors import OpenManagerError, credentials_invalid
+from openmanager.errors import OpenManagerError, UnauthenticatedError, UnavailableError, credentials_invalid
 from openmanager.runtime.clock import Clock, to_datetime
 from openmanager_metadata.backends import Database, Row
 from openmanager_metadata.identity import Key, Session, User, key_of, session_of, user_of
@@ -88,6 +91,25 @@ class Directory:
             raise
 
     # ── asking it ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def find(self, credential: str, database: Database) -> Identity:
+        """Return whose a key or an access token is, as `identity` does; who is not known here may be in the database."""
+        try:
+            return self.identity(credential)
+        except UnauthenticatedError:
+            with contextlib.suppress(UnavailableError):
+                await self._look_for(credential, database)
+        return self.identity(credential)
+
+    async def _look_for(self, credential: str, database: Database) -> None:
+        """Read what there is of a credential; UnauthenticatedError for a token that nobody of ours has made."""
+        if match := KEY.fullmatch(credential):
+            self.put(KEYS, await database.fetch("SELECT * FROM api_keys WHERE id = $1", match[1]))
+            return
+        access = self._keyring.read_access_token(credential, self._clock.now_nanos() / 1e9)
+        session, user = UUID(access.session), UUID(access.user)
+        self.put(USERS, await database.fetch("SELECT * FROM users WHERE id = $1", user))
+        self.put(SESSIONS, await database.fetch("SELECT * FROM sessions WHERE id = $1 AND ends > now()", session))
 
     def identity(self, credential: str) -> Identity:
         """Return whose a key or an access token is; UnauthenticatedError, without a why, when it is nobody's."""

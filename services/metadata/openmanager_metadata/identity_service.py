@@ -32,7 +32,6 @@ from openmanager.errors import (
 from openmanager.frame import check_text
 from openmanager.runtime import validate
 from openmanager_metadata import keys, users
-from openmanager_metadata.directory import Directory
 from openmanager_metadata.identity import Key, Session, User
 from openmanager_metadata.keys import Keys
 from openmanager_metadata.sessions import Sessions, Tokens
@@ -163,10 +162,9 @@ class KeyService:
 class SessionService:
     """openmanager.api.metadata.v1.SessionService."""
 
-    def __init__(self, sessions: Sessions, users: Users, directory: Directory) -> None:
+    def __init__(self, sessions: Sessions, users: Users) -> None:
         self._sessions = sessions
         self._users = users
-        self._directory = directory
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Any) -> pb.CreateSessionResponse:  # noqa: ARG002, N802
         """Sign in."""
@@ -213,7 +211,7 @@ class SessionService:
             raise missing("credential")
         if len(request.credential) > MAX_CREDENTIAL:
             raise credentials_invalid()
-        return pb.AuthenticateResponse(identity=_identity(self._directory.identity(request.credential)))
+        return pb.AuthenticateResponse(identity=_identity(await self._sessions.identity(request.credential)))
 
 
 # ── who is calling ─────────────────────────────────────────────────────────────────────────────────────────────────

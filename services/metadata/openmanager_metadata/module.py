@@ -12,7 +12,7 @@ from openmanager.errors import OpenManagerError
 from openmanager.runtime.attempts import Attempts
 from openmanager.runtime.audit import Auditor
 from openmanager.runtime.background import working
-from openmanager.runtime.clock import Clock
+from openmanager.runtime.clock import Clock, until_next
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Finding, Storage
 from openmanager_metadata.audit.checkpoint import Checkpoints
@@ -100,7 +100,7 @@ class MetadataModule:
                         f"{PACKAGE}.UserService": UserService(users, sessions),
                         f"{PACKAGE}.RoleService": RoleService(),
                         f"{PACKAGE}.KeyService": KeyService(Keys(database, directory, keyring)),
-                        f"{PACKAGE}.SessionService": SessionService(sessions, users, directory),
+                        f"{PACKAGE}.SessionService": SessionService(sessions, users),
                         f"{PACKAGE}.InteractionService": InteractionService(database, erasures, runtime.clock),
                         f"{PACKAGE}.AuditService": AuditService(audit, reader, checkpoints),
                     },
@@ -154,7 +154,7 @@ class _Keeping:
             except Exception:
                 log.exception("the copy of the inventory could not be renewed")
             known = self.memory.snapshot.servers is not None
-            await asyncio.sleep(self.config.snapshot_interval.total_seconds() if known else 0.2)
+            await asyncio.sleep(until_next(self.config.snapshot_interval.total_seconds()) if known else 0.2)
 
 
 async def _prune(pruning: Pruning) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from openmanager import page
+from openmanager.access import Identity
 from openmanager.errors import NotFoundError, credentials_invalid, invalid
 from openmanager_metadata.backends import Database
 from openmanager_metadata.directory import SESSIONS, Directory
@@ -107,6 +108,10 @@ class Sessions:
         if not rows or (user_id is not None and str(rows[0]["user_id"]) != user_id):
             raise NotFoundError("there is no such session", resource=f"session/{session_id}")
         await self._end(key)
+
+    async def identity(self, credential: str) -> Identity:
+        """Return whose a key or an access token is; UnauthenticatedError, without a why, when it is nobody's."""
+        return await self._directory.find(credential, self._database)
 
     async def forget_ended(self) -> None:
         """Remove the sessions that have ended."""

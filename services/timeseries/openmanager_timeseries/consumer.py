@@ -29,7 +29,7 @@ from openmanager.errors import (
 )
 from openmanager.frame import decode_trusted
 from openmanager.runtime.breaker import NotAskedError
-from openmanager.runtime.clock import Clock
+from openmanager.runtime.clock import Clock, until_next
 from openmanager.runtime.peer import backoff
 from openmanager_timeseries.dead_letter import Refusal
 from openmanager_timeseries.ledger import Ledger
@@ -105,7 +105,7 @@ class Runner:
                 taken = records[-1].position, records[-1].accepted
             else:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(IDLE_SECONDS):
+                    async with asyncio.timeout(until_next(IDLE_SECONDS)):
                         await self._log.wait_beyond(cursor.position - 1)
             if self._consumer.rewinds == rewinds:
                 books.stand_at(*self._consumer.settled(*taken))

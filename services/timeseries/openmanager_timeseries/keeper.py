@@ -6,11 +6,13 @@ Deletion comes first and no step waits for another: on a full disk it is what ma
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import OpenManagerError
+from openmanager.runtime.clock import until_next
 from openmanager_timeseries.budget import Budget
 from openmanager_timeseries.deletion import carry_out
 from openmanager_timeseries.disk import Disk
@@ -22,6 +24,8 @@ from openmanager_timeseries.upkeep import BLOCK_WINDOWS, next_merge, tier_window
 from openmanager_timeseries.wall import RETENTION_SECONDS
 
 KEEP_SECONDS = 1.0
+# And between rounds as long as nothing comes, fails, or lacks room.
+REST_SECONDS = 5.0
 EXPIRE_SECONDS = 60.0
 SEAL_RETRY_SECONDS = 10.0
 # How long one round may roll up before it is time for the other steps again.
@@ -40,10 +44,11 @@ class Keeper:
         self._seal_after = 0.0  # after a failure not at once again
         self._expire_after = 0.0
         self._rolled = b""
+        self._seen = -1
         self._budget = Budget(history, disk)
 
     async def keep(self) -> None:
-        """Do what is due, once a second."""
+        """Do what is due, once a second while frames come."""
         steps = (
             self.delete_log,
             self.delete_replaced,
@@ -57,12 +62,25 @@ class Keeper:
             self.roll_up,
             self.merge_files,
         )
+        failed: list[str] = []
         while True:
+            if not failed:
+                await self._rest()
             await asyncio.sleep(KEEP_SECONDS)
+            self._seen = self._history.log.state.head_position
             failed = [step.__name__ for step in steps if not await self._done(step)]
             self._tell(failed)
             warnings = [f"{name.replace('_', ' ')} failed and is tried again" for name in failed]
             self._history.warnings = [*warnings, *self._budget.warnings, *self._history.wall.warnings]
+
+    async def _rest(self) -> None:
+        """Wait for a frame that came since the last round began, for a while; not when the disk lacks room."""
+        log_state = self._history.log.state
+        if log_state.full or log_state.failure:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until_next(REST_SECONDS)):
+                await self._history.log.wait_beyond(self._seen)
 
     def _tell(self, failed: Sequence[str]) -> None:
         """Say in the ledger how the readers are that are looked after here."""
@@ -97,8 +115,13 @@ class Keeper:
 
     async def delete_replaced(self) -> None:
         """Delete the files that others stand for since a while: no query reads them any more."""
-        for _, store in self._history.stores():
-            await asyncio.to_thread(store.delete_replaced)
+        stores = self._history.stores()
+
+        def delete() -> None:
+            for _, store in stores:
+                store.delete_replaced()
+
+        await asyncio.to_thread(delete)
 
     async def finish_deletions(self) -> None:
         """Carry out the deletions that a crash came into."""

@@ -14,7 +14,7 @@ from openmanager.api.timeseries.v1 import timeseries_pb2 as pb
 from openmanager.errors import invalid, missing
 from openmanager.frame import Frame, encode, frame_of, length_delimited, packed, split
 from openmanager.progress import progress_seconds
-from openmanager.runtime.clock import Clock
+from openmanager.runtime.clock import Clock, until_next
 from openmanager.runtime.edge import raw, unbounded
 from openmanager.runtime.peer import RATIONED
 from openmanager.watch import compacted
@@ -72,7 +72,7 @@ class TimeseriesService:
             records = await self._history.log.read(cursor)
             for record in records:
                 yield _watched(record, reach.readable(self._history.catalog, record.payload))
-            if not records and not await _grew(self._history, cursor.position - 1, progress):
+            if not records and not await _grew(self._history, cursor.position - 1, until_next(progress)):
                 yield pb.WatchFramesResponse(position=cursor.position - 1)
             self._history.log.check_kept(min(cursor.position, self._history.log.state.head_position + 1))
 

@@ -47,7 +47,9 @@ class StatusServiceServicer:
     """
 
     def GetStatus(self, request, context):
-        """Returns the state of this process and of its stores. Touches no store: the stores are probed once a second.
+        """Returns the state of this process and of its stores. Stores are probed in the background: twice a second while somebody
+        asks here, or while something is wrong, else every 5 s. Whoever asks first is answered after another probe; a store that
+        does not answer it within 250 ms is SLOW.
         Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -16,7 +16,7 @@ from openmanager import durable
 from openmanager.api.provenance.v1 import provenance_pb2
 from openmanager.errors import OpenManagerError
 from openmanager.frame import Frame
-from openmanager.runtime.clock import Clock
+from openmanager.runtime.clock import Clock, until_next
 from openmanager.runtime.peer import backoff
 from openmanager.runtime.status import Finding
 from openmanager.shield import shielded
@@ -139,7 +139,7 @@ class Keeper:
         try:
             while True:
                 try:
-                    async with asyncio.timeout(TICK_SECONDS):
+                    async with asyncio.timeout(until_next(TICK_SECONDS)):
                         await self._changed.wait()
                 except TimeoutError:
                     pass

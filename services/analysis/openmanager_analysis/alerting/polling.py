@@ -13,7 +13,7 @@ from openmanager.api.status.v1 import status_pb2
 from openmanager.errors import FailedPreconditionError, OpenManagerError
 from openmanager.frame import server_info
 from openmanager.metric import glob, select
-from openmanager.runtime.clock import Clock
+from openmanager.runtime.clock import Clock, until_next
 from openmanager.runtime.peer import Peer
 from openmanager_analysis.alerting.engine import Look
 from openmanager_analysis.alerting.keeper import Keeper
@@ -50,7 +50,7 @@ class Stores:
                     await self.look()
             except Exception:
                 log.exception("rules about stores cannot be judged")
-            await asyncio.sleep(STATUS_SECONDS)
+            await asyncio.sleep(until_next(STATUS_SECONDS))
 
     async def look(self) -> None:
         """Judge once. A gateway that does not answer is DOWN, and nobody knows of the others."""
@@ -119,7 +119,7 @@ class Outlooks:
                     log.info("the rule %s cannot be judged now: %s", rule.id, err)
                 except Exception:
                     log.exception("the rule %s cannot be judged", rule.id)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(until_next(1.0))
 
     async def look(self, rule: Rule) -> None:
         """Judge a rule once: its series in portions, those of which too little is known left as they are."""

@@ -75,6 +75,10 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
             await self.execute("ROLLBACK", timeout=timeout)
         await super().reset(timeout=timeout)
 
+    def get_reset_query(self) -> str:
+        """Return nothing: no setting and no lock of ours outlasts its transaction, and asking costs a round trip each time."""
+        return ""
+
 
 class _BusyError(Exception):
     """All of our connections are busy."""
@@ -208,8 +212,6 @@ class PostgresqlDatabase:
             max_inactive_connection_lifetime=60,
             connect=self._hosts.connect,
             connection_class=_Connection,
-            # Behind PgBouncer the next connection need not be the one that was used, and some setting of others' is reset.
-            reset=_leave if self._is_pooled else None,
             check=self._memory.recognise if self._memory is not None else None,
             command_timeout=config.statement_timeout.total_seconds(),
             **self._options({} if self._is_pooled else self._limits),
@@ -385,13 +387,18 @@ class PostgresqlDatabase:
             raise store_unavailable(STORE) from err
 
     async def look(self) -> Finding:
-        """Ask for the version, the size, and whether writes are taken."""
+        """Ask for the version, the size, and whether writes are taken and the tables are still of this version."""
         if self._pool is None or self._lost.is_set():
             return Finding(state=self._state, reason=self._reason)
         try:
-            (row,) = await self._with_connection(lambda connection: connection.fetch(_ABOUT))
+            (row,) = await self._with_connection(_about)
             if self.writes.is_open:
                 await self._try_to_write()
+        except SchemaError as err:
+            # Another metadata service is of a newer version: what this one writes does not belong in its tables.
+            self._found(err)
+            self._lost.set()
+            return Finding(state=self._state, reason=self._reason)
         except OpenManagerError as err:
             state, reason = _trouble(err.__cause__) or (status_pb2.STORAGE_STATE_DOWN, "cannot be reached")
             if state == status_pb2.STORAGE_STATE_HUNG:
@@ -424,8 +431,10 @@ SELECT current_setting('server_version') AS version, pg_database_size(current_da
 """
 
 
-async def _leave(connection: Any) -> None:
-    """Leave a connection as it is."""
+async def _about(connection: Any) -> list[Any]:
+    await is_current(connection)
+    found: list[Any] = await connection.fetch(_ABOUT)
+    return found
 
 
 async def _given_back(pool: asyncpg.Pool, connection: Any) -> None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import free_ports, wait_until
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from bench.rpc import free_ports
+from chaos.mesh import wait_until
 from openmanager import embedded
 from openmanager.datadir import DataDir
 from openmanager.runtime import launch
@@ -50,7 +51,7 @@ class Valkey:
             self.file.write_text("\n".join((*common, *self.settings, "")))
         argv = [program(), str(self.file), *(["--sentinel"] if self.sentinel else [])]
         with (self.folder / "log").open("ab") as out:
-            self.process = subprocess.Popen(  # noqa: ASYNC220  (it returns at once)
+            self.process = subprocess.Popen(
                 launch.argv(argv, user=None, death_signal=signal.SIGKILL),
                 stdout=out,
                 stderr=out,

