@@ -31,7 +31,7 @@ import grpc
 import numpy as np
 import pytest
 import yaml
-from conftest import Mesh, clean_environment, running_mesh, secret
+from conftest import Mesh, clean_environment, running_mesh, secret, wait_until
 from deploy.composed import PORTS, ROOT, SECRETS, SERVICES, environment, placed, secrets_of, share_a_network
 from openmanager_timeseries.line_protocol import LineEncoder
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
@@ -416,6 +416,12 @@ async def reader(stores, tmp_path):
         password=SECRETS["grafana_reader_password"],
         database=SOURCES["postgresql"]["jsonData"]["database"],
     )
+
+    async def registered() -> bool:
+        return bool(await connection.fetch("SELECT id FROM servers WHERE id = $1", ODD.id))
+
+    # The inventory learns of a server later than its history does.
+    await wait_until(registered, SETTLE_SECONDS)
     yield connection
     await connection.close()
 
