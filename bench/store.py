@@ -133,6 +133,8 @@ def victoria(*options: str) -> Iterator[Victoria | None]:
     with tempfile.TemporaryDirectory(prefix="bench-victoria-") as folder:
         port = free_ports(1)
         own = [f"-storageDataPath={folder}/data", f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=10y"]
+        # While a slow machine measures the others, the one connection is neither old nor idle for too long.
+        own += ["-http.connTimeout=1h", "-http.idleConnTimeout=1h"]
         with _running([binary, *own, "-loggerLevel=ERROR", *options]) as pid:
             store = Victoria(pid, Path(folder) / "data", port)
             _wait(lambda: store.request("GET", "/health"))

@@ -33,6 +33,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "deploy" / "grafana" / "dashboard
 HEIGHT = 8
 # Of a series that has no value for a while.
 STALE = "5m"
+# What VictoriaMetrics' answers call their numbers: tables of both stores are merged where columns are called the same.
+TO_VALUE = '\n  |> rename(columns: {_value: "Value"})'
 
 VICTORIA = kinds.DataSourceRef(type_val="prometheus", uid="victoriametrics")
 INFLUX = kinds.DataSourceRef(type_val="influxdb", uid="influxdb")
@@ -121,6 +123,7 @@ def busiest(metric: str) -> list[Target]:
             + "  |> group()\n"
             + '  |> keep(columns: ["server_id", "_value"])\n'
             + '  |> top(n: 10, columns: ["_value"])'
+            + TO_VALUE
         ),
     ]
 
@@ -162,7 +165,7 @@ def unusual(metric: str) -> list[Target]:
             "  |> map(fn: (r) => ({server_id: r.server_id,"
             " _value: math.abs(x: r._value - r._value_usual) / r._value_spread}))\n"
             "  |> group()\n"
-            '  |> top(n: 10, columns: ["_value"])'
+            '  |> top(n: 10, columns: ["_value"])' + TO_VALUE
         ),
     ]
 
@@ -188,7 +191,7 @@ def days_until(metric: str, limit: int) -> list[Target]:
             f" _value: ({limit}.0 - r._value_last) / (r._value_last - r._value_first)"
             " * float(v: int(v: r._time_last) - int(v: r._time_first)) / 86400000000000.0}))\n"
             "  |> group()\n"
-            '  |> bottom(n: 10, columns: ["_value"])'
+            '  |> bottom(n: 10, columns: ["_value"])' + TO_VALUE
         ),
     ]
 
@@ -208,7 +211,7 @@ def in_a_week(metric: str) -> list[Target]:
             "  |> filter(fn: (r) => r._time_last > r._time_first)\n"
             "  |> map(fn: (r) => ({role: r.role, _value: r._value_last + (r._value_last - r._value_first)"
             " * 604800000000000.0 / float(v: int(v: r._time_last) - int(v: r._time_first))}))\n"
-            "  |> group()"
+            "  |> group()" + TO_VALUE
         ),
     ]
 
@@ -243,16 +246,14 @@ def number(title: str, targets: Sequence[Target], *, about: str, unit: str = "sh
 
 
 def rows(title: str, targets: Sequence[Target], *, about: str, unit: str = "short", width: int = 12) -> table.Panel:
-    """Return a table; the columns of different stores are put under one name."""
+    """Return a table; the rows of different stores are put below each other."""
     panel = table.Panel().show_header(True)
-    names = {"_value": "Value", "server_id": "server"}
-    panel.with_transformation(
-        models.DataTransformerConfig(
-            id_val="organize", options={"renameByName": names, "excludeByName": {"Time": True}}
-        )
-    )
+    columns: dict[str, Any] = {"renameByName": {"server_id": "server"}, "excludeByName": {"Time": True}}
     if len(targets) > 1:
+        # By the names that columns come with: what is renamed first is not merged.
         panel.with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
+        columns["indexByName"] = {"server_id": 0, "role": 0, "Value": 1}
+    panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=columns))
     return finish(panel, title, targets, about=about, unit=unit, width=width)
 
 
@@ -306,9 +307,11 @@ def with_choices(made: dashboard.Dashboard) -> dashboard.Dashboard:
     return made
 
 
+# Between dollars a quote in a name ends nothing, and of what was escaped no two dollars are left.
+SQL_CHOICE = r"$$\A(?:${%s:regex})\Z$$"
 CHOSEN = (
-    "deleted_at IS NULL AND coalesce(environment, '') ~ '^(${environment:pipe})$'"
-    " AND coalesce(role, '') ~ '^(${role:pipe})$'"
+    f"deleted_at IS NULL AND coalesce(environment, '') ~ {SQL_CHOICE % 'environment'}"
+    f" AND coalesce(role, '') ~ {SQL_CHOICE % 'role'}"
 )
 
 
@@ -385,7 +388,7 @@ def server_board() -> dashboard.Dashboard:
             [
                 sql(
                     "SELECT id, hostname, environment, role, location, created_at, updated_at FROM servers"
-                    " WHERE deleted_at IS NULL AND id ~ '^(${server:pipe})$' ORDER BY id LIMIT 100"
+                    f" WHERE deleted_at IS NULL AND id ~ {SQL_CHOICE % 'server'} ORDER BY id LIMIT 100"
                 )
             ],
             about="What is known of it.",

@@ -579,12 +579,14 @@ async def calls(engine, prefix: str) -> AsyncIterator[tuple[str, object]]:
         yield name, error
 
 
-async def assert_all_unavailable(engine, prefix: str, *, kinds=(UnavailableError,)) -> None:
+async def assert_all_unavailable(
+    engine, prefix: str, *, kinds=(UnavailableError,), says: str = "does not answer"
+) -> None:
     async for name, error in calls(engine, prefix):
         assert isinstance(error, kinds), (name, error)
         if isinstance(error, OpenManagerError):
             assert error.reason == Reason.STORE_UNAVAILABLE, name
-            assert f"{engine.name} does not answer" == error.message, name
+            assert f"{engine.name} {says}" == error.message, name
 
 
 async def test_a_store_that_is_down(store, prefix, unused_tcp_port):
@@ -641,7 +643,7 @@ async def test_a_wrong_token(store, prefix):
     if store.name != "influxdb":
         pytest.skip(f"{store.name} has no tokens")
     async with closing(store.engine_with("wrong", write=SHORT, query=SHORT)) as engine:
-        await assert_all_unavailable(engine, prefix)
+        await assert_all_unavailable(engine, prefix, says="refuses the credentials")
 
 
 async def test_a_caller_who_gives_up_leaves_the_engine_usable(store, engine, write, prefix):
