@@ -67,7 +67,7 @@ class RawSource(Protocol):
     async def read(self, plan: Plan, first_position: int, seconds: float) -> tuple[Borrowed | None, str]:
         """Return what it has of a plan, or None and why not; the head holds everything from a position on.
 
-        None without a reason is an answer that the blocks give better. It leaves the blocks time enough to answer within `seconds`.
+        None without a reason says that blocks are the place to ask. It leaves them time enough to answer within `seconds`.
         """
         ...
 
