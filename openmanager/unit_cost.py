@@ -88,15 +88,15 @@ MEASURED = UnitCosts(
         {
             "gateway": Process(
                 scales="replicate",
-                idle_cores=Cost(0.0055, "cores", IDLE),
+                idle_cores=Cost(0.0023, "cores", IDLE),
                 idle_memory=Cost(41 * MIB, "B", IDLE),
-                cores_per_rate=Cost(100 * NANOS, "s/sample", FLEET),
+                cores_per_rate=Cost(55 * NANOS, "s/sample", FLEET),
                 otlp_per_rate=Cost(22_000 * NANOS, "s/sample", OTLP),
                 memory_per_series=Cost(75, "B/series", FLEET),
             ),
             "timeseries": Process(
                 scales="split",
-                idle_cores=Cost(0.0065, "cores", IDLE),
+                idle_cores=Cost(0.0015, "cores", IDLE),
                 # Itself 95 MiB, the head 256, what is being sealed as much again, the read cache 128.
                 idle_memory=Cost((95 + 256 + 256 + 128) * MIB, "B", f"{IDLE}, and defaults of settings"),
                 cores_per_rate=Cost(1331 * NANOS, "s/sample", STEADY),
@@ -105,32 +105,32 @@ MEASURED = UnitCosts(
             ),
             "cache": Process(
                 scales="split",
-                idle_cores=Cost(0.0080, "cores", IDLE),
+                idle_cores=Cost(0.0035, "cores", IDLE),
                 idle_memory=Cost(48 * MIB, "B", IDLE),
-                cores_per_rate=Cost(480 * NANOS, "s/sample", FLEET),
+                cores_per_rate=Cost(340 * NANOS, "s/sample", FLEET),
                 otlp_per_rate=Cost(4400 * NANOS, "s/sample", OTLP),
                 memory_per_series=Cost(105, "B/series", FLEET),
             ),
             "analysis": Process(
                 scales="split",
-                idle_cores=Cost(0.0045, "cores", IDLE),
+                idle_cores=Cost(0.0022, "cores", IDLE),
                 idle_memory=Cost(61 * MIB, "B", IDLE),
                 cores_per_rate=Cost(830 * NANOS, "s/sample", FLEET),
                 otlp_per_rate=Cost(650 * NANOS, "s/sample", OTLP),
-                cores_per_series=Cost(1.0e-7, "cores/series", FLEET),
+                cores_per_series=Cost(1.3e-7, "cores/series", FLEET),
                 memory_per_series=Cost(2000, "B/series", f"{LEARNT}; names and alerts by estimate"),
                 disk_per_series=Cost(2 * 1422, "B/series", f"{FLEET}; the file and its next"),
             ),
             "metadata": Process(
                 scales="single",
-                idle_cores=Cost(0.0057, "cores", IDLE),
+                idle_cores=Cost(0.0029, "cores", IDLE),
                 idle_memory=Cost(45 * MIB, "B", IDLE),
-                cores_per_server=Cost(1.1e-5, "cores/server", FLEET),
+                cores_per_server=Cost(8.5e-6, "cores/server", FLEET),
                 memory_per_server=Cost(4200, "B/server", FLEET),
             ),
             "redis": Process(
                 scales="split",
-                idle_cores=Cost(0.0013, "cores", IDLE),
+                idle_cores=Cost(0.0008, "cores", IDLE),
                 idle_memory=Cost(5 * MIB, "B", IDLE),
                 cores_per_rate=Cost(30 * NANOS, "s/sample", FLEET),
                 memory_per_series=Cost(9.8, "B/series", FLEET),
@@ -140,7 +140,7 @@ MEASURED = UnitCosts(
             ),
             "postgresql": Process(
                 scales="single",
-                idle_cores=Cost(0.0033, "cores", IDLE),
+                idle_cores=Cost(0.0007, "cores", IDLE),
                 idle_memory=Cost((30 + 64) * MIB, "B", f"{IDLE}, and the default of shared_buffers"),
                 cores_per_server=Cost(1e-6, "cores/server", FLEET),
                 idle_disk=Cost(47 * MIB, "B", IDLE),
@@ -148,7 +148,7 @@ MEASURED = UnitCosts(
             ),
             "console": Process(
                 scales="single",
-                idle_cores=Cost(0.0003, "cores", IDLE),
+                idle_cores=Cost(0.0007, "cores", IDLE),
                 idle_memory=Cost(51 * MIB, "B", IDLE),
             ),
         }

@@ -175,7 +175,7 @@ def _parts_table(made: Plan) -> Table:
 
 
 def _amounts(cores: float, memory: float, disk: float) -> tuple[str, str, str]:
-    return f"{cores:,.2f}", _bytes(memory), _bytes(disk) if disk else render.NOTHING
+    return f"{cores:,.{2 if cores >= 0.1 else 4}f}", _bytes(memory), _bytes(disk) if disk else render.NOTHING
 
 
 def _bytes(size: float) -> str:
