@@ -135,6 +135,9 @@ async def test_a_session_that_is_revoked_ends_its_stream(browser: Console, guard
             await client.users.update(user.id, disabled=True)
             found = [topic async for topic, _ in events]
         assert found[-1] == "end"
+        # Its watches were not begun again and again, which would have locked everybody of this address out.
+        _, key = await client.keys.create("another", [Grant("viewer")])
+    assert (await browser.ask("GET", "/metrics", headers={"Authorization": f"Bearer {key}"}))[0] == 200
     assert (await browser.ask("GET", "/api/session"))[0] == 401
 
 

@@ -48,12 +48,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Page:
-    """One page that follows, and what it has not been told yet. `fresh`: it knows of no server."""
+    """One page that follows, and what it has not been told yet. `fresh`: it knows of no server.
+
+    `refused`: a watch with its credential was, and none is begun before the credential has been checked.
+    """
 
     credential: Credential
     told: asyncio.Event = field(default_factory=asyncio.Event)
     topics: set[str] = field(default_factory=lambda: {STATUS, FLEET, ANOMALIES, ALERTS})
     fresh: bool = True
+    refused: bool = False
     servers: set[str] = field(default_factory=set)
 
     def note(self, topic: str) -> None:
@@ -136,7 +140,7 @@ class Feed:
     async def _follow(self, topic: str, watch: Callable[[], Awaitable[None]]) -> None:
         """Watch for ever, as one of those who have pages here."""
         while True:
-            page = next(iter(self.pages), None)
+            page = next((each for each in self.pages if not each.refused), None)
             if page is not None:
                 try:
                     with showing(page.credential):
@@ -145,9 +149,10 @@ class Feed:
                     self._tokens.pop(topic, None)
                 except OpenManagerError as err:
                     self._lost(topic, err)
-                    if isinstance(err, UnauthenticatedError) and page in self.pages:
-                        # Another page's credential may still hold; whose does not is sent away when it is asked about.
-                        self.pages[page] = self.pages.pop(page)
+                    if isinstance(err, UnauthenticatedError):
+                        # Another page's credential may still hold. To try this one again and again would be guessing.
+                        page.refused = True
+                        page.told.set()
                 except Exception:
                     log.exception("a watch has failed")
             await asyncio.sleep(AGAIN_SECONDS)

@@ -204,13 +204,14 @@ class ConsoleService:
                     await page.told.wait()
             except TimeoutError:
                 pass  # each side sees by a beat that the other is still there
-            if now() - checked > RECHECK_SECONDS:
+            if page.refused or now() - checked > RECHECK_SECONDS:
                 checked = now()
                 try:
                     await self._check(credential)
                 except OpenManagerError as err:
                     await response.write(event("end", {"message": err.message, "reason": err.reason}))
                     return
+                page.refused = False
 
     async def _check(self, credential: Credential) -> None:
         """Raise UnauthenticatedError or PermissionDeniedError for whoever may not see the fleet; others are let be."""
