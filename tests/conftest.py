@@ -109,7 +109,8 @@ def start_mesh(data: Path, base: int, *options: str, environment: dict[str, str]
     command = [sys.executable, "-m", "openmanager.cli", "up", "--data-dir", str(data)]
     process = subprocess.Popen(
         [*command, "--gateway", f"127.0.0.1:{base}", *options],
-        env={**clean_environment(), **(environment or {})},
+        # Tests do not wait for what people would not notice.
+        env={**clean_environment(), "OPENMANAGER_CACHE_INVENTORY_INTERVAL": "1s", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
