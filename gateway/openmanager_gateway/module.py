@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,6 +29,8 @@ from openmanager_gateway.status import StatusBoard, probe
 CACHE = "openmanager.api.cache.v1.CacheService"
 OWN = "openmanager.api.gateway.v1.GatewayService"
 OTLP = "opentelemetry.proto.collector.metrics.v1.MetricsService"
+# How long a gateway waits to know the fleet before it serves.
+FILL_SECONDS = 3.0
 
 
 class GatewayModule:
@@ -87,6 +90,7 @@ class GatewayModule:
                 authenticator.run(),
                 *(probe(each) for each in everyone),
             ):
+                await _filled(replicas)
                 yield Service(
                     servicers={
                         OWN: GatewayService(replicas=replicas, board=board, timeseries=upstreams["timeseries"]),
@@ -98,6 +102,14 @@ class GatewayModule:
                     authenticator=authenticator,
                     public=True,
                 )
+
+
+async def _filled(replicas: Replicas) -> None:
+    """Return when the fleet is known, so that who is asked can answer; without a cache after `FILL_SECONDS`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FILL_SECONDS):
+            while not replicas.known():  # noqa: ASYNC110  (once, at the start)
+                await asyncio.sleep(0.02)
 
 
 def _replicas(
