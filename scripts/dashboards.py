@@ -706,6 +706,13 @@ def burn(objective: Mapping[str, Any], rates: Sequence[Mapping[str, Any]]) -> ti
     return panel.thresholds_style(style)
 
 
+def kept(panel: stat.Panel, least: float) -> stat.Panel:
+    """Return a panel of what is promised: green from a value on, red below."""
+    steps = [models.Threshold(value=None, color="red"), models.Threshold(value=least, color="green")]
+    panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
+    return panel.no_value("nothing was asked")
+
+
 def slo_board() -> dashboard.Dashboard:
     """Return the dashboard of what the mesh promises of itself, out of deploy/slo/slo.yaml."""
     promised = yaml.safe_load(slo.SOURCE.read_text(encoding="utf-8"))
@@ -714,10 +721,6 @@ def slo_board() -> dashboard.Dashboard:
         "openmanager-slo", "Objectives", "What the mesh promises of itself, and how much it may still fail.", "now-6h"
     )
     for objective in objectives:
-        steps = [
-            models.Threshold(value=None, color="red"),
-            models.Threshold(value=objective["objective"], color="green"),
-        ]
         panel = number(
             f"Good, of the time that is shown: {objective['name']}",
             [metrics(f"1 - {bad(objective, '$__range')}", now=True)],
@@ -725,10 +728,8 @@ def slo_board() -> dashboard.Dashboard:
             unit="percentunit",
             width=6,
         )
-        panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
-        made.with_panel(panel.decimals(3).no_value("nothing was asked"))
+        made.with_panel(kept(panel, objective["objective"]).decimals(3))
     for objective in objectives:
-        steps = [models.Threshold(value=None, color="red"), models.Threshold(value=0.1, color="green")]
         panel = number(
             f"Left of the budget: {objective['name']}",
             [metrics(f"1 - {bad(objective, promised['window'])} / {1 - objective['objective']:.6g}", now=True)],
@@ -736,8 +737,7 @@ def slo_board() -> dashboard.Dashboard:
             unit="percentunit",
             width=6,
         )
-        panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
-        made.with_panel(panel.decimals(1).no_value("nothing was asked"))
+        made.with_panel(kept(panel, 0.1).decimals(1))
     for objective in objectives:
         made.with_panel(burn(objective, rates))
     made.with_panel(
