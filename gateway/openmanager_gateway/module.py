@@ -151,8 +151,7 @@ def _upstream(peer: Peer, runtime: Runtime) -> Upstream:
 
 
 async def _own_row(runtime: Runtime, copies: Sequence[Storage], started_nanos: int) -> status_pb2.ServiceStatus:
-    for copy in copies:
-        await copy.look_again()
+    await asyncio.gather(*(copy.look_again() for copy in copies))
     storages = [copy.message() for copy in copies]
     row = status_pb2.ServiceStatus(
         service=runtime.name,
