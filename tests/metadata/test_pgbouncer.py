@@ -176,9 +176,9 @@ async def test_a_transaction_has_its_limits_and_leaves_none_behind(url: str, dir
     async with database.connecting():
         await wait_until(lambda: answers(database))
         (inside,) = await database.transaction(lambda statements: statements.fetch(limits))
-        assert tuple(inside) == ("700ms", "500ms")
+        assert tuple(inside) == ("700ms", "350ms")
         (single,) = await database.fetch(limits)
-        assert tuple(single) == ("700ms", "500ms")
+        assert tuple(single) == ("700ms", "350ms")
     async with session(url) as anybody:
         assert tuple(await anybody.fetchrow(limits)) == ("0", "0")
 

@@ -168,10 +168,10 @@ async def test_two_administrators_do_not_end_each_other(both: Pair):
 
 async def test_the_audit_log_of_both_is_one_that_verifies(both: Pair, tmp_path: Path):
     record = audit_pb2.AuditRecord(actor="users/1", via="gateway", action="retention.deletion", object="servers/web-1")
-    found = await both.at_once("AuditService/RecordIntent", [audit_pb2.RecordIntentRequest(record=record)] * 100)
+    found = await both.at_once("AuditService/RecordIntent", [audit_pb2.RecordIntentRequest(record=record)] * 400)
     assert not [each for each in found if isinstance(each, OpenManagerError)]
     numbers = [each.number for each in found]
-    assert len(set(numbers)) == 100
+    assert len(set(numbers)) == 400
     # The one tells the outcome of what the other was told of; told twice it is written once.
     for shift in (1, 0):
         outcomes = [audit_pb2.RecordOutcomeRequest(intent_number=number) for number in numbers[:20]]

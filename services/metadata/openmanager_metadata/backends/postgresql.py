@@ -226,7 +226,7 @@ class PostgresqlDatabase:
     def _limits(self) -> dict[str, str]:
         """The settings that keep the database from waiting for us, and us for it; milliseconds."""
         statement = int(self._config.statement_timeout.total_seconds() * 1000)
-        waiting = {"lock_timeout": "500", "idle_in_transaction_session_timeout": "5000"}
+        waiting = {"lock_timeout": f"{statement // 2}", "idle_in_transaction_session_timeout": "5000"}
         return {"statement_timeout": f"{statement}", **waiting}
 
     def _options(self, settings: dict[str, str]) -> dict[str, Any]:
