@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# A mesh is eight processes, each of which would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run edge test clients check format protos docs dashboards slo lock sbom licences vulnerabilities bench bench-all bench-history bench-analysis score chaos chaos-full chaos-planted fuzz fuzz-wire soak rolling scale upgrade release image image-test env clean
 

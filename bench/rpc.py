@@ -22,13 +22,14 @@ from pathlib import Path
 import grpc
 from redis.asyncio import Redis
 
+from bench.echo import ECHO
 from bench.pair import Row, at_most
 from openmanager import suite
 from openmanager.api.cache.v1 import cache_pb2
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.server.v1 import server_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
-from openmanager.cli.layout import CONSOLE_OFFSET
+from openmanager.cli.layout import CONSOLE_OFFSET, PORTS
 from openmanager.client import Client
 from openmanager.client.people import Grant
 from openmanager.runtime.peer import Peer
@@ -36,7 +37,6 @@ from openmanager.runtime.peer import Peer
 GET_SERVER = "/openmanager.api.gateway.v1.GatewayService/GetServer"
 CACHE_GET_SERVER = "/openmanager.api.cache.v1.CacheService/GetServer"
 LIST_SERIES = "/openmanager.api.timeseries.v1.TimeseriesService/ListSeries"
-ECHO = "/bench.Echo/Echo"
 ECHO_SERVER = (sys.executable, "-m", "bench.echo")
 ECHO_GO = Path(__file__).with_name("echo_go")
 USERS_RATE = 1000.0
@@ -111,12 +111,16 @@ def _pids(parent: int) -> dict[str, int]:
     return found
 
 
-@contextlib.contextmanager
-def echo(size: int, *command: str) -> Iterator[tuple[str, int]]:
+def echo(size: int, *command: str) -> contextlib.AbstractContextManager[tuple[str, int]]:
     """Run an echo server, of grpc.aio unless another is named; yield its address and process id."""
+    return peer_server(str(size), command=command or (*ECHO_SERVER, "aio"))
+
+
+@contextlib.contextmanager
+def peer_server(*arguments: str, command: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Run a server that takes its port before its other arguments; yield its address and process id."""
     port = free_ports(1)
-    command = command or (*ECHO_SERVER, "aio")
-    process = subprocess.Popen([*command, str(port), str(size)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, str(port), *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
     try:
@@ -219,7 +223,9 @@ def rows() -> list[Row]:
     """Measure against one mesh of 20 servers."""
     out: list[Row] = []
     with mesh(20) as (base, pids):
-        gateway, timeseries = f"127.0.0.1:{base}", f"127.0.0.1:{base + 3}"
+        gateway, cache, timeseries = (
+            f"127.0.0.1:{base + PORTS.index(name)}" for name in ("gateway", "cache", "timeseries")
+        )
         server = asyncio.run(_first_server(gateway))
         read = gateway_pb2.GetServerRequest(id=server).SerializeToString()
         size = asyncio.run(_reply_size(gateway, GET_SERVER, read))
@@ -245,6 +251,13 @@ def rows() -> list[Row]:
                 lambda: _twice(load(peer, ECHO, b"", [peer_pid], rate=0, amount=600)),
                 {"p50": 1.0},
             )
+            with peer_server(cache, CACHE_GET_SERVER, command=(*ECHO_SERVER, "pass")) as (bare, bare_pid):
+                out += compare(
+                    "the same, against a bare gateway of grpc.aio that passes bytes on to the same cache",
+                    lambda: load(gateway, CACHE_GET_SERVER, one, [pids["gateway"]], rate=0, amount=600),
+                    lambda: load(bare, CACHE_GET_SERVER, one, [bare_pid], rate=0, amount=600),
+                    {"p50": 1.1, "cpu": 1.2},
+                )
         key = asyncio.run(_key(gateway))
         out += with_a_key(gateway, read, key, pids["gateway"])
         request = timeseries_pb2.ListSeriesRequest(page_size=1000)

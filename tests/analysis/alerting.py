@@ -12,9 +12,8 @@ from openmanager_analysis.alerting.alert import Alert, State
 from openmanager_analysis.alerting.engine import Alerting
 from openmanager_analysis.alerting.keeper import Keeper
 from openmanager_analysis.alerting.outbox import Cadence
-from openmanager_analysis.alerting.receivers import Receiver
+from openmanager_analysis.alerting.receivers import Receiver, WebhookError
 from openmanager_analysis.alerting.rule import Rule, Threshold, check
-from openmanager_analysis.alerting.webhook import WebhookError
 from openmanager_analysis.collector import Names
 from openmanager_analysis.history import Selection
 

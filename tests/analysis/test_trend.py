@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from openmanager_analysis import capacity
@@ -33,6 +35,14 @@ def test_slopes_have_an_interval_and_a_test():
     assert found.low[1] < 0 < found.high[1]
     assert found.p_value[0] < 1e-6
     assert found.p_value[1] > 0.05
+
+
+def test_an_interval_of_any_confidence_is_one_of_slopes():
+    values = (10 + _noise(2, 5))[:, None]
+
+    half, usual, sure = (trend(TIMES, values, confidence=each) for each in (0.5, 0.95, math.nextafter(1, 0)))
+
+    assert sure.low[0] < usual.low[0] < half.low[0] < half.high[0] < usual.high[0] < sure.high[0]
 
 
 def test_days_that_resemble_each_other_are_no_trend():

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from openmanager_analysis.alerting.receivers import Receiver, load
-from openmanager_analysis.alerting.webhook import Webhook, WebhookError, is_public
+from openmanager_analysis.alerting.receivers import Receiver, WebhookError, load
+from openmanager_analysis.alerting.webhook import Webhook, is_public
 
 from openmanager.config import Secret
 from openmanager.errors import ConfigurationError

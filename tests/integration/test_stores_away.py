@@ -167,7 +167,7 @@ async def test_an_inventory_without_postgresql_is_read_from_its_copy_and_not_wri
         with pytest.raises(UnavailableError) as failure:
             await peer.unary(f"{INVENTORY}/CreateServer", create, metadata_pb2.CreateServerResponse, seconds=5)
         assert failure.value.retry_after is not None
-        assert not (await read(peer)).provenance.degraded
+        await wait_until(lambda: is_whole(peer), 20)
     await wait_until(lambda: source_is("postgresql"), 20)
     os.kill(child(fragile, "bin/postgres"), signal.SIGKILL)
     assert (await inventory()).server.id == SERVER

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 
 from openmanager import datadir
 from openmanager.errors import ConfigurationError
@@ -14,12 +15,11 @@ from openmanager.runtime.clock import Clock
 from openmanager.runtime.module import Runtime, Service
 from openmanager.runtime.status import Storage
 from openmanager_analysis.alert_service import AlertService, RuleService, SilenceService
-from openmanager_analysis.alerting.keeper import Keeper
+from openmanager_analysis.alerting.keeper import Keeper, Post
 from openmanager_analysis.alerting.outbox import Cadence
 from openmanager_analysis.alerting.policy_store import PolicyStore
 from openmanager_analysis.alerting.polling import Inventory, Outlooks, Stores
-from openmanager_analysis.alerting.receivers import load
-from openmanager_analysis.alerting.webhook import Webhook
+from openmanager_analysis.alerting.receivers import Receiver, load
 from openmanager_analysis.analyst import Analyst
 from openmanager_analysis.collector import Names
 from openmanager_analysis.config import AnalysisConfig
@@ -137,10 +137,19 @@ def _keeper(config: AnalysisConfig, names: Names, clock: Clock) -> Keeper:
         clock=clock,
         cadence=Cadence(wait_nanos=wait, interval_nanos=interval, repeat_nanos=repeat),
         outlook_nanos=round(config.outlook_interval.total_seconds() * 1e9),
-        receivers=[(receiver, Webhook(receiver)) for receiver in load(config.receivers)],
+        receivers=_receivers(config.receivers),
         external_url=config.external_url,
         save_seconds=config.save_interval.total_seconds(),
     )
+
+
+def _receivers(file: Path) -> list[tuple[Receiver, Post]]:
+    """Return the receivers of a file, each with the way to it; most meshes have none, and are spared an HTTP client."""
+    if not (found := load(file)):
+        return []
+    from openmanager_analysis.alerting.webhook import Webhook
+
+    return [(receiver, Webhook(receiver)) for receiver in found]
 
 
 def _nanos(interval: timedelta) -> int:

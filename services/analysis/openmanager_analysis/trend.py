@@ -6,11 +6,12 @@ All over daily means, of many series at once. Slopes are Theil's and Sen's (Thei
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from openmanager.errors import FailedPreconditionError, Reason, invalid
 from openmanager_analysis.grid import DAY_MILLIS
@@ -148,11 +149,12 @@ def _slope(daily: Floats, confidence: float) -> tuple[float, float, float, float
     pairs = len(steps)
     middle = float(np.median(steps))
     variance = _variance(values, values - middle * days)
-    reach = float(ndtri(0.5 + confidence / 2)) * np.sqrt(variance)
+    reach = -NormalDist().inv_cdf((1 - confidence) / 2) * np.sqrt(variance)
     low, high = max(0, round((pairs - reach) / 2)), min(pairs - 1, round((pairs + reach) / 2))
     ordered = np.partition(steps, (low, high))
     score = np.sign(ups) * max(0.0, abs(ups) - 1) / np.sqrt(variance) if variance > 0 else 0.0
-    return middle, float(ordered[low]), float(ordered[high]), float(2 * ndtr(-abs(score)))
+    # Both tails of the normal distribution, which erfc keeps exact however small they are.
+    return middle, float(ordered[low]), float(ordered[high]), math.erfc(abs(score) / math.sqrt(2))
 
 
 def _variance(values: Floats, detrended: Floats) -> float:

@@ -25,7 +25,9 @@ class MetadataConfig:
     connections: int = setting(10, "Connections to PostgreSQL, at most.")
     connect_timeout: timedelta = setting(timedelta(milliseconds=500), "How long connecting may take.")
     acquire_timeout: timedelta = setting(timedelta(milliseconds=100), "How long a call waits for a connection.")
-    statement_timeout: timedelta = setting(timedelta(seconds=1), "How long one statement may take; half of it waiting for a lock.")
+    statement_timeout: timedelta = setting(
+        timedelta(seconds=1), "How long one statement may take; half of it waiting for a lock."
+    )
     statement_cache: int = setting(100, "Prepared statements a connection; 0 behind PgBouncer.")
     snapshot_interval: timedelta = setting(timedelta(seconds=5), "How often the inventory is copied to memory.")
     audit_key: Secret = setting(

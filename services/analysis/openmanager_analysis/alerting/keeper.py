@@ -26,9 +26,8 @@ from openmanager_analysis.alerting.alert import Alert
 from openmanager_analysis.alerting.engine import MAX_SLOTS, Alerting
 from openmanager_analysis.alerting.outbox import Cadence, Message, Outbox
 from openmanager_analysis.alerting.payload import payload
-from openmanager_analysis.alerting.receivers import Receiver
+from openmanager_analysis.alerting.receivers import Receiver, WebhookError
 from openmanager_analysis.alerting.suppression import tester
-from openmanager_analysis.alerting.webhook import WebhookError
 from openmanager_analysis.collector import Names
 
 # 1 had a document of each slot; it is still read.

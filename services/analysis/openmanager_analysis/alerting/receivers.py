@@ -19,6 +19,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _KEYS = {"url": str, "authorization_file": str, "matcher": str, "allow_private": bool, "group_by": list}
 
 
+class WebhookError(Exception):
+    """A document was not taken; the text says why, without addresses and secrets."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receiver:
     """A webhook. Its URL is as secret as what `authorization` holds: many have a token in their path."""

@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from openmanager.version import VERSION
-from openmanager_analysis.alerting.receivers import Receiver
+from openmanager_analysis.alerting.receivers import Receiver, WebhookError
 
 SECONDS = 10.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -24,10 +24,6 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _GIVEN = ipaddress.ip_network("2000::/3")
 # A resolver that hangs holds a thread: these, and none that files are written with.
 _THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="webhook-names")
-
-
-class WebhookError(Exception):
-    """A document was not taken; the text says why, without addresses and secrets."""
 
 
 class PrivateAddressError(OSError):
