@@ -117,7 +117,7 @@ class Authenticator:
             entry.asked = self._clock.monotonic()
 
     def _end(self, credential: str, error: OpenManagerError) -> None:
-        self._entries.pop(credential).held.error = error
+        self._entries.pop(credential).held.end(error)
 
     def _refuse(self, credential: str) -> None:
         self._refused.pop(credential, None)

@@ -13,8 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -25,6 +24,7 @@ from openmanager.runtime import telemetry, validate
 from openmanager.runtime.audit import Auditor, Intent
 from openmanager.runtime.gate import Gate, Pass, admit
 from openmanager.runtime.grpc_server import GuardedServer, abort, mark_received
+from openmanager.runtime.patience import Patience
 from openmanager.runtime.rpc_error import status_code, to_trailers
 from openmanager.runtime.tls import anyone
 from openmanager.runtime.trail import UNKNOWN, Trail
@@ -34,8 +34,6 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 # What HTTP/2 counts for a header beside its name and value.
 HEADER_BYTES = 32
-# How often a stream is asked whether its caller may still be there.
-RECHECK_SECONDS = 15.0
 # A sender that says nothing so often in a row only keeps the server busy.
 MAX_EMPTY_MESSAGES = 1000
 
@@ -225,7 +223,7 @@ class Edge:
         method: _Method,
         context: grpc.aio.ServicerContext[Any, Any],
         decode: Callable[[], Any],
-        begin: Callable[[Any, _Patience], AsyncIterator[Any]],
+        begin: Callable[[Any, Patience], AsyncIterator[Any]],
     ) -> None:
         start, load = time.perf_counter(), self._load
         status: Status | None = None
@@ -243,7 +241,8 @@ class Edge:
                 intent = await method.trail.begin(caller, request, noted=held.noted)
                 if (seconds := _remaining(context, None, math.inf)) is None:
                     self._endless.add(task)
-                async with asyncio.timeout(seconds), _Patience(load, held) as patience:
+                waiting = Patience(held, write_seconds=load.write_seconds, idle_seconds=load.idle_seconds)
+                async with asyncio.timeout(seconds), waiting as patience:
                     await _write_all(begin(request, patience), context, patience)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 status = _status(self._failure(err, method.path))
@@ -340,7 +339,7 @@ def _check_metadata(metadata: Iterable[Any]) -> None:
 
 
 async def _write_all(
-    replies: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any], patience: _Patience
+    replies: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any], patience: Patience
 ) -> None:
     """Send each reply as it comes; the iterator is closed whatever happens, so that its clean-up runs at once."""
     try:
@@ -353,93 +352,8 @@ async def _write_all(
             await close()
 
 
-class _Patience:
-    """Gives up a stream whose other side leaves it waiting; looks now and then, so that waiting costs nothing.
-
-    A reader may leave a message for `write_seconds`: what waits for it must not fill memory. A sender may be silent for
-    `idle_seconds` once each of its messages is answered; while one is not, it is we who are waited for. And who may not
-    come in any more does not stay.
-    """
-
-    def __init__(self, load: Load, held: Pass) -> None:
-        self._load = load
-        self._held = held
-        self._offered = self._silent = math.inf  # since when on the loop's clock
-        self._listens = False
-        self._unanswered = 0
-        self._unread = False
-        self._timeout = asyncio.timeout(None)
-        self._now = asyncio.get_running_loop().time
-
-    def offers(self) -> None:
-        """Note that a message waits to be read."""
-        self._offered = self._now()
-
-    def is_read(self) -> None:
-        """Note that it was taken."""
-        self._offered = math.inf
-        self._unanswered -= 1
-        if self._listens and self._unanswered <= 0:
-            self._silent = self._now()
-
-    def listens(self) -> None:
-        """Note that a message is waited for."""
-        self._listens = True
-        if self._unanswered <= 0:
-            self._silent = self._now()
-
-    def hears(self) -> None:
-        """Note that it came, or that none will."""
-        self._listens = False
-        self._silent = math.inf
-        self._unanswered += 1
-
-    async def __aenter__(self) -> Self:
-        await self._timeout.__aenter__()
-        self._held.streams += 1
-        self._timer = asyncio.get_running_loop().call_at(self._due(), self._look)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        self._held.streams -= 1
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError as err:
-            raise self._error() from err
-
-    def _due(self) -> float:
-        now = self._now()
-        unread, idle = (
-            min(self._offered, now) + self._load.write_seconds,
-            min(self._silent, now) + self._load.idle_seconds,
-        )
-        return min(unread, idle, now + RECHECK_SECONDS)
-
-    def _look(self) -> None:
-        now = self._now()
-        self._unread = now >= self._offered + self._load.write_seconds
-        if self._held.error or self._unread or now >= self._silent + self._load.idle_seconds:
-            self._timeout.reschedule(now)
-            return
-        self._timer = asyncio.get_running_loop().call_at(self._due(), self._look)
-
-    def _error(self) -> errors.OpenManagerError:
-        if self._held.error is not None:
-            return self._held.error
-        if self._unread:
-            return errors.ResourceExhaustedError(
-                f"the stream was not read for {self._load.write_seconds:g} s", reason=errors.Reason.WATCH_TOO_SLOW
-            )
-        return errors.DeadlineExceededError(
-            f"nothing was sent for {self._load.idle_seconds:g} s", reason=errors.Reason.STREAM_IDLE
-        )
-
-
 async def _requests(
-    method: _Method, context: grpc.aio.ServicerContext[Any, Any], patience: _Patience
+    method: _Method, context: grpc.aio.ServicerContext[Any, Any], patience: Patience
 ) -> AsyncIterator[Any]:
     empty = 0
     while True:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from openmanager import errors
@@ -19,15 +19,22 @@ MAX_CREDENTIAL = 4096
 
 @dataclass(slots=True)
 class Pass:
-    """What somebody came with, as long as it holds: `error` says why it does not any more. `streams` are open with it.
+    """What somebody came with, as long as it holds: `error` says why it does not any more.
 
-    `noted` is a call that the gateway makes, and has written down, for who called it.
+    Each of the `streams` that are open with it is called when that has changed. `noted` is a call that the gateway makes,
+    and has written down, for who called it.
     """
 
     identity: Identity
     error: errors.OpenManagerError | None = None
-    streams: int = 0
+    streams: set[Callable[[], None]] = field(default_factory=set)
     noted: bool = False
+
+    def end(self, error: errors.OpenManagerError) -> None:
+        """Let nobody in with it any more, and end the streams that are open."""
+        self.error = error
+        for look in tuple(self.streams):
+            look()
 
 
 class Authenticator(Protocol):

@@ -160,7 +160,7 @@ async def test_who_does_not_come_any_more_is_forgotten_unless_a_stream_is_open(
 ):
     metadata.people["other"] = ALICE
     held = await found.find("good", "")
-    (await found.find("other", "")).streams = 1
+    (await found.find("other", "")).streams.add(lambda: None)
     clock.seconds += module.FORGET_SECONDS + 1
     await found._recheck()
     assert list(found._entries) == ["other"]

@@ -15,7 +15,6 @@ from openmanager.access import LOCAL, Grant, Identity, Permission, Role
 from openmanager.config import Secret
 from openmanager.errors import PermissionDeniedError, UnauthenticatedError
 from openmanager.policy import POLICY, Reach, Rule
-from openmanager.runtime import edge
 from openmanager.runtime.address import Proxies
 from openmanager.runtime.clock import SystemClock
 from openmanager.runtime.gate import Gate, Pass
@@ -180,20 +179,29 @@ async def test_health_is_open_and_tells_no_more_than_that():
                 await peer.unary_bytes(path, b"", seconds=5)
 
 
-async def test_a_stream_ends_when_its_caller_may_not_come_in_any_more(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(edge, "RECHECK_SECONDS", 0.05)
+async def test_a_stream_ends_when_its_caller_may_not_come_in_any_more():
     held = Pass(VIEWER)
     async with serving(authenticator=Known(good=held)) as address:
         async with Peer("test", address, identify=comes_with(("authorization", "Bearer good"))) as peer:
             request = wrappers_pb2.StringValue(value="once")
             replies = peer.server_stream(f"/{NAME}/Watch", request, seconds=20)
             await anext(replies)
-            assert held.streams == 1
-            held.error = UnauthenticatedError("the credentials are not valid")
+            assert len(held.streams) == 1
+            held.end(UnauthenticatedError("the credentials are not valid"))
             with pytest.raises(UnauthenticatedError):
                 async with asyncio.timeout(5):
                     await anext(replies)
-    assert held.streams == 0
+    assert not held.streams
+
+
+async def test_a_stream_that_begins_as_its_caller_is_kept_out_ends_too():
+    held = Pass(VIEWER, error=UnauthenticatedError("the credentials are not valid"))
+    async with serving(authenticator=Known(good=held)) as address:
+        async with Peer("test", address, identify=comes_with(("authorization", "Bearer good"))) as peer:
+            request = wrappers_pb2.StringValue(value="once")
+            with pytest.raises(UnauthenticatedError):
+                async with asyncio.timeout(5):
+                    _ = [each async for each in peer.server_stream(f"/{NAME}/Watch", request, seconds=20)]
 
 
 async def test_who_is_asked_about_once_is_known_from_then_on():
