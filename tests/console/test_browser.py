@@ -41,7 +41,7 @@ def kept(metrics: str) -> float:
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Mesh]:
     """A mesh of its own, with a store that may be stopped."""
-    with running_mesh("--seed", "7", "--servers", "24", "--interval", "5s") as running:
+    with running_mesh("--seed", "7", "--servers", "24", "--interval", "2s") as running:
         end = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{running.console}/metrics", timeout=2) as told:
