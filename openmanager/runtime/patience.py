@@ -16,7 +16,7 @@ class Patience:
 
     A reader may leave a message for `write_seconds`: what waits for it must not fill memory. A sender may be silent for
     `idle_seconds` once each of its messages is answered; while one is not, it is we who are waited for. And who may not
-    come in any more, by what they `held`, does not stay.
+    come in any more, by what they `held`, does not stay; but a message is sent whole, or how it ended would not be told.
     """
 
     def __init__(self, held: Pass, *, write_seconds: float, idle_seconds: float) -> None:
@@ -36,8 +36,10 @@ class Patience:
         self._offered = self._now()
 
     def is_read(self) -> None:
-        """Note that it was taken."""
+        """Note that it was taken; what `held` has come to is raised."""
         self._offered = math.inf
+        if self._held.error is not None:
+            raise self._held.error
         self._unanswered -= 1
         if self._listens and self._unanswered <= 0:
             self._silent = self._now()
@@ -55,6 +57,8 @@ class Patience:
         self._unanswered += 1
 
     async def __aenter__(self) -> Self:
+        if self._held.error is not None:
+            raise self._held.error
         await self._timeout.__aenter__()
         self._held.streams.add(self._look)
         self._look()
@@ -77,10 +81,9 @@ class Patience:
         self._unread = unread <= now
         if self._timer is not None:
             self._timer.cancel()
-        if self._held.error is not None or min(unread, idle) <= now:
-            self._held.streams.discard(
-                self._look
-            )  # once: a timeout that has begun to end the stream takes no other time
+        ended = self._held.error is not None and self._offered == math.inf
+        if ended or min(unread, idle) <= now:
+            self._held.streams.discard(self._look)  # a timeout that has begun to end the stream takes no other time
             self._timeout.reschedule(now)
         else:
             self._timer = asyncio.get_running_loop().call_at(min(unread, idle), self._look)

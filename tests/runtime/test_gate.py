@@ -196,12 +196,26 @@ async def test_a_stream_ends_when_its_caller_may_not_come_in_any_more():
 
 async def test_a_stream_that_begins_as_its_caller_is_kept_out_ends_too():
     held = Pass(VIEWER, error=UnauthenticatedError("the credentials are not valid"))
+    assert await told_at_last(held, "once") == 0
+
+
+async def test_a_stream_whose_caller_is_kept_out_while_it_sends_ends_after_a_message():
+    held = Pass(VIEWER)
+    asyncio.get_running_loop().call_later(0.2, held.end, UnauthenticatedError("the credentials are not valid"))
+    assert await told_at_last(held, "many") > 0
+
+
+async def told_at_last(held: Pass, kind: str) -> int:
+    """Return how many messages of a stream come before it ends because of what its caller came with."""
+    count = 0
     async with serving(authenticator=Known(good=held)) as address:
         async with Peer("test", address, identify=comes_with(("authorization", "Bearer good"))) as peer:
-            request = wrappers_pb2.StringValue(value="once")
+            request = wrappers_pb2.StringValue(value=kind)
             with pytest.raises(UnauthenticatedError):
                 async with asyncio.timeout(5):
-                    _ = [each async for each in peer.server_stream(f"/{NAME}/Watch", request, seconds=20)]
+                    async for _ in peer.server_stream(f"/{NAME}/Watch", request, seconds=20):
+                        count += 1
+    return count
 
 
 async def test_who_is_asked_about_once_is_known_from_then_on():
