@@ -29,8 +29,8 @@ run: $(STAMP) ## start the whole mesh on this machine, with the simulator tickin
 edge: $(STAMP) ## run Envoy before the mesh of this machine: REST and gRPC-Web at http://127.0.0.1:50443 (ARGUMENTS=--help)
 	@$(BIN)/python scripts/run_edge.py $(ARGUMENTS)
 
-test: $(STAMP) ## run every test, two beside each other (WORKERS=2)
-	@$(BIN)/python -m pytest -q --numprocesses $(or $(WORKERS),2) --dist loadfile
+test: $(STAMP) ## run every test, three beside each other (WORKERS=3)
+	@$(BIN)/python -m pytest -q --numprocesses $(or $(WORKERS),3) --dist loadfile
 
 clients: $(STAMP) ## build clients in Go, Node.js, Java and Rust from the protos, and hold each against a mesh (minutes at first)
 	@TEST_CLIENTS=1 $(BIN)/python -m pytest -q -rs tests/clients
