@@ -243,7 +243,7 @@ def duty_faults(documents: list[Document]) -> Iterator[str]:
         if each["kind"] == "Service" and not each["spec"].get("publishNotReadyAddresses")
     ]
     for pod in pods(documents):
-        if pod.owner["kind"] == "CronJob":
+        if pod.owner["kind"] in {"CronJob", "Job"}:
             continue
         probes = {"startupProbe", "readinessProbe"} | ({"livenessProbe"} if pod.program else set())
         yield from (f"{_title(pod.owner)}: it has no {each}" for each in sorted(probes - set(pod.container)))

@@ -29,7 +29,7 @@ NAME = "app.kubernetes.io/name"
 # Which of a StatefulSet's pods one is; its controller gives it.
 INDEX = "apps.kubernetes.io/pod-index"
 ORDINAL = {"fieldRef": {"fieldPath": f"metadata.labels['{INDEX}']"}}
-WORKLOADS = ("Deployment", "StatefulSet", "CronJob")
+WORKLOADS = ("Deployment", "StatefulSet", "CronJob", "Job")
 # Which Secrets there have to be, with which keys (docs/kubernetes.md).
 TLS = {"tls.crt", "tls.key", "ca.crt"}
 SECRETS: dict[str, set[str]] = {
@@ -109,6 +109,12 @@ class Pod:
     @property
     def ports(self) -> dict[str, int]:
         return {each["name"]: each["containerPort"] for each in self.container.get("ports", [])}
+
+    def in_volume(self, path: str) -> tuple[str, str]:
+        """Return the volume that has a path of the container, and where in it that is."""
+        inside = [each for each in self.container["volumeMounts"] if Path(path).is_relative_to(each["mountPath"])]
+        mount = max(inside, key=lambda each: len(each["mountPath"]))
+        return mount["name"], str(Path(mount.get("subPath", "."), Path(path).relative_to(mount["mountPath"])))
 
     def claims(self) -> list[Document]:
         return list(self.owner["spec"].get("volumeClaimTemplates", []))

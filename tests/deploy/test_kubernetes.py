@@ -34,6 +34,7 @@ from openmanager_timeseries.engines import open_engine
 
 from openmanager import config, suite
 from openmanager.cli.main import COMMANDS
+from openmanager.cli.reshard import reshard
 from openmanager.cli.serve import serve
 from openmanager.restic import BackupConfig
 from openmanager.runtime.module import MeshConfig, ServerConfig
@@ -297,6 +298,42 @@ def test_every_shard_has_a_backup_that_runs_where_its_volumes_are():
         restored[name]["OPENMANAGER_BACKUP_REPOSITORY"] for name in ("restore", "restore-1")
     ]
     assert len(set(stored.values())) == len({each.owner["spec"]["schedule"] for each in jobs}) == 2
+
+
+def test_history_is_split_from_where_one_shard_has_it_to_where_two_look_for_it():
+    before, documents, made = overlay("production"), overlay("shards"), render(FOLDER / "reshard")
+    assert faults([*before, *made]) == []
+    job = pod(made, "reshard")
+    command, *arguments = job.container["args"]
+    given = reshard.make_context(command, arguments).params
+    claims = {each["name"]: each.get("persistentVolumeClaim", {}).get("claimName") for each in job.spec["volumes"]}
+
+    def places(folders: tuple[Path, ...]) -> list[tuple[str, str]]:
+        return [(claims[volume], path) for volume, path in (job.in_volume(str(each)) for each in folders)]
+
+    def place(of: list[Document], ordinal: int) -> tuple[str, str]:
+        served = pod(of, "timeseries")
+        volume, path = served.in_volume(environment(of, served)["OPENMANAGER_TIMESERIES_DATA_DIR"])
+        return f"{volume}-timeseries-{ordinal}", path
+
+    assert places(given["sources"]) == [place(before, 0)]
+    assert places(given["targets"]) == [place(documents, 0), place(documents, 1)]
+    assert job.container["image"] == pod(documents, "timeseries").container["image"]
+    (claim,) = pod(documents, "timeseries").claims()
+    assert named(made, "PersistentVolumeClaim", "data-timeseries-1")["spec"] == claim["spec"]
+
+
+@pytest.mark.parametrize("program", ["backup", "restore"])
+def test_what_stores_and_restores_a_shard_finds_its_folders(program: str):
+    documents = overlay("shards")
+    found = [each for each in pods(documents) if each.program == program]
+    assert len(found) == 2
+    for service in ("timeseries", "analysis"):
+        served, variable = pod(documents, service), f"OPENMANAGER_{service.upper()}_DATA_DIR"
+        written = served.in_volume(environment(documents, served)[variable])[1]
+        for each in found:
+            read = environment(documents, each).get(variable) or f"{each.container['args'][-1]}/{service}"
+            assert each.in_volume(read) == (service, written)
 
 
 # --- the edge -----------------------------------------------------------------------------------------------------
