@@ -132,6 +132,7 @@ async def run(
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:
                         await Probe(peer).wait("the first start")
+                        await asyncio.gather(*(serving(part.address) for part in parts))
                         await known(peer)
                         early = await reading.write_early(peer) if engine else 0
                         await _kill_each(mesh, killed, parts, outcome)

@@ -105,10 +105,10 @@ class GatewayModule:
 
 
 async def _filled(replicas: Replicas) -> None:
-    """Return when the fleet is known, so that who is asked can answer; without a cache after `FILL_SECONDS`."""
+    """Return when every shard was heard of, so that who is asked can answer; without a cache after `FILL_SECONDS`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(FILL_SECONDS):
-            while not replicas.known():  # noqa: ASYNC110  (once, at the start)
+            while replicas.unheard():  # noqa: ASYNC110  (once, at the start)
                 await asyncio.sleep(0.02)
 
 

@@ -232,15 +232,18 @@ class Replicas:
         """Say whether the copy of any shard was ever filled."""
         return any(part.known() for part in self._parts)
 
+    def unheard(self) -> list[int]:
+        """Return the shards whose copy was never filled."""
+        return [shard for shard, part in enumerate(self._parts) if not part.known()]
+
     def describe(self) -> provenance_pb2.Provenance:
         """Return the provenance of an answer of all servers given now; partial while a shard was never heard of."""
         if len(self._parts) == 1:
             return self._parts[0].describe()
         about = joined_provenance([part.describe() for part in self._parts])
-        unheard = [str(shard) for shard, part in enumerate(self._parts) if not part.known()]
-        if unheard:
+        if unheard := self.unheard():
             about.partial = True
-            about.reason = f"shard {', '.join(unheard)} of {len(self._parts)} was not heard of yet"
+            about.reason = f"shard {', '.join(map(str, unheard))} of {len(self._parts)} was not heard of yet"
         return about
 
     def staleness(self) -> float | None:
