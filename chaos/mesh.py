@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chaos.load import GATEWAY, INVENTORY, server_of
+from chaos.load import GATEWAY, INVENTORY
 from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.metadata.v1 import metadata_pb2
 from openmanager.errors import OpenManagerError
@@ -24,6 +24,8 @@ from openmanager.frame import Frame, encode_write_request
 from openmanager.runtime.peer import Peer
 
 START_SECONDS = 60.0
+# The server and metric that probes write and read.
+PROBE = "probe"
 PROBE_SECONDS = 0.02
 # The fleet that the simulator plays, as options of `up`.
 FLEET = ("--servers", "3", "--interval", "1s")
@@ -163,8 +165,8 @@ class Probe:
     async def _write(self) -> bool:
         frame = Frame(
             times=np.array([time.time_ns() // 1_000_000 * 1_000_000]),
-            servers=("probe",),
-            metrics=("probe",),
+            servers=(PROBE,),
+            metrics=(PROBE,),
             values=np.ones((1, 1, 1)),
         )
         request = encode_write_request(frame)
@@ -172,7 +174,7 @@ class Probe:
         return reply.ack.accepted_sample_count == 1
 
     async def _read(self) -> bool:
-        request = gateway_pb2.GetServerRequest(id=server_of(0))
+        request = gateway_pb2.GetServerRequest(id=PROBE)
         reply = await self._peer.unary(f"{GATEWAY}/GetServer", request, gateway_pb2.GetServerResponse, seconds=1)
         fresh = time.time_ns() - reply.server.sample_time.ToNanoseconds() < 3 * 10**9
         return fresh and not reply.provenance.degraded

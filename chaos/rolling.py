@@ -142,12 +142,13 @@ async def run(
         second = Second(mesh, beside, patience, folder / "second")
         try:
             async with Peer("both gateways", both) as peer:
+                # A client whose first calls fail has no retries left for a while.
+                await Probe(peer).wait("the first start")
+                await serving(second.address)
+                await known(peer)
                 with Journal(path) as told:
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(both, told, *pace, seconds=seconds) as outcome.reads:
-                        await Probe(peer).wait("the first start")
-                        await serving(second.address)
-                        await known(peer)
                         await _roll(mesh, second, names, outcome)
                 outcome.rows = journal.load(path)
                 found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]

@@ -128,12 +128,13 @@ async def run(
         try:
             async with Client(config.gateway) as client:
                 peer = client.rpc.peer
+                # A client whose first calls fail has no retries left for a while.
+                await Probe(peer).wait("the first start")
+                await asyncio.gather(*(serving(part.address) for part in parts))
+                await known(peer)
                 with Journal(path) as told:
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:
-                        await Probe(peer).wait("the first start")
-                        await asyncio.gather(*(serving(part.address) for part in parts))
-                        await known(peer)
                         early = await reading.write_early(peer) if engine else 0
                         await _kill_each(mesh, killed, parts, outcome)
                 outcome.rows = journal.load(path)

@@ -179,16 +179,19 @@ async def run(folder: Path, old: Release, order: Sequence[str], *, back: bool) -
             for each in services.values():
                 each.start(old)
             async with Peer("both gateways", both) as peer:
+                # A client whose first calls fail has no retries left for a while.
+                await Probe(peer).wait("the first start")
+                for each in services.values():
+                    if each.is_there:
+                        await rolling.serving(each.address)
+                await rolling.known(peer)
                 with Journal(path) as told:
                     pace = rolling.WRITTEN * CALLS_PER_SECOND, (1 - rolling.WRITTEN) * CALLS_PER_SECOND
-                    async with steady.load(both, told, *pace, seconds=CALL_SECONDS) as outcome.reads:
-                        await Probe(peer).wait("the first start")
-                        for each in services.values():
-                            if each.is_there:
-                                await rolling.serving(each.address)
-                        await rolling.known(peer)
-                        async with _client(old, both, outcome):
-                            await _exchange(services, order, old, outcome, back=back)
+                    async with (
+                        steady.load(both, told, *pace, seconds=CALL_SECONDS) as outcome.reads,
+                        _client(old, both, outcome),
+                    ):
+                        await _exchange(services, order, old, outcome, back=back)
                 outcome.rows = journal.load(path)
                 found = [await reading.queried(peer, writer, outcome.rows) for writer in range(WRITERS)]
                 outcome.verdict = checker.check(outcome.rows, found)
