@@ -16,10 +16,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 from hypothesis import settings
 
 from openmanager import suite
+from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.cli import layout
 from openmanager.runtime.peer import Peer
 
@@ -169,12 +171,31 @@ def second_gateway(environment: dict[str, str], folder: Path) -> Iterator[tuple[
         process.wait(timeout=10)
 
 
+def first_tick(mesh: Mesh, seconds: float = 30.0) -> None:
+    """Return when samples have come as far as the gateway; at once where it asks who wants to know."""
+    end = time.monotonic() + seconds
+    with grpc.insecure_channel(mesh.gateway, [("grpc.enable_http_proxy", 0)]) as channel:
+        ask = channel.unary_unary("/openmanager.api.gateway.v1.GatewayService/GetFleetSummary")
+        while True:
+            try:
+                found = gateway_pb2.GetFleetSummaryResponse.FromString(ask(b"", timeout=2, wait_for_ready=True))
+            except grpc.RpcError as err:
+                if err.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    return
+            else:
+                if found.summary.series_count:
+                    return
+            assert time.monotonic() < end, "no samples have come"
+            time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def running_mesh(*options: str, environment: dict[str, str] | None = None) -> Iterator[Mesh]:
     """Run a mesh of three servers that tick every second, in a folder of its own."""
     data = Path(tempfile.mkdtemp(prefix="openmanager-test-"))
     running = start_mesh(data, free_ports(), "--servers", "3", "--interval", "1s", *options, environment=environment)
     try:
+        first_tick(running)
         yield running
     finally:
         running.stop()

@@ -20,6 +20,7 @@ from openmanager_timeseries.checksum import checksums
 
 from openmanager.api.analysis.v1 import alert_pb2, analysis_pb2
 from openmanager.api.cache.v1 import cache_pb2
+from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.metadata.v1 import audit_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.cli import layout
@@ -30,7 +31,7 @@ from openmanager.shard import Shard, shard_of
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 API = "/openmanager.api"
 ALERTS, RULES = f"{API}.analysis.v1.AlertService", f"{API}.analysis.v1.RuleService"
-SERVERS = 8
+SERVERS, METRICS = 8, 511
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,13 @@ def mesh() -> Iterator[tuple[Path, str]]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def peer(mesh: tuple[Path, str]) -> AsyncIterator[Peer]:
     async with Peer("gateway", mesh[1]) as found:
+
+        async def is_written() -> bool:
+            path, request = f"{API}.gateway.v1.GatewayService/GetFleetSummary", gateway_pb2.GetFleetSummaryRequest()
+            reply = await call(found, path, request, gateway_pb2.GetFleetSummaryResponse)
+            return bool(reply.summary.series_count == SERVERS * METRICS)
+
+        await wait_until(is_written, 30)
         yield found
 
 
