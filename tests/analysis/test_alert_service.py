@@ -92,9 +92,18 @@ async def opened(folder: Path, database: Server | None) -> AsyncIterator[Client]
     await mesh.start(*([metadata] if database is not None else []), analysis)
     try:
         async with Client(mesh.gateway) as client:
+            # The analysis has looked for the gateway before, and the connection is one for all who are here.
+            await wait_until(lambda: is_there(client), PATIENCE)
             yield client
     finally:
         await mesh.stop()
+
+
+async def is_there(client: Client) -> bool:
+    with contextlib.suppress(UnavailableError):
+        await client.storage_status()
+        return True
+    return False
 
 
 async def write(client: Client, value: float, server: str = "web-1") -> None:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -361,6 +362,8 @@ async def test_an_ordinary_user_runs_both_as_themselves(ordinary_home):
     for _ in range(2):  # made, and found
         with up(ordinary_home / "data", "postgresql", python=python, **options) as (process, told):
             assert {owner(pid) for pid in told["pids"]} == {"nobody"}
+            socket = Path(urlsplit(told["urls"][0]).path)
+            await until(socket.exists, "the start of valkey")
             async with cache(told["urls"][0]) as client:
                 assert await client.ping()
             async with sql(told["urls"][1]) as connection:

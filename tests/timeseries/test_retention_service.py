@@ -284,11 +284,16 @@ async def test_the_change_of_another_instance_is_followed(policies, tmp_path: Pa
         try:
             stored = await client.update(wanted())
 
+            kept = tmp_path / "a" / "retention.json"
+
             async def heard() -> bool:
                 return one.retention.policy.etag == stored.etag
 
+            async def written() -> bool:
+                return kept.exists() and durable.load(kept)["policy"]["etag"] == stored.etag
+
             await wait_until(heard)
-            assert durable.load(tmp_path / "a" / "retention.json")["policy"]["etag"] == stored.etag
+            await wait_until(written)
 
             def full(*_, **__):
                 raise OSError(28, "no space")

@@ -74,6 +74,10 @@ class Server:
     @contextlib.contextmanager
     def hung(self) -> Iterator[None]:
         self.send(signal.SIGSTOP)
+        assert self.process is not None
+        # Its threads stop one after the other, and until then it may answer.
+        while " T " not in Path(f"/proc/{self.process.pid}/stat").read_text():
+            time.sleep(0.01)
         try:
             yield
         finally:
