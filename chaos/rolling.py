@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -142,10 +142,7 @@ async def run(
         second = Second(mesh, beside, patience, folder / "second")
         try:
             async with Peer("both gateways", both) as peer:
-                # A client whose first calls fail has no retries left for a while.
-                await Probe(peer).wait("the first start")
-                await serving(second.address)
-                await known(peer)
+                await started(peer, [second.address])
                 with Journal(path) as told:
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(both, told, *pace, seconds=seconds) as outcome.reads:
@@ -211,6 +208,16 @@ async def _end(mesh: Mesh, name: str) -> None:
     signalled([pid or 0], signal.SIGTERM)
     while mesh.pid(name) == pid:
         await asyncio.sleep(POLL_SECONDS)
+
+
+async def started(peer: Peer, addresses: Iterable[str]) -> None:
+    """Return when a mesh that has just been started is well, and its services at some addresses are.
+
+    No load begins before: a client whose first calls fail has no retries left for a while.
+    """
+    await Probe(peer).wait("the first start")
+    await asyncio.gather(*(serving(address) for address in addresses))
+    await known(peer)
 
 
 async def known(peer: Peer) -> None:

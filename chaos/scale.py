@@ -24,8 +24,8 @@ from chaos import journal, reading, steady
 from chaos.doubled import CLUSTER, SENTINEL, SMALL, Doubled, Victim, doubled
 from chaos.journal import Journal, Kind
 from chaos.load import WRITERS, server_of
-from chaos.mesh import FLEET, Mesh, Probe, family, signalled
-from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, known, serving, unwell
+from chaos.mesh import FLEET, Mesh, family, signalled
+from chaos.rolling import CALLS_PER_SECOND, POLL_SECONDS, WRITTEN, Outcome, Restart, serving, started, unwell
 from chaos.stores import stores
 from openmanager.cli import layout
 from openmanager.client import Client
@@ -128,10 +128,7 @@ async def run(
         try:
             async with Client(config.gateway) as client:
                 peer = client.rpc.peer
-                # A client whose first calls fail has no retries left for a while.
-                await Probe(peer).wait("the first start")
-                await asyncio.gather(*(serving(part.address) for part in parts))
-                await known(peer)
+                await started(peer, [part.address for part in parts])
                 with Journal(path) as told:
                     pace = WRITTEN * rate, (1 - WRITTEN) * rate
                     async with steady.load(config.gateway, told, *pace, seconds=seconds) as outcome.reads:

@@ -27,7 +27,6 @@ from chaos import checker, journal, reading, rolling, steady
 from chaos.before import Release, before, this
 from chaos.journal import Journal
 from chaos.load import WRITERS
-from chaos.mesh import Probe
 from chaos.stores import stores
 from openmanager.runtime.peer import Peer
 
@@ -179,12 +178,7 @@ async def run(folder: Path, old: Release, order: Sequence[str], *, back: bool) -
             for each in services.values():
                 each.start(old)
             async with Peer("both gateways", both) as peer:
-                # A client whose first calls fail has no retries left for a while.
-                await Probe(peer).wait("the first start")
-                for each in services.values():
-                    if each.is_there:
-                        await rolling.serving(each.address)
-                await rolling.known(peer)
+                await rolling.started(peer, [each.address for each in services.values() if each.is_there])
                 with Journal(path) as told:
                     pace = rolling.WRITTEN * CALLS_PER_SECOND, (1 - rolling.WRITTEN) * CALLS_PER_SECOND
                     async with (

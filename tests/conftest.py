@@ -171,8 +171,8 @@ def second_gateway(environment: dict[str, str], folder: Path) -> Iterator[tuple[
         process.wait(timeout=10)
 
 
-def first_tick(mesh: Mesh, seconds: float = 30.0) -> None:
-    """Return when samples have come as far as the gateway; at once where it asks who wants to know."""
+def first_tick(mesh: Mesh, series: int = 1, seconds: float = 30.0) -> None:
+    """Return when samples of so many series have come as far as the gateway; at once where it asks who wants to know."""
     end = time.monotonic() + seconds
     with grpc.insecure_channel(mesh.gateway, [("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary("/openmanager.api.gateway.v1.GatewayService/GetFleetSummary")
@@ -183,7 +183,7 @@ def first_tick(mesh: Mesh, seconds: float = 30.0) -> None:
                 if err.code() is grpc.StatusCode.UNAUTHENTICATED:
                     return
             else:
-                if found.summary.series_count:
+                if found.summary.series_count >= series:
                     return
             assert time.monotonic() < end, "no samples have come"
             time.sleep(0.05)

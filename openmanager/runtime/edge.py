@@ -241,8 +241,8 @@ class Edge:
                 intent = await method.trail.begin(caller, request, noted=held.noted)
                 if (seconds := _remaining(context, None, math.inf)) is None:
                     self._endless.add(task)
-                waiting = Patience(held, write_seconds=load.write_seconds, idle_seconds=load.idle_seconds)
-                async with asyncio.timeout(seconds), waiting as patience:
+                patience = Patience(held, write_seconds=load.write_seconds, idle_seconds=load.idle_seconds)
+                async with asyncio.timeout(seconds), patience:
                     await _write_all(begin(request, patience), context, patience)
             except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  (the catch-all there must be)
                 status = _status(self._failure(err, method.path))

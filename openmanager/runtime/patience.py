@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from types import TracebackType
-from typing import Self
 
 from openmanager.errors import DeadlineExceededError, OpenManagerError, Reason, ResourceExhaustedError
 from openmanager.runtime.gate import Pass
@@ -56,13 +55,12 @@ class Patience:
         self._silent = math.inf
         self._unanswered += 1
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> None:
         if self._held.error is not None:
             raise self._held.error
         await self._timeout.__aenter__()
         self._held.streams.add(self._look)
         self._look()
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from conftest import clean_environment, free_ports, start_mesh, wait_until
+from conftest import clean_environment, first_tick, free_ports, start_mesh, wait_until
 from openmanager_timeseries.checksum import checksums
 
 from openmanager.api.analysis.v1 import alert_pb2, analysis_pb2
 from openmanager.api.cache.v1 import cache_pb2
-from openmanager.api.gateway.v1 import gateway_pb2
 from openmanager.api.metadata.v1 import audit_pb2
 from openmanager.api.timeseries.v1 import timeseries_pb2
 from openmanager.cli import layout
@@ -42,6 +41,7 @@ def mesh() -> Iterator[tuple[Path, str]]:
     options = ("--servers", str(SERVERS), "--interval", "1s", "--shards", "2", "--gateways", "2")
     mesh = start_mesh(folder / "data", base, *options)
     try:
+        first_tick(mesh, SERVERS * METRICS)
         yield folder / "data", f"127.0.0.1:{base},127.0.0.1:{base + 41}"
     finally:
         mesh.stop()
@@ -51,13 +51,6 @@ def mesh() -> Iterator[tuple[Path, str]]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def peer(mesh: tuple[Path, str]) -> AsyncIterator[Peer]:
     async with Peer("gateway", mesh[1]) as found:
-
-        async def is_written() -> bool:
-            path, request = f"{API}.gateway.v1.GatewayService/GetFleetSummary", gateway_pb2.GetFleetSummaryRequest()
-            reply = await call(found, path, request, gateway_pb2.GetFleetSummaryResponse)
-            return bool(reply.summary.series_count == SERVERS * METRICS)
-
-        await wait_until(is_written, 30)
         yield found
 
 
